@@ -1,0 +1,125 @@
+"""The bodies of relay requests and answers that are not envelopes: enrolment, the poll, blob state.
+
+These are the relay's own words and carry no authority: a hospital acts only on signed envelopes and rosters.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from boundary.messages import Phase
+from boundary.names import Base64Bytes, DigestStr, Frozen, Moment, RoundNumber, SiloId, StudyId
+from boundary.roster import KeyCard
+from boundary.version import ProtocolRange
+
+MAX_POLL_SECONDS = 25.0  # below the 30 s after which common proxies drop an idle connection
+MAX_ENVELOPES_PER_POLL = 64
+MAX_RANGE_BYTES = 8 * 1024 * 1024  # one blob range; what a broken link costs
+ENROLMENT_CONTEXT = "enrolment request"
+
+
+def _list_in(raw: Any) -> Any:
+    return tuple(raw) if isinstance(raw, list) else raw
+
+
+class Activity(Frozen):
+    """What a hospital's child process is doing: step n of N. No counts of patients or images."""
+
+    study: StudyId
+    round: RoundNumber
+    phase: Phase
+    step: Annotated[int, Field(ge=0)]
+    steps: Annotated[int, Field(ge=0)]
+
+
+class Heartbeat(Frozen):
+    """Sent with every poll and on its own every few seconds while the child works."""
+
+    agent_version: Annotated[str, Field(pattern=r"^[0-9A-Za-z.+-]{1,40}$")]
+    protocol: ProtocolRange
+    activity: Activity | None = None
+    disk_low: bool = False
+    roster_version: Annotated[int, Field(ge=0)]
+
+
+class PollRequest(Frozen):
+    """Give me what came after `after`, and wait up to `wait_seconds` for it."""
+
+    after: Annotated[int, Field(ge=0)]
+    wait_seconds: Annotated[float, Field(ge=0, le=MAX_POLL_SECONDS)]
+    heartbeat: Heartbeat
+
+
+class Delivery(Frozen):
+    """One envelope and its place in the hospital's inbox."""
+
+    sequence: Annotated[int, Field(ge=1)]
+    envelope: Annotated[Base64Bytes, Field(max_length=1024 * 1024)]
+
+
+class PollAnswer(Frozen):
+    """`roster_version` above the one held means: fetch the roster before acting on the envelopes."""
+
+    deliveries: Annotated[tuple[Delivery, ...], BeforeValidator(_list_in), Field(max_length=MAX_ENVELOPES_PER_POLL)]
+    roster_version: Annotated[int, Field(ge=0)]
+    upgrade: Literal["none", "agent", "relay"] = "none"
+
+
+class EnrolmentRequest(Frozen):
+    """A hospital asks to be admitted: its keys, made on site, and a certificate request for TLS.
+
+    Signed by the key on the card (context `ENROLMENT_CONTEXT`), with the one-time token of the invitation.
+    """
+
+    silo: SiloId
+    token: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{43}$")]
+    card: KeyCard
+    csr_pem: Annotated[str, Field(max_length=4096)]
+
+
+class SignedEnrolment(Frozen):
+    """An enrolment request and the signature of its own key over its canonical bytes."""
+
+    request: EnrolmentRequest
+    signature: Annotated[Base64Bytes, Field(min_length=64, max_length=64)]
+
+
+class EnrolmentState(Frozen):
+    """What became of the request. With `admitted` come the client certificate and the first roster."""
+
+    state: Literal["waiting", "admitted", "refused"]
+    certificate_pem: Annotated[str, Field(max_length=16384)] | None = None
+    roster: Annotated[Base64Bytes, Field(max_length=1024 * 1024)] | None = None
+
+
+class BlobState(Frozen):
+    """How much of a blob the relay has: an upload goes on at `offset`."""
+
+    digest: DigestStr
+    offset: Annotated[int, Field(ge=0)]
+    complete: bool
+
+
+class RelayError(Frozen):
+    """Every refusal of the relay: a stable code and one sentence with the fix."""
+
+    code: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{1,40}$")]
+    message: Annotated[str, Field(max_length=500)]
+
+
+class Invitation(Frozen):
+    """The file a coordinator hands a hospital: where to dial, whom to trust, and a one-time token.
+
+    It holds the private key of a short-lived TLS certificate that opens the relay's door for enrolment only, so
+    that the relay never talks to anybody without a client certificate. Treat the file as a password.
+    """
+
+    version: Literal[1] = 1
+    silo: SiloId
+    relay_url: Annotated[str, Field(pattern=r"^https://[A-Za-z0-9.\-\[\]:]+$", max_length=300)]
+    relay_ca_pem: Annotated[str, Field(max_length=16384)]
+    coordinator_key: Annotated[str, Field(pattern=r"^ed25519:[A-Za-z0-9+/]{43}=$")]
+    token: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{43}$")]
+    certificate_pem: Annotated[str, Field(max_length=16384)]
+    private_key_pem: Annotated[str, Field(max_length=4096)]
+    expires_at: Moment

@@ -1,0 +1,85 @@
+"""Ed25519 identities (RFC 8032). A private key is made where it is used and never leaves that machine."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Self
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from boundary.errors import BadSignature, MalformedMessage
+from boundary.names import decode_base64, encode_base64
+
+_PREFIX = "ed25519:"
+
+
+@dataclass(frozen=True, slots=True)
+class PublicIdentity:
+    """A public key in its one written form, `ed25519:<base64>`."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        self._key()
+
+    def _key(self) -> Ed25519PublicKey:
+        try:
+            if not self.text.startswith(_PREFIX):
+                raise ValueError("no ed25519: prefix")  # noqa: TRY301 - one refusal for all three reasons
+            return Ed25519PublicKey.from_public_bytes(decode_base64(self.text.removeprefix(_PREFIX)))
+        except ValueError as why:
+            raise MalformedMessage(f"not a public key: {self.text!r:.60}") from why
+
+    def verify(self, context: str, data: bytes, signature: bytes) -> None:
+        """Raises `BadSignature` unless `signature` was made over exactly this context and data."""
+        try:
+            self._key().verify(signature, _framed(context, data))
+        except InvalidSignature as why:
+            raise BadSignature(f"the signature does not verify under {self.text}") from why
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen groups of four hex digits, to be read aloud over the telephone."""
+        digits = hashlib.sha256(b"wardround fingerprint v1\x00" + self.text.encode()).hexdigest()
+        return " ".join(digits[at : at + 4] for at in range(0, 64, 4))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class SigningIdentity:
+    """The private half. It has no `repr`, so it cannot slip into a log."""
+
+    _private: Ed25519PrivateKey
+
+    @classmethod
+    def generate(cls) -> Self:
+        return cls(Ed25519PrivateKey.generate())
+
+    @classmethod
+    def from_pem(cls, pem: bytes) -> Self:
+        """From unencrypted PKCS#8 PEM; raises `ValueError`."""
+        key = serialization.load_pem_private_key(pem, password=None)
+        if not isinstance(key, Ed25519PrivateKey):
+            raise ValueError("the PEM holds another kind of key than Ed25519")  # noqa: TRY004
+        return cls(key)
+
+    def to_pem(self) -> bytes:
+        return self._private.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+
+    @property
+    def public(self) -> PublicIdentity:
+        return PublicIdentity(_PREFIX + encode_base64(self._private.public_key().public_bytes_raw()))
+
+    def sign(self, context: str, data: bytes) -> bytes:
+        """64 bytes over `data` in `context`, which keeps one kind of signature from serving as another."""
+        return self._private.sign(_framed(context, data))
+
+
+def _framed(context: str, data: bytes) -> bytes:
+    """Length-prefixed, so no two (context, data) pairs share one byte string (as DSSE's PAE does)."""
+    name = context.encode()
+    return b"wardround v1 %d %b %d %b" % (len(name), name, len(data), data)

@@ -1,0 +1,67 @@
+"""Names that appear in messages, file names and URLs: short, lower case, nothing that needs escaping."""
+
+import base64
+import binascii
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+NAME_PATTERN = r"^[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?$"
+DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
+COORDINATOR = "coordinator"
+
+
+def _not_the_coordinator(name: str) -> str:
+    if name == COORDINATOR:
+        raise ValueError("'coordinator' is the coordinator's own name")
+    return name
+
+
+def _aware(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        raise ValueError("a time needs its offset, for example 2026-11-20T12:00:00Z")
+    return moment.astimezone(UTC)
+
+
+def timestamp(moment: datetime) -> str:
+    """RFC 3339 in UTC to the microsecond: the one form a moment has in our messages."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def decode_base64(raw: str) -> bytes:
+    """Standard base64 with padding, nothing else; raises `ValueError`."""
+    try:
+        data = base64.b64decode(raw, validate=True)
+    except binascii.Error as why:
+        raise ValueError(f"not base64: {why}") from why
+    if base64.b64encode(data).decode() != raw:
+        raise ValueError("base64 with stray bits")
+    return data
+
+
+def encode_base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _bytes_in(raw: Any) -> Any:
+    return decode_base64(raw) if isinstance(raw, str) else raw
+
+
+StudyName = Annotated[str, Field(pattern=NAME_PATTERN)]
+SiloId = Annotated[str, Field(pattern=NAME_PATTERN), AfterValidator(_not_the_coordinator)]
+PartyId = Annotated[str, Field(pattern=NAME_PATTERN)]
+DigestStr = Annotated[str, Field(pattern=DIGEST_PATTERN)]
+StudyId = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?-[0-9a-f]{8}$")]
+RoundNumber = Annotated[int, Field(ge=1, le=10_000)]
+Code = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{1,40}$")]
+Moment = Annotated[datetime, AfterValidator(_aware), PlainSerializer(timestamp, return_type=str, when_used="json")]
+Base64Bytes = Annotated[
+    bytes, BeforeValidator(_bytes_in), PlainSerializer(encode_base64, return_type=str, when_used="json")
+]
+
+
+class Frozen(BaseModel):
+    """A value: immutable, no unknown keys, no silent coercion of types, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, ser_json_inf_nan="strings")

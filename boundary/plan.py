@@ -1,0 +1,244 @@
+"""The study plan: one TOML file, one frozen value, one digest. Any change is another plan.
+
+The digest is SHA-256 over the RFC 8785 form of the parsed value, so comments and layout of the TOML do not
+matter and nothing else is left out. Unknown keys are refused at every level.
+"""
+
+import tomllib
+from datetime import date, datetime, time
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
+
+from boundary.canonical import Digest, canonical_bytes, digest
+from boundary.errors import InvalidPlan, MalformedMessage
+from boundary.names import Frozen, SiloId, StudyName
+
+SMALLEST_COHORT = 3  # hospitals in one sum; two could subtract themselves from it (secure-aggregation.md)
+MAX_HOSPITALS = 200
+MAX_PLAN_BYTES = 512 * 1024
+
+
+def _date_in(raw: Any) -> Any:
+    if isinstance(raw, str):
+        return date.fromisoformat(raw)
+    if isinstance(raw, datetime | time):
+        raise ValueError("a plain date, for example 2026-12-31")  # noqa: TRY004 - pydantic reports ValueError
+    return raw
+
+
+def _list_in(raw: Any) -> Any:
+    return tuple(raw) if isinstance(raw, list) else raw
+
+
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError("names something twice")
+    return values
+
+
+Day = Annotated[date, BeforeValidator(_date_in), PlainSerializer(date.isoformat, return_type=str, when_used="json")]
+Names = Annotated[tuple[str, ...], BeforeValidator(_list_in), AfterValidator(_distinct)]
+Sentence = Annotated[str, Field(min_length=1, max_length=2000)]
+PublicKeyStr = Annotated[str, Field(pattern=r"^ed25519:[A-Za-z0-9+/]{43}=$")]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Purpose(Frozen):
+    """Why the study may be done, in the words a steward and a reviewer read."""
+
+    title: Sentence
+    statement: Sentence
+    legal_basis: Sentence
+    ethics_reference: Sentence
+    expires: Day
+    retain_years: Annotated[int, Field(ge=1, le=100)] = 6
+
+
+class Hospital(Frozen):
+    """A hospital by name *and* key, so that a coordinator cannot invent or swap a party."""
+
+    silo: SiloId
+    signing_key: PublicKeyStr
+
+
+class ModelChoice(Frozen):
+    """A network of the catalogue in `models/`, by name and version."""
+
+    name: StudyName
+    version: Annotated[int, Field(ge=1)]
+    initial_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+class Preprocessing(Frozen):
+    """How every hospital turns a stored image into the model's input: one channel, size (height, width) px.
+
+    `window` maps [low, high] of the modality's unit (HU for CT) to [0, 1]; `percentiles` does so with two
+    percentiles of the image itself, for modalities whose values have no unit.
+    """
+
+    size: Annotated[tuple[int, int], BeforeValidator(_list_in)]
+    intensity: Literal["window", "percentiles"]
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _sane(self) -> Self:
+        if not all(16 <= side <= 1024 for side in self.size):
+            raise ValueError("size: each side has 16 to 1024 pixels")
+        if self.low >= self.high:
+            raise ValueError("low must be below high")
+        if self.intensity == "percentiles" and not (self.low >= 0 and self.high <= 100):
+            raise ValueError("percentiles lie between 0 and 100")
+        return self
+
+
+class Labels(Frozen):
+    """The label contract, checked on the hospital's own table before approval is offered.
+
+    `classes` lists the values of the column in the order of the model's outputs; for two classes the second
+    is the positive one. Without `column` the table must have exactly one column that is not a UID.
+    """
+
+    column: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    classes: Names
+    minimum_per_class: Annotated[int, Field(ge=0)] = 1
+
+    @model_validator(mode="after")
+    def _sane(self) -> Self:
+        if not 2 <= len(self.classes) <= 100:
+            raise ValueError("classes: two to one hundred")
+        return self
+
+
+class Dataset(Frozen):
+    """Which of a hospital's images take part. `name` is the data set in the hospital's own configuration."""
+
+    name: StudyName
+    modalities: Names
+    max_images_per_patient: Annotated[int, Field(ge=1, le=1000)] = 8
+    min_patients: Annotated[int, Field(ge=1)] = 2
+    max_excluded_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    holdout_share: Fraction = 0.2
+
+    @model_validator(mode="after")
+    def _sane(self) -> Self:
+        unknown = set(self.modalities) - {"CT", "CR", "DX", "US", "MR"}
+        if unknown or not self.modalities:
+            raise ValueError("modalities: some of CT, CR, DX, US, MR")
+        return self
+
+
+class Training(Frozen):
+    """What happens between two global models. The seed is for initialisation and shuffling only."""
+
+    strategy: Literal["fedavg"] = "fedavg"
+    rounds: Annotated[int, Field(ge=1, le=10_000)]
+    local_epochs: Annotated[int, Field(ge=1, le=100)] = 1
+    max_steps: Annotated[int, Field(ge=1)] = 10_000
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
+    weighting: Literal["images", "patients", "equal"] = "images"
+
+
+class Privacy(Frozen):
+    """The guarantee per patient. `none` says in plain words that there is none."""
+
+    mechanism: Literal["none"] = "none"
+
+
+class Aggregation(Frozen):
+    """How many hospitals a sum needs, how long it waits, and how large an incoming model may be."""
+
+    quorum: Annotated[int, Field(ge=SMALLEST_COHORT, le=MAX_HOSPITALS)] = SMALLEST_COHORT
+    ready_minutes: Annotated[float, Field(gt=0, le=60 * 24 * 14)] = 120.0
+    lost_after_seconds: Annotated[float, Field(ge=2, le=60 * 60 * 24)] = 120.0
+    max_model_norm: Annotated[float, Field(gt=0)] = 1e4
+
+
+class StudyPlan(Frozen):
+    """All that a steward approves. Compare by `digest_of`, never by name."""
+
+    version: Literal[1]
+    name: StudyName
+    revision: Annotated[int, Field(ge=1)]
+    purpose: Purpose
+    hospitals: Annotated[tuple[Hospital, ...], BeforeValidator(_list_in)]
+    model: ModelChoice
+    preprocessing: Preprocessing
+    labels: Labels
+    dataset: Dataset
+    training: Training
+    privacy: Privacy = Privacy()
+    aggregation: Aggregation = Aggregation()
+
+    @model_validator(mode="after")
+    def _sane(self) -> Self:
+        silos = [hospital.silo for hospital in self.hospitals]
+        if not SMALLEST_COHORT <= len(silos) <= MAX_HOSPITALS:
+            raise ValueError(f"hospitals: {SMALLEST_COHORT} to {MAX_HOSPITALS}")
+        if len(set(silos)) != len(silos) or len({h.signing_key for h in self.hospitals}) != len(silos):
+            raise ValueError("hospitals: a name or a key appears twice")
+        if self.aggregation.quorum > len(silos):
+            raise ValueError("aggregation.quorum: more than there are hospitals")
+        return self
+
+    @property
+    def label(self) -> str:
+        """`ct-contrast@3`: how people and the Prefect form name a plan."""
+        return f"{self.name}@{self.revision}"
+
+    @property
+    def silos(self) -> tuple[str, ...]:
+        return tuple(sorted(hospital.silo for hospital in self.hospitals))
+
+
+def to_json(plan: StudyPlan) -> bytes:
+    """The canonical bytes that the digest is taken over and that travel to the hospitals."""
+    return canonical_bytes(plan.model_dump(mode="json"))
+
+
+def digest_of(plan: StudyPlan) -> Digest:
+    return digest(to_json(plan))
+
+
+def study_id(plan: StudyPlan) -> str:
+    """`ct-contrast-7f3a90c1`: one plan digest is one study, and its name says so."""
+    return f"{plan.name}-{digest_of(plan).removeprefix('sha256:')[:8]}"
+
+
+def parse_plan(value: Any) -> StudyPlan:
+    """From parsed JSON or TOML; raises `InvalidPlan` with the place and the reason, one per line."""
+    try:
+        return StudyPlan.model_validate(value)
+    except ValidationError as why:
+        raise InvalidPlan("\n".join(_explain(why))) from why
+
+
+def plan_from_toml(text: str) -> StudyPlan:
+    """Read a `study.toml`; raises `InvalidPlan`."""
+    if len(text.encode()) > MAX_PLAN_BYTES:
+        raise InvalidPlan(f"the plan is larger than {MAX_PLAN_BYTES} bytes")
+    try:
+        value = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as why:
+        raise InvalidPlan(f"not TOML: {why}") from why
+    return parse_plan(value)
+
+
+def plan_from_json(value: Any) -> StudyPlan:
+    """As `parse_plan` for what a peer sent: its fault, so `MalformedMessage`."""
+    try:
+        return parse_plan(value)
+    except InvalidPlan as why:
+        raise MalformedMessage(f"not a plan: {why}") from why
+
+
+def _explain(why: ValidationError) -> list[str]:
+    lines = []
+    for error in why.errors(include_url=False, include_input=False):
+        place = ".".join(str(part) for part in error["loc"]) or "the plan"
+        reason = "unknown key" if error["type"] == "extra_forbidden" else error["msg"]
+        lines.append(f"{place}: {reason.removeprefix('Value error, ')}")
+    return lines

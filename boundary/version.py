@@ -1,0 +1,18 @@
+"""The protocol versions this build speaks: N and N-1, so that hospitals need not upgrade on one day."""
+
+from boundary.names import Frozen
+
+PROTOCOL = 1
+OLDEST_PROTOCOL = 1
+
+
+class ProtocolRange(Frozen):
+    """Inclusive range of protocol versions a party speaks."""
+
+    oldest: int = OLDEST_PROTOCOL
+    newest: int = PROTOCOL
+
+    def shared_with(self, other: "ProtocolRange") -> int | None:
+        """The newest version both speak, or None: then one of them must upgrade."""
+        newest = min(self.newest, other.newest)
+        return newest if newest >= max(self.oldest, other.oldest) else None

@@ -1,0 +1,1 @@
+"""What a reviewer relies on: audit events, privacy events, policy, evidence. Knows no network and no model."""

@@ -1,0 +1,243 @@
+"""Audit events: a closed set of frozen values, and the leaf they become.
+
+A leaf is canonical JSON (RFC 8785), fixed for ever once written. Nothing in it is free text or names a patient.
+This issue keeps leaves in order beside the state change they record, in the same transaction; the Merkle tree,
+the checkpoints and the witnesses over exactly these leaves are the evidence issue's.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, Field
+
+from boundary.canonical import canonical_bytes, parse_canonical
+from boundary.errors import MalformedMessage
+from boundary.messages import Phase
+from boundary.names import Code, DigestStr, Frozen, PartyId, RoundNumber, SiloId, StudyId, timestamp
+
+LEAF_VERSION = 1
+
+
+def _list_in(raw: Any) -> Any:
+    return tuple(raw) if isinstance(raw, list) else raw
+
+
+Silos = Annotated[tuple[SiloId, ...], BeforeValidator(_list_in)]
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{4}( [0-9a-f]{4}){15}$")]
+
+
+class Event(Frozen):
+    """Base of all audit events."""
+
+    event: ClassVar[str]
+
+
+class HospitalInvited(Event):
+    """The coordinator made a one-time invitation."""
+
+    event: ClassVar[str] = "hospital-invited"
+    silo: SiloId
+
+
+class EnrolmentAsked(Event):
+    """A hospital used its invitation; its key waits for a person to compare the fingerprint."""
+
+    event: ClassVar[str] = "enrolment-asked"
+    silo: SiloId
+    fingerprint: Fingerprint
+
+
+class HospitalAdmitted(Event):
+    """A person compared the fingerprint; the hospital is on this roster."""
+
+    event: ClassVar[str] = "hospital-admitted"
+    silo: SiloId
+    fingerprint: Fingerprint
+    roster_version: Annotated[int, Field(ge=1)]
+
+
+class RosterIssued(Event):
+    """A roster version was signed."""
+
+    event: ClassVar[str] = "roster-issued"
+    roster_version: Annotated[int, Field(ge=1)]
+    roster_digest: DigestStr
+
+
+class PlanPublished(Event):
+    """A plan was offered to the hospitals it names."""
+
+    event: ClassVar[str] = "plan-published"
+    study: StudyId
+    plan_digest: DigestStr
+
+
+class PlanApprovalGiven(Event):
+    """A hospital's steward approved, or the coordinator received that approval."""
+
+    event: ClassVar[str] = "plan-approval-given"
+    study: StudyId
+    plan_digest: DigestStr
+    silo: SiloId
+    dataset_digest: DigestStr
+
+
+class StudyDriven(Event):
+    """A flow run took over the driving of a study."""
+
+    event: ClassVar[str] = "study-driven"
+    study: StudyId
+    fence: Annotated[int, Field(ge=1)]
+
+
+class RoundOpened(Event):
+    """Work on a round began, from this model."""
+
+    event: ClassVar[str] = "round-opened"
+    study: StudyId
+    round: RoundNumber
+    model: DigestStr
+
+
+class CohortDecided(Event):
+    """Who is in a sum and who is not."""
+
+    event: ClassVar[str] = "cohort-decided"
+    study: StudyId
+    round: RoundNumber
+    phase: Phase
+    attempt: Annotated[int, Field(ge=1)]
+    members: Silos
+    absent: Silos
+    reason: Code
+
+
+class AttemptFailed(Event):
+    """A collection did not reach its quorum, or a member's vector never came; another attempt follows."""
+
+    event: ClassVar[str] = "attempt-failed"
+    study: StudyId
+    round: RoundNumber
+    phase: Phase
+    attempt: Annotated[int, Field(ge=1)]
+    reason: Code
+
+
+class RoundClosed(Event):
+    """A round was committed: its model counts from here on."""
+
+    event: ClassVar[str] = "round-closed"
+    study: StudyId
+    round: RoundNumber
+    model_in: DigestStr
+    model_out: DigestStr
+    contributing: Silos
+    absent: Silos
+
+
+class StudyEnded(Event):
+    """No more rounds."""
+
+    event: ClassVar[str] = "study-ended"
+    study: StudyId
+    reason: Code
+
+
+class WorkRefused(Event):
+    """The hospital refused an order."""
+
+    event: ClassVar[str] = "work-refused"
+    study: StudyId
+    round: RoundNumber
+    phase: Phase
+    code: Code
+
+
+class WorkDone(Event):
+    """The hospital finished the work of an order and keeps the result."""
+
+    event: ClassVar[str] = "work-done"
+    study: StudyId
+    round: RoundNumber
+    phase: Phase
+    order: DigestStr
+
+
+class ContributionReleased(Event):
+    """A vector left the hospital: how many bytes, and their digest."""
+
+    event: ClassVar[str] = "contribution-released"
+    study: StudyId
+    round: RoundNumber
+    phase: Phase
+    attempt: Annotated[int, Field(ge=1)]
+    vector: DigestStr
+    size: Annotated[int, Field(ge=1)]
+
+
+AnyEvent = (
+    HospitalInvited
+    | EnrolmentAsked
+    | HospitalAdmitted
+    | RosterIssued
+    | PlanPublished
+    | PlanApprovalGiven
+    | StudyDriven
+    | RoundOpened
+    | CohortDecided
+    | AttemptFailed
+    | RoundClosed
+    | StudyEnded
+    | WorkRefused
+    | WorkDone
+    | ContributionReleased
+)
+
+EVENTS: dict[str, type[AnyEvent]] = {kind.event: kind for kind in AnyEvent.__args__}
+
+
+class Leaf(Frozen):
+    """One entry of a log as it is read back."""
+
+    log: PartyId
+    sequence: Annotated[int, Field(ge=1)]
+    time: str
+    actor: PartyId
+    event: AnyEvent
+
+
+def leaf_bytes(event: AnyEvent, *, log: str, sequence: int, time: datetime, actor: str) -> bytes:
+    """The canonical bytes of an entry. `log` is whose log, `actor` who did it, `time` the log's own clock."""
+    return canonical_bytes(
+        {
+            "v": LEAF_VERSION,
+            "log": log,
+            "seq": sequence,
+            "time": timestamp(time),
+            "actor": actor,
+            "event": event.event,
+            "data": event.model_dump(mode="json"),
+        }
+    )
+
+
+def read_leaf(data: bytes) -> Leaf:
+    """Parse an entry; raises `MalformedMessage` for an unknown event or key."""
+    match parse_canonical(data):
+        case {
+            "v": 1,
+            "log": str(log),
+            "seq": int(sequence),
+            "time": str(time),
+            "actor": str(actor),
+            "event": str(event),
+            "data": dict(content),
+            **rest,
+        } if not rest and event in EVENTS:
+            try:
+                parsed = EVENTS[event].model_validate(content)
+                return Leaf(log=log, sequence=sequence, time=time, actor=actor, event=parsed)
+            except ValueError as why:
+                raise MalformedMessage(f"audit entry {event}: {why}") from why
+        case _:
+            raise MalformedMessage("not an audit entry")

@@ -1,0 +1,1 @@
+"""The coordinator: Prefect flows over a pure round engine, the relay, the store, MLflow."""
