@@ -4,7 +4,7 @@ A message is a frozen value with a `kind`. `from_body` is the only way in, `to_b
 them is free text: names, numbers, digests, codes. Adding a field changes a golden vector in `tests/vectors/`.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, assert_never
+from typing import Annotated, Any, ClassVar, Literal, Self, assert_never
 
 from pydantic import BeforeValidator, Field, ValidationError
 
@@ -34,6 +34,12 @@ class Collection(Frozen):
 
     def __str__(self) -> str:
         return f"{self.study}/{self.round}/{self.phase}/{self.attempt}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what `str` wrote; raises `ValueError`."""
+        study, number, phase, attempt = text.split("/")
+        return cls.model_validate({"study": study, "round": int(number), "phase": phase, "attempt": int(attempt)})
 
 
 class BlobRef(Frozen):

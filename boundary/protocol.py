@@ -35,6 +35,7 @@ NEXT_STEP: dict[tuple[Step, Heard], Step] = {
     (Step.WORKING, Heard.CLOSED_WITHOUT_US): Step.LEFT_OUT,
     (Step.WORKING, Heard.ROUND_OVER): Step.OVER,
     (Step.READY, Heard.CLOSED_WITH_US): Step.RELEASED,
+    (Step.READY, Heard.CANNOT): Step.REFUSED,  # the cohort is smaller than this hospital accepts
     (Step.READY, Heard.CLOSED_WITHOUT_US): Step.LEFT_OUT,
     (Step.READY, Heard.ROUND_OVER): Step.OVER,
     (Step.RELEASED, Heard.ROUND_OVER): Step.OVER,

@@ -65,7 +65,8 @@ silos = Table(
     "silos",
     metadata,
     Column("silo", String(40), primary_key=True),
-    Column("state", String(20), nullable=False),  # waiting, admitted, removed
+    Column("state", String(20), nullable=False),  # waiting, admitted, renewing, removed: see members.py
+    Column("asked_at", UtcDateTime, nullable=False),
     Column("card", LargeBinary, nullable=False),  # KeyCard
     Column("csr_pem", Text, nullable=False),
     Column("certificate_pem", Text),
@@ -98,7 +99,7 @@ envelopes = Table(
     Column("slot", String(120), nullable=False),
     Column("posted_at", UtcDateTime, nullable=False),
     Column("data", LargeBinary, nullable=False),
-    UniqueConstraint("sender", "recipient", "kind", "slot"),
+    UniqueConstraint("recipient", "kind", "slot", "sender"),  # in the order `mail.said` asks
     Index("ix_envelopes_recipient_sequence", "recipient", "sequence"),
     sqlite_autoincrement=True,
 )
@@ -144,6 +145,7 @@ studies = Table(
     Column("plan_digest", String(71), nullable=False, unique=True),
     Column("label", String(60), nullable=False, unique=True),  # ct-contrast@3
     Column("plan", LargeBinary, nullable=False),
+    Column("model", LargeBinary, nullable=False),  # ModelStart: the manifest and the initial weights
     Column("state", String(20), nullable=False),  # proposed, running, finished, stopped
     Column("published_at", UtcDateTime, nullable=False),
     # who drives it now: a flow run. A driver whose lease has run out is presumed dead.
@@ -162,7 +164,6 @@ rounds = Table(
     Column("model_in", String(71), nullable=False),
     Column("candidate", LargeBinary),  # after aggregation, before evaluation: JSON of what would be committed
     Column("model_out", String(71)),
-    Column("server_state", String(71)),
     Column("record", LargeBinary),  # RoundRecord
     Column("opened_at", UtcDateTime, nullable=False),
     Column("committed_at", UtcDateTime),
@@ -189,7 +190,6 @@ published = Table(
 audit = Table(
     "audit",
     metadata,
-    Column("sequence", Serial, primary_key=True, autoincrement=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),  # gapless: `audit.append` counts
     Column("leaf", LargeBinary, nullable=False),
-    sqlite_autoincrement=True,
 )

@@ -1,0 +1,213 @@
+"""`wardround`: what the study coordinator types."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from boundary.errors import BoundaryError
+from flows.coordinator import DEFAULT_HOME, SettingsError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="""Training rounds across hospitals.
+
+    [bold]See it work[/bold]: wardround demo.
+    [bold]Set up[/bold]: init → relay and serve (keep both running) → invite and admit each hospital.
+    [bold]Each study[/bold]: plan check → plan publish → hospitals approve → run it from the Prefect UI.""",
+)
+plan_app = typer.Typer(no_args_is_help=True, help="Check and publish study plans.")
+roster_app = typer.Typer(no_args_is_help=True, help="Who is in the federation.")
+app.add_typer(plan_app, name="plan")
+app.add_typer(roster_app, name="roster")
+
+HomeOption = Annotated[
+    Path, typer.Option("--home", envvar="WARDROUND_HOME", help="The coordinator's home folder (mode 0700).")
+]
+PlanFile = Annotated[Path, typer.Argument(help="A study.toml.", exists=True, dir_okay=False)]
+
+
+def main() -> None:
+    """Entry point of `wardround`: one line and an exit code for every error we know."""
+    os.umask(0o077)
+    try:
+        app()
+    except (SettingsError, BoundaryError, LookupError, ValueError, RuntimeError) as why:
+        sys.stderr.write(f"wardround: {why}\n")
+        raise SystemExit(1) from why
+
+
+@app.command()
+def init(
+    url: Annotated[str, typer.Option(help="What hospitals dial, for example https://relay.study.example:8443")],
+    name: Annotated[list[str] | None, typer.Option(help="DNS name or address in the certificate; repeatable.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",  # noqa: S104
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8443,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Make the coordinator's keys, its certificate authority, and a coordinator.toml to look through."""
+    from flows.coordinator import create, starting_settings
+
+    names = name or [url.removeprefix("https://").rpartition(":")[0] or url.removeprefix("https://")]
+    coordinator = create(home, starting_settings(home.resolve(), url, host, port, names))
+    typer.echo(f"made {home}")
+    typer.echo(f"coordinator fingerprint: {coordinator.key.public.fingerprint}")
+    typer.echo("next: `wardround relay` and `wardround serve`, then `wardround invite HOSPITAL`")
+
+
+@app.command()
+def relay(home: HomeOption = DEFAULT_HOME) -> None:
+    """Run the relay, the only address hospitals reach. Keep it running (systemd, container)."""
+    import logging
+
+    from flows.coordinator import load
+    from flows.relay.server import CannotServe, RelaySettings, serve
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
+    coordinator = load(home)
+    keys, settings = coordinator.keys, coordinator.settings
+    try:
+        serve(
+            RelaySettings(
+                database=settings.store,
+                blobs=settings.blobs,
+                scratch=home / "scratch",
+                host=settings.relay.host,
+                port=settings.relay.port,
+                certificate=keys / "relay.crt",
+                private_key=keys / "relay.key",
+                client_ca=keys / "ca.pem",
+            )
+        )
+    except CannotServe as why:
+        raise SettingsError(str(why)) from why
+
+
+@app.command()
+def serve(home: HomeOption = DEFAULT_HOME) -> None:
+    """Offer `federated-training` in the Prefect UI and run what is asked for there. Keep it running."""
+    from flows.coordinator import load
+    from flows.deployment import environment
+    from flows.deployment import serve as serve_deployment
+
+    coordinator = load(home)
+    if coordinator.settings.prefect_url is None:
+        raise SettingsError(f"set prefect_url in {home / 'coordinator.toml'}")
+    os.environ.update(environment(coordinator.settings.prefect_url) | {"WARDROUND_HOME": str(home)})
+    asyncio.run(serve_deployment(coordinator))
+
+
+@app.command()
+def invite(
+    hospital: Annotated[str, typer.Argument(help="Short name of the hospital, as it will appear everywhere.")],
+    out: Annotated[Path, typer.Option(help="Where to write the invitation. Send it by a safe way.")],
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Write a one-time invitation for a hospital."""
+    from flows.admission import invite as write_invitation
+    from flows.coordinator import load
+
+    coordinator = load(home)
+    write_invitation(coordinator, hospital, out)
+    typer.echo(f"wrote {out}: it opens the door once and for seven days; treat it as a password")
+    typer.echo(f"read aloud when {hospital} calls: {coordinator.key.public.fingerprint}")
+
+
+@app.command()
+def admit(
+    hospital: Annotated[str, typer.Argument(help="The hospital that asks to be admitted.")],
+    fingerprint: Annotated[str, typer.Option(help="What its people read aloud over the telephone.")],
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Admit a hospital after its fingerprint was read aloud; signs a new roster."""
+    from flows.admission import admit as admit_hospital
+    from flows.coordinator import load
+
+    version = admit_hospital(load(home), hospital, fingerprint)
+    typer.echo(f"{hospital} is on roster version {version}")
+
+
+@app.command()
+def status(home: HomeOption = DEFAULT_HOME) -> None:
+    """Show hospitals (last sign of life, certificates) and studies (approvals, rounds)."""
+    from flows.coordinator import load
+    from flows.overview import print_overview
+
+    print_overview(load(home))
+
+
+@roster_app.command("renew")
+def roster_renew(
+    without: Annotated[str | None, typer.Option(help="A hospital that leaves the federation.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Sign the membership anew, before it expires or without a hospital."""
+    from flows.admission import renew_roster
+    from flows.coordinator import load
+
+    typer.echo(f"roster version {renew_roster(load(home), without)} is in force")
+
+
+@plan_app.command("check")
+def plan_check(plan: PlanFile, home: HomeOption = DEFAULT_HOME) -> None:
+    """Parse a plan, pin the hospitals' keys, print its digest. Publishes nothing."""
+    from boundary.plan import digest_of, study_id
+    from flows.coordinator import load
+    from flows.publication import pinned
+
+    parsed = pinned(load(home), plan.read_text("utf-8"))
+    typer.echo(f"{parsed.label}: study {study_id(parsed)}, {len(parsed.hospitals)} hospitals")
+    typer.echo(digest_of(parsed))
+
+
+@plan_app.command("publish")
+def plan_publish(plan: PlanFile, home: HomeOption = DEFAULT_HOME) -> None:
+    """Publish a plan: build its model, offer it to its hospitals, and to the form in the Prefect UI."""
+    from flows.coordinator import load
+    from flows.publication import pinned, publish
+
+    coordinator = load(home)
+    study = publish(coordinator, pinned(coordinator, plan.read_text("utf-8")))
+    typer.echo(f"published {study.label} as study {study.study}, plan digest {study.plan_digest}")
+    typer.echo("next: each hospital runs `silo-agent plan show` and `plan approve`; then run it from the Prefect UI")
+
+
+@plan_app.command("models")
+def plan_models() -> None:
+    """List the models a plan may name."""
+    from models.catalogue import describe
+
+    for entry in describe():
+        typer.echo(f"{entry.label:24} {entry.parameters:>12,} parameters  {entry.summary}")
+
+
+@app.command()
+def demo(  # noqa: PLR0913, PLR0917 - a command's options
+    archive: Annotated[
+        Path | None, typer.Option(help="DIR/<hospital>/dicom/** and DIR/<hospital>/labels.csv; without it, phantoms.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="How many rounds.")] = 5,
+    hospitals: Annotated[int, typer.Option(min=3, max=8, help="How many phantom hospitals.")] = 3,
+    workdir: Annotated[Path, typer.Option(help="Where everything of the demo goes. Must not exist yet.")] = Path(
+        "workdir"
+    ),
+    summary: Annotated[Path | None, typer.Option(help="Write the results as JSON.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="A study.toml of your own, hospitals by name.")] = None,
+    keep_running: Annotated[bool, typer.Option("--keep-running", help="Leave the servers up until Ctrl-C.")] = False,
+    prefect_port: Annotated[int, typer.Option(help="0 takes 4200 or a free one.")] = 0,
+    mlflow_port: Annotated[int, typer.Option(help="0 takes 5000 or a free one.")] = 0,
+    relay_port: Annotated[int, typer.Option(help="0 takes 8443 or a free one.")] = 0,
+) -> None:
+    """Watch a whole federation on this machine: Prefect, MLflow, the relay over TLS, one agent per hospital."""
+    from flows.demo.show import Choices, run_demo
+
+    choices = Choices(
+        archive=archive, rounds=rounds, hospitals=hospitals, workdir=workdir, summary=summary, plan=plan,
+        keep_running=keep_running, ports=(prefect_port, mlflow_port, relay_port),
+    )  # fmt: skip
+    raise SystemExit(run_demo(choices))

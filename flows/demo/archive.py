@@ -1,0 +1,131 @@
+"""The hospitals' archives as the demo finds them, and the study plan that suits them."""
+
+import csv
+import json
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from flows.demo.processes import DemoFailed
+
+_UID_COLUMNS = {"SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "AccessionNumber"}
+DATASET = "demo-images"
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One hospital's folder."""
+
+    silo: str
+    dicom: Path
+    labels: Path
+
+
+def find_sites(archive: Path) -> list[Site]:
+    """Read `DIR/<hospital>/dicom/**` with `DIR/<hospital>/labels.csv`; raises `DemoFailed` naming what is missing."""
+    if not archive.is_dir():
+        raise DemoFailed(f"{archive} is not a folder: give DIR with DIR/<hospital>/dicom/** and labels.csv")
+    sites = []
+    for folder in sorted(path for path in archive.iterdir() if path.is_dir() and not path.name.startswith((".", "_"))):
+        site = Site(folder.name.lower().replace("_", "-"), folder / "dicom", folder / "labels.csv")
+        if not site.dicom.is_dir() or not any(path.is_file() for path in site.dicom.rglob("*")):
+            raise DemoFailed(f"{site.dicom} holds no files: put the DICOM files of {folder.name} there")
+        if not site.labels.is_file():
+            raise DemoFailed(f"{site.labels} is missing: a CSV with SOPInstanceUID and one label column")
+        sites.append(site)
+    if len(sites) < 3:
+        raise DemoFailed(f"{archive} has {len(sites)} hospitals: at least three are needed for a sum")
+    return sites
+
+
+def compose_plan(sites: list[Site], rounds: int) -> str:
+    """Write a study.toml for these archives: modality, size and classes as found in them."""
+    modalities, side = _look(sites)
+    classes = _classes(sites)
+    if modalities == {"CT"}:
+        intensity = 'intensity = "window"\nlow = -150.0\nhigh = 350.0   # HU: soft tissue and contrast-filled blood'
+    else:
+        intensity = 'intensity = "percentiles"\nlow = 1.0\nhigh = 99.0'
+    size = 32 if side <= 32 else 64
+    expires = date(date.today().year + 1, 12, 31).isoformat()  # noqa: DTZ011 - a calendar year
+    return f"""\
+version = 1
+name = "demo"
+revision = 1
+hospitals = {json.dumps([site.silo for site in sites])}
+
+[purpose]
+title = "Wardround demo: tell {" from ".join(classes)}"
+statement = "Demonstration on data made or provided for it."
+legal_basis = "none needed for synthetic or public data; a real study names its article here"
+ethics_reference = "demo"
+expires = {expires}
+
+[model]
+name = "densenet-small"
+version = 1
+initial_seed = 7
+
+[preprocessing]
+size = [{size}, {size}]
+{intensity}
+
+[labels]
+classes = {json.dumps(classes)}
+
+[dataset]
+name = "{DATASET}"
+modalities = {json.dumps(sorted(modalities))}
+max_images_per_patient = 8
+holdout_share = 0.25
+
+[training]
+rounds = {rounds}
+local_epochs = {2 if side > 32 else 1}
+batch_size = 16
+optimizer = "adam"
+learning_rate = 0.001
+
+[aggregation]
+quorum = 3
+ready_minutes = 30.0
+lost_after_seconds = 30.0
+"""
+
+
+def _look(sites: list[Site]) -> tuple[set[str], int]:
+    """Modalities of the first readable file of each hospital, and the largest image side among them."""
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    modalities, side = set(), 0
+    for site in sites:
+        for path in sorted(site.dicom.rglob("*")):
+            if not path.is_file():
+                continue
+            try:
+                header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Modality", "Rows", "Columns"])
+            except (InvalidDicomError, OSError):
+                continue
+            if header.get("Modality") in {"CT", "CR", "DX", "US", "MR"} and header.get("Rows"):
+                modalities.add(str(header.Modality))
+                side = max(side, int(header.Rows), int(header.Columns))
+                break
+        else:
+            raise DemoFailed(f"no DICOM image of CT, CR, DX, US or MR was found under {site.dicom}")
+    return modalities, side
+
+
+def _classes(sites: list[Site]) -> list[str]:
+    """Every value of the one label column, in order."""
+    found: set[str] = set()
+    for site in sites:
+        with site.labels.open(encoding="utf-8-sig", newline="") as source:
+            reader = csv.DictReader(source)
+            columns = [name for name in reader.fieldnames or [] if name not in _UID_COLUMNS]
+            if len(columns) != 1:
+                raise DemoFailed(f"{site.labels} has label columns {columns}: give a plan that names one (--plan)")
+            found |= {row[columns[0]].strip() for row in reader if row[columns[0]]}
+    if not 2 <= len(found) <= 100:
+        raise DemoFailed(f"the label tables hold {len(found)} different labels: two to one hundred are needed")
+    return sorted(found, key=lambda value: (not value.isdigit(), int(value) if value.isdigit() else 0, value))

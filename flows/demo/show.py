@@ -1,0 +1,249 @@
+"""The demo as a person sees it: steps, live progress, a table of results, two addresses."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from flows import pages
+from flows.coordinator import Coordinator
+from flows.demo.archive import Site, compose_plan, find_sites
+from flows.demo.processes import DemoFailed, Processes, answers
+from flows.demo.stage import Stage, choose_ports
+from flows.deployment import DEPLOYMENT
+from flows.records import RoundRecord
+from flows.store import members, rounds, studies
+from flows.store.database import reading
+from flows.store.studies import Study
+
+_FLOW_SECONDS = 4 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """The demo's options."""
+
+    archive: Path | None
+    rounds: int
+    hospitals: int
+    workdir: Path
+    summary: Path | None
+    plan: Path | None
+    keep_running: bool
+    ports: tuple[int, int, int]
+
+
+def run_demo(choices: Choices) -> int:
+    """The exit code: 0 when the study finished, 1 with a sentence when it did not, 130 after Ctrl-C."""
+    console = Console()
+    try:
+        _demo(choices, console)
+    except DemoFailed as why:
+        console.print(f"[bold red]demo:[/bold red] {why}")
+        return 1
+    except KeyboardInterrupt:
+        console.print("stopped; everything the demo started has ended")
+        return 130
+    return 0
+
+
+def _demo(choices: Choices, console: Console) -> None:
+    begun = time.monotonic()
+
+    def say(text: str) -> None:
+        console.print(f"[dim]{time.monotonic() - begun:6.1f} s[/dim]  {text}", highlight=False)
+
+    workdir = choices.workdir.resolve()
+    if workdir.exists() and any(workdir.iterdir()):
+        raise DemoFailed(f"{workdir} is not empty: remove it, or choose another with --workdir")
+    archive_sites = find_sites(choices.archive) if choices.archive else None
+    ports = choose_ports(choices.ports)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with Processes(workdir / "logs") as processes:
+        sites = archive_sites or _phantoms(workdir, choices.hospitals, say)
+        stage = Stage(workdir, sites, ports, processes, say)
+        stage.start_servers()
+        say(f"{len(sites)} hospitals: {', '.join(site.silo for site in sites)}")
+        coordinator = stage.start_coordinator()
+        say(f"the relay listens at {ports.relay_url}")
+        stage.enrol_all(coordinator)
+        stage.start_agents()
+        plan = workdir / "study.toml"
+        plan.write_text(
+            choices.plan.read_text("utf-8") if choices.plan else compose_plan(sites, choices.rounds), "utf-8"
+        )
+        label = stage.publish(plan)
+        say(f"plan {label} is published ({plan})")
+        stage.start_serve()
+        stage.approve_all(label)
+        processes.wait_until("MLflow", lambda: answers(f"{ports.mlflow_url}/health"), 120)
+        run = _start_run(stage, label, choices.rounds)
+        console.print(f"          watch it: {ports.prefect_url}/v2/runs/flow-run/{run}", highlight=False)
+        _watch(stage, coordinator, label, run, console)
+        _finish(stage, coordinator, label, choices, console)
+        if choices.keep_running:
+            console.print("the servers stay up; Ctrl-C ends them")
+            while True:
+                processes.check()
+                time.sleep(1)
+
+
+def _phantoms(workdir: Path, hospitals: int, say: Any) -> list[Site]:
+    from infra.hospitals.phantoms import make_phantom_hospitals
+
+    folder = workdir / "agents" / "archives"
+    make_phantom_hospitals(folder, hospitals)
+    say(f"made phantom studies as DICOM in {folder}")
+    return find_sites(folder)
+
+
+# --- the flow run ----------------------------------------------------------------------------------------
+def _start_run(stage: Stage, label: str, count: int) -> str:
+    """As the Run button does: through the deployment, by the API."""
+    api = f"{stage.ports.prefect_url}/api"
+
+    def offered() -> bool:
+        found = httpx.get(f"{api}/deployments/name/{DEPLOYMENT}", trust_env=False, timeout=10)
+        return found.status_code == 200 and label in found.text
+
+    stage.processes.wait_until("the deployment", offered, 120)
+    deployment = httpx.get(f"{api}/deployments/name/{DEPLOYMENT}", trust_env=False, timeout=10).json()["id"]
+    body = {"parameters": {"plan": label, "rounds": count, "dry_run": False}, "state": {"type": "SCHEDULED"}}
+    made = httpx.post(f"{api}/deployments/{deployment}/create_flow_run", json=body, trust_env=False, timeout=30)
+    if made.status_code >= 300:
+        raise DemoFailed(f"Prefect refused the run: {made.text}")
+    return str(made.json()["id"])
+
+
+def _watch(stage: Stage, coordinator: Coordinator, label: str, run: str, console: Console) -> None:
+    end = time.monotonic() + _FLOW_SECONDS
+    with reading(coordinator.store) as connection:
+        study = studies.find(connection, label)
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+        while time.monotonic() < end:
+            stage.processes.check()
+            live.update(_progress(coordinator, study))
+            state = _flow_state(stage, run)
+            if state["type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}:
+                break
+            time.sleep(0.5)
+        else:
+            raise DemoFailed("the study did not finish in time")
+    if state["type"] != "COMPLETED":
+        raise DemoFailed(
+            f"the flow run ended as {state['name']}: {state.get('message')}; see {stage.processes.log_of('flow')}"
+        )
+    console.print(f"[bold green]{state['name']}[/bold green]  {state.get('message') or ''}", highlight=False)
+
+
+def _flow_state(stage: Stage, run: str) -> dict[str, Any]:
+    try:
+        found = httpx.get(f"{stage.ports.prefect_url}/api/flow_runs/{run}", trust_env=False, timeout=10)
+        return dict(found.json()["state"] or {"type": "PENDING", "name": "Pending"})
+    except (httpx.HTTPError, ValueError, KeyError):
+        return {"type": "PENDING", "name": "Pending"}
+
+
+def _progress(coordinator: Coordinator, study: Study) -> Table:
+    with reading(coordinator.store) as connection:
+        records = rounds.committed(connection, study.study)
+        known = members.members(connection)
+    total = study.plan.training.rounds
+    table = Table(box=None, padding=(0, 2, 0, 10))
+    table.add_column(f"{len(records)} of {total} rounds committed", no_wrap=True)
+    table.add_column(_last(records), no_wrap=True)
+    for member in known:
+        activity = member.heartbeat.activity if member.heartbeat else None
+        if activity is None:
+            table.add_row(member.silo, "waiting")
+            continue
+        done = int(20 * activity.step / activity.steps) if activity.steps else 0
+        bar = "█" * done + "░" * (20 - done)
+        table.add_row(
+            member.silo, f"round {activity.round} {activity.phase} {bar} step {activity.step} of {activity.steps}"
+        )
+    return table
+
+
+def _last(records: list[RoundRecord]) -> str:
+    if not records or records[-1].metrics is None:
+        return ""
+    metrics = records[-1].metrics
+    return f"loss {pages.number(metrics.loss)}  AUROC {pages.number(metrics.auroc, 3)}"
+
+
+# --- results ---------------------------------------------------------------------------------------------
+def _finish(stage: Stage, coordinator: Coordinator, label: str, choices: Choices, console: Console) -> None:
+    with reading(coordinator.store) as connection:
+        study = studies.find(connection, label)
+        records = rounds.committed(connection, study.study)
+        run = rounds.is_published(connection, study.study, "start")
+        registered = rounds.is_published(connection, study.study, "model")
+    console.print(_results(study, records))
+    if registered:
+        console.print(f"model registered in MLflow: {registered}", highlight=False)
+    console.print(f"Prefect  {stage.ports.prefect_url}", highlight=False)
+    console.print(f"MLflow   {stage.ports.mlflow_url}/?workflowType=machine_learning", highlight=False)
+    if choices.summary is not None:
+        content = summary(study, records, stage.processes.peak_mb, run)
+        choices.summary.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        console.print(f"summary  {choices.summary}", highlight=False)
+
+
+def _results(study: Study, records: list[RoundRecord]) -> Table:
+    table = Table(title=f"{study.label} · study {study.study}", title_justify="left")
+    for column in ("round", "training loss", "loss", "AUROC", "accuracy", "reg./ready/contr.", "up", "down", "seconds"):
+        table.add_column(column, justify="right")
+    for record in records:
+        metrics = record.metrics
+        table.add_row(
+            str(record.round),
+            pages.number(record.train_loss),
+            pages.number(metrics.loss if metrics else None),
+            pages.number(metrics.auroc if metrics else None, 3),
+            pages.number(metrics.accuracy if metrics else None, 3),
+            f"{len(record.registered)}/{len(record.ready)}/{len(record.contributing)}",
+            pages.size(sum(traffic.up for traffic in record.traffic.values())),
+            pages.size(sum(traffic.down for traffic in record.traffic.values())),
+            f"{record.timing.total:.1f}",
+        )
+    return table
+
+
+def summary(
+    study: Study, records: list[RoundRecord], peak_mb: dict[str, float], mlflow_run: str | None
+) -> dict[str, Any]:
+    """The results for machines. Seconds, bytes, and megabytes (10^6) of resident memory."""
+    return {
+        "study": study.study,
+        "plan": study.label,
+        "plan_digest": study.plan_digest,
+        "model": {"name": study.plan.model.name, "version": study.plan.model.version},
+        "mlflow_run_id": mlflow_run,
+        "peak_memory_mb": {name: round(value, 1) for name, value in sorted(peak_mb.items())},
+        "rounds": [_round_summary(record) for record in records],
+    }
+
+
+def _round_summary(record: RoundRecord) -> dict[str, Any]:
+    metrics = record.metrics
+    return {
+        "round": record.round,
+        "seconds": record.timing.model_dump(),
+        "train_loss": record.train_loss,
+        "loss": metrics.loss if metrics else None,
+        "auroc": metrics.auroc if metrics else None,
+        "accuracy": metrics.accuracy if metrics else None,
+        "bytes_up": {silo: traffic.up for silo, traffic in record.traffic.items()},
+        "bytes_down": {silo: traffic.down for silo, traffic in record.traffic.items()},
+        "registered": len(record.registered),
+        "ready": len(record.ready),
+        "contributing": len(record.contributing),
+        "absent": record.absent,
+    }

@@ -1,0 +1,192 @@
+"""Sets the stage: servers up, hospitals enrolled and running, plan published and approved."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from flows import coordinator as home
+from flows.admission import admit, invite
+from flows.coordinator import Coordinator, create, starting_settings
+from flows.demo.archive import DATASET, Site
+from flows.demo.processes import DemoFailed, Processes, answers, choose_port, listens
+from flows.deployment import environment
+from flows.store import members
+from flows.store.database import reading
+
+_BIN = Path(sys.executable).parent
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where the three servers listen on loopback."""
+
+    prefect: int
+    mlflow: int
+    relay: int
+
+    @property
+    def prefect_url(self) -> str:
+        return f"http://127.0.0.1:{self.prefect}"
+
+    @property
+    def mlflow_url(self) -> str:
+        return f"http://127.0.0.1:{self.mlflow}"
+
+    @property
+    def relay_url(self) -> str:
+        return f"https://127.0.0.1:{self.relay}"
+
+
+def choose_ports(wanted: tuple[int, int, int]) -> Ports:
+    usual = (4200, 5000, 8443)
+    return Ports(*[choose_port(asked, common) for asked, common in zip(wanted, usual, strict=True)])
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Everything of one demo on this machine. Agents' state lies in `agents/`, all else is the coordinator's."""
+
+    workdir: Path
+    sites: list[Site]
+    ports: Ports
+    processes: Processes
+    say: Say
+
+    def start_servers(self) -> None:
+        """Prefect and MLflow, in the background: they take longest."""
+        prefect = environment(f"{self.ports.prefect_url}/api") | {"PREFECT_HOME": str(self.workdir / "prefect")}
+        self.processes.start(
+            "prefect server",
+            [str(_BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(self.ports.prefect)],
+            prefect,
+        )
+        folder = self.workdir / "mlflow"
+        folder.mkdir()
+        self.processes.start(
+            "mlflow server",
+            [
+                str(_BIN / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(self.ports.mlflow),
+                "--workers", "1", "--serve-artifacts", "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
+                "--artifacts-destination", str(folder / "artifacts"),
+            ],
+            dict(os.environ) | {
+                "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
+                "DO_NOT_TRACK": "true",
+            },
+        )  # fmt: skip
+
+    def start_coordinator(self) -> Coordinator:
+        """Keys, CA, store, relay."""
+        place = self.workdir / "coordinator"
+        text = starting_settings(place, self.ports.relay_url, "127.0.0.1", self.ports.relay, ["127.0.0.1", "localhost"])
+        text = text.replace(
+            '# prefect_url = "http://127.0.0.1:4200/api"', f'prefect_url = "{self.ports.prefect_url}/api"'
+        )
+        text = text.replace('# mlflow_url = "http://127.0.0.1:5000"', f'mlflow_url = "{self.ports.mlflow_url}"')
+        made = create(place, text)
+        os.environ[home.HOME_VARIABLE] = str(place)
+        self.start_relay()
+        self.processes.wait_until("the relay", lambda: listens(self.ports.relay), 60)
+        return made
+
+    def start_relay(self) -> None:
+        place = str(self.workdir / "coordinator")
+        self.processes.start("relay", [str(_BIN / "wardround"), "relay", "--home", place], dict(os.environ))
+
+    def start_serve(self) -> None:
+        """The deployment in the Prefect UI."""
+        self.processes.wait_until("the Prefect server", lambda: answers(f"{self.ports.prefect_url}/api/health"), 120)
+        place = self.workdir / "coordinator"
+        prefect = environment(f"{self.ports.prefect_url}/api") | {"PREFECT_HOME": str(self.workdir / "prefect")}
+        self.processes.start("flow", [str(_BIN / "wardround"), "serve", "--home", str(place)], prefect)
+
+    # --- hospitals -----------------------------------------------------------------------------------
+    def state_of(self, site: Site) -> Path:
+        return self.workdir / "agents" / site.silo
+
+    def enrol_all(self, coordinator: Coordinator) -> None:
+        """Each hospital makes its keys and asks; the coordinator compares fingerprints and admits."""
+        (self.workdir / "invitations").mkdir(mode=0o700)
+        with ThreadPoolExecutor(4) as pool:
+            fingerprints = dict(zip([s.silo for s in self.sites], pool.map(self._init, self.sites), strict=True))
+            for site in self.sites:
+                invite(coordinator, site.silo, self._invitation(site))
+            asking = [pool.submit(self._enrol, site) for site in self.sites]
+            for site in self.sites:
+                self.processes.wait_until(f"{site.silo}'s request", partial(_asks, coordinator, site), 60)
+                admit(coordinator, site.silo, fingerprints[site.silo])  # what its people would read aloud
+                self.say(f"{site.silo} is admitted, fingerprint {fingerprints[site.silo][:19]} …")
+            for one in asking:
+                one.result()
+
+    def _init(self, site: Site) -> str:
+        threads = max(1, (os.cpu_count() or 2) // len(self.sites))
+        said = self._agent(
+            site, "init", "--site", site.silo, "--dicom", str(site.dicom), "--labels", str(site.labels),
+            "--dataset", DATASET, "--threads", str(threads), "--heartbeat", "1.0",
+        )  # fmt: skip
+        found = re.search(r"fingerprint: ([0-9a-f ]+)", said)
+        if found is None:
+            raise DemoFailed(f"silo-agent init of {site.silo} said no fingerprint: {said}")
+        return found.group(1).strip()
+
+    def _enrol(self, site: Site) -> str:
+        return self._agent(site, "enrol", str(self._invitation(site)), "--wait", "120")
+
+    def _invitation(self, site: Site) -> Path:
+        return self.workdir / "invitations" / f"{site.silo}.json"
+
+    def start_agents(self) -> None:
+        for site in self.sites:
+            self.start_agent(site)
+
+    def start_agent(self, site: Site) -> None:
+        state = str(self.state_of(site))
+        self.processes.start(
+            f"agent {site.silo}", [str(_BIN / "silo-agent"), "run", "--state", state], dict(os.environ)
+        )
+
+    def publish(self, plan: Path) -> str:
+        """Publish in a process of its own, which needs torch and MONAI; returns the plan's label."""
+        said = _run(
+            [str(_BIN / "wardround"), "plan", "publish", str(plan), "--home", str(self.workdir / "coordinator")]
+        )
+        found = re.search(r"published (\S+) as study", said)
+        if found is None:
+            raise DemoFailed(f"wardround plan publish said: {said}")
+        return found.group(1)
+
+    def approve_all(self, label: str) -> None:
+        """Each steward approves once the agent has checked the hospital's data."""
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda site: self._approve(site, label), self.sites))
+
+    def _approve(self, site: Site, label: str) -> None:
+        try:
+            self._agent(site, "plan", "approve", label, "--reason", "demo", "--wait", "180")
+        except DemoFailed as why:
+            self.say(f"{site.silo} does not take part: {why}")
+        else:
+            self.say(f"{site.silo} has checked its data and approved {label}")
+
+    def _agent(self, site: Site, *arguments: str) -> str:
+        return _run([str(_BIN / "silo-agent"), *arguments, "--state", str(self.state_of(site))])
+
+
+def _asks(coordinator: Coordinator, site: Site) -> bool:
+    with reading(coordinator.store) as connection:
+        return any(member.silo == site.silo for member in members.waiting(connection))
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        raise DemoFailed(f"{' '.join(command[:3])}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout

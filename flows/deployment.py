@@ -1,0 +1,110 @@
+"""Puts `federated-training` into the Prefect UI: deployed by module path, with the published plans in its form."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from typing import Any
+
+from flows.coordinator import Coordinator
+from flows.store import studies
+from flows.store.database import reading
+
+DEPLOYMENT = "federated-training/study"
+ENTRYPOINT = "flows.federated_training.federated_training"
+_LOOK_SECONDS = 2.0  # for newly published plans
+
+PREFECT_ENVIRONMENT = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "DO_NOT_TRACK": "true",
+    "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+}
+
+
+def labels(coordinator: Coordinator) -> list[str]:
+    """Plans that can still run, newest first."""
+    with reading(coordinator.store) as connection:
+        return [study.label for study in reversed(studies.every(connection)) if study.state != "finished"]
+
+
+async def serve(coordinator: Coordinator) -> None:
+    """Keep the deployment's form in step with the published plans and run what is asked for, until SIGTERM."""
+    from prefect.runner import Runner
+
+    runner = Runner(name="wardround", pause_on_shutdown=False)
+    await _ensure_zombie_automation()
+    known: list[str] | None = None
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    running: asyncio.Task[None] | None = None
+    while not stop.is_set():
+        offered = labels(coordinator)
+        if offered != known:
+            await runner.aadd_deployment(_deployment(offered))
+            known = offered
+        if running is None:
+            running = asyncio.create_task(runner.start())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _LOOK_SECONDS)
+    if running is not None:
+        runner.stop()
+        with contextlib.suppress(asyncio.CancelledError, RuntimeError):
+            await running
+
+
+def _deployment(offered: list[str]) -> Any:
+    from prefect.deployments.runner import EntrypointType, RunnerDeployment  # type: ignore[attr-defined]
+
+    from flows.federated_training import federated_training
+
+    deployment = RunnerDeployment.from_flow(
+        federated_training,
+        name="study",
+        tags=["wardround"],
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        concurrency_limit=None,
+        description="Train a published plan across its hospitals. It goes on at the first uncommitted round.",
+    )
+    schema = deployment._parameter_openapi_schema  # noqa: SLF001 - the form's choices are data, the flow's type is not
+    plan = schema.properties["plan"]
+    plan["enum"] = offered or ["publish-a-plan-first@0"]
+    return deployment
+
+
+async def _ensure_zombie_automation() -> None:
+    """A flow killed together with its worker stays Running for ever without this (prefect-and-mlflow.md)."""
+    from prefect.automations import AutomationCore
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import EventTrigger, Posture
+
+    name = "wardround: flow runs without a heartbeat have crashed"
+    async with get_client() as client:
+        if await client.read_automations_by_name(name):
+            return
+        trigger = EventTrigger(
+            posture=Posture.Proactive,
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat", "prefect.flow-run.Completed", "prefect.flow-run.Failed",
+                    "prefect.flow-run.Cancelled", "prefect.flow-run.Crashed"},
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            for_each={"prefect.resource.id"},
+            threshold=1,
+            within=90,
+        )  # fmt: skip
+        action = ChangeFlowRunState(
+            state=StateType.CRASHED, message="No heartbeat for 90 s: the process is gone. Run the flow again to go on."
+        )
+        await client.create_automation(
+            AutomationCore(name=name, trigger=trigger, actions=[action], description="Made by `wardround serve`.")
+        )
+
+
+def environment(prefect_url: str) -> dict[str, str]:
+    """The environment of every process that talks to Prefect."""
+    return dict(os.environ) | PREFECT_ENVIRONMENT | {"PREFECT_API_URL": prefect_url}

@@ -1,0 +1,64 @@
+"""The coordinator's writing desk: signs what it tells hospitals, verifies what they said.
+
+The relay checked signatures when it took the envelopes in; they are checked again here, because the relay's
+database is not what we trust.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from boundary.envelope import Envelope, open_envelope, seal_envelope
+from boundary.errors import PeerFault
+from boundary.identity import PublicIdentity, SigningIdentity
+from boundary.messages import AnyMessage, slot_of
+from boundary.names import COORDINATOR
+from boundary.plan import StudyPlan
+from boundary.roster import TrustedRoster
+from flows.store import mail, members
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Correspondence of one study: keys of the hospitals are those the plan pins."""
+
+    key: SigningIdentity
+    now: Callable[[], datetime]
+    plan: StudyPlan
+
+    def tell(self, connection: Connection, silo: str, message: AnyMessage) -> Envelope:
+        """Post a message, or find the one posted for its slot before: the same request has the same bytes."""
+        before = mail.said(connection, silo, message.kind, slot_of(message)).get(COORDINATOR)
+        if before is not None:
+            return open_envelope(before, recipient=silo, signer=self.key.public, sender=COORDINATOR)
+        envelope = seal_envelope(message, sender=COORDINATOR, recipient=silo, sent_at=self.now(), key=self.key)
+        mail.post(connection, envelope, now=self.now())
+        return envelope
+
+    def heard(self, connection: Connection, kind: str, slot: str) -> dict[str, Envelope]:
+        """What hospitals of the plan said, by hospital. What does not verify counts as not said."""
+        found = {}
+        keys = {hospital.silo: PublicIdentity(hospital.signing_key) for hospital in self.plan.hospitals}
+        for silo, data in mail.said(connection, COORDINATOR, kind, slot).items():
+            if silo not in keys:
+                continue
+            try:
+                found[silo] = open_envelope(data, recipient=COORDINATOR, signer=keys[silo], sender=silo)
+            except PeerFault:
+                continue
+        return found
+
+    def roster(self, connection: Connection) -> TrustedRoster:
+        """The roster in force; raises `RosterMissing`, `Expired` or `UnknownMember` if the plan cannot run on it."""
+        data = members.current_roster(connection)
+        if data is None:
+            raise RosterMissing("no roster was issued yet: admit hospitals with `wardround admit`")
+        roster = TrustedRoster.first(data, self.key.public, self.now())
+        roster.check_plan(self.plan)
+        return roster
+
+
+class RosterMissing(LookupError):
+    """The federation has no members yet."""

@@ -1,0 +1,131 @@
+"""Drives one study from whatever the store says was reached. Knows nothing of Prefect.
+
+One driver at a time: it holds the reins (a lease with a fence) and renews them; when they are lost to another
+run, every write of this one fails and it stops.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from boundary.messages import BlobRef, PlanApproved, PlanDeclined, StudyClosed
+from boundary.names import COORDINATOR
+from compliance.trail import PlanApprovalGiven
+from flows.coordinator import DRIVER_LEASE, Coordinator
+from flows.desk import Desk
+from flows.records import RoundRecord
+from flows.round_work import RoundWork
+from flows.store import audit, holdings, rounds, studies
+from flows.store.database import reading, writing
+from flows.store.studies import Reins, Study
+
+_LOOK_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """What a hospital said to the plan. `code` is set when it declined."""
+
+    silo: str
+    dataset_digest: str | None
+    code: str | None
+
+
+class StudyDriver:
+    """The study in this process's hands; make it with `driving`."""
+
+    def __init__(self, coordinator: Coordinator, study: Study, reins: Reins) -> None:
+        self.coordinator, self.study, self.reins = coordinator, study, reins
+        self.desk = Desk(coordinator.key, coordinator.now, study.plan)
+
+    def consents(self) -> dict[str, Consent]:
+        """Answers so far, by hospital."""
+        with reading(self.coordinator.store) as connection:
+            approved = self.desk.heard(connection, PlanApproved.kind, self.study.study)
+            declined = self.desk.heard(connection, PlanDeclined.kind, self.study.study)
+        found = {}
+        for silo, envelope in declined.items():
+            if isinstance(envelope.message, PlanDeclined) and envelope.message.plan_digest == self.study.plan_digest:
+                found[silo] = Consent(silo, None, envelope.message.code)
+        for silo, envelope in approved.items():
+            if isinstance(envelope.message, PlanApproved):
+                said = envelope.message.approval.approval
+                if said.plan_digest == self.study.plan_digest and said.silo == silo:
+                    found[silo] = Consent(silo, said.dataset_digest, None)
+        return found
+
+    async def consent_of(self, silo: str) -> Consent:
+        """Wait for this hospital's answer."""
+        while True:
+            answer = self.consents().get(silo)
+            if answer is not None:
+                return answer
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def record_consents(self) -> None:
+        """Put each approval into the trail once."""
+        with writing(self.coordinator.store) as connection:
+            for silo, answer in sorted(self.consents().items()):
+                if answer.dataset_digest is None or rounds.is_published(
+                    connection, self.study.study, f"consent-{silo}"
+                ):
+                    continue
+                event = PlanApprovalGiven(
+                    study=self.study.study, plan_digest=self.study.plan_digest,
+                    silo=silo, dataset_digest=answer.dataset_digest,
+                )  # fmt: skip
+                audit.append(connection, event, actor=COORDINATOR, now=self.coordinator.now())
+                rounds.mark_published(
+                    connection, self.study.study, f"consent-{silo}", answer.dataset_digest, self.coordinator.now()
+                )
+
+    def records(self) -> list[RoundRecord]:
+        with reading(self.coordinator.store) as connection:
+            return rounds.committed(connection, self.study.study)
+
+    def current_model(self) -> BlobRef:
+        """The model of the last committed round, or the one the study starts from."""
+        records = self.records()
+        return records[-1].model_out if records else self.study.model.initial
+
+    def open_round(self, number: int) -> RoundWork:
+        """Open round `number`, or take it up where an interrupted run left it."""
+        model = self.current_model()
+        with writing(self.coordinator.store) as connection:
+            opened = rounds.open_round(connection, self.reins, number, model.digest, self.coordinator.now())
+            holdings.record(connection, model, owner=COORDINATOR, now=self.coordinator.now())
+            roster = self.desk.roster(connection).signed.digest
+        consenting = tuple(sorted(s for s, answer in self.consents().items() if answer.code is None))
+        return RoundWork(self.coordinator, self.study, self.reins, self.desk, roster, opened, model, consenting)
+
+    def finish(self, reason: str) -> None:
+        """Close the study and tell the hospitals, whose caches may go."""
+        with writing(self.coordinator.store) as connection:
+            studies.end(connection, self.reins, reason, self.coordinator.now())
+            for silo in self.study.plan.silos:
+                self.desk.tell(connection, silo, StudyClosed(study=self.study.study, code=reason))
+
+
+@asynccontextmanager
+async def driving(coordinator: Coordinator, wanted: str, driver: str) -> AsyncIterator[StudyDriver]:
+    """Hold a study's reins for the block; raises `StudyUnknown` or `DrivenElsewhere`."""
+    with writing(coordinator.store) as connection:
+        study = studies.find(connection, wanted)
+        reins = studies.take_reins(connection, study.study, driver, coordinator.now(), DRIVER_LEASE)
+    holding = asyncio.create_task(_hold(coordinator, reins))
+    try:
+        yield StudyDriver(coordinator, study, reins)
+    finally:
+        holding.cancel()
+        with suppress(asyncio.CancelledError, studies.NoLongerDriver):
+            await holding
+        with writing(coordinator.store) as connection:
+            studies.let_go(connection, reins)
+
+
+async def _hold(coordinator: Coordinator, reins: Reins) -> None:
+    while True:
+        await asyncio.sleep(DRIVER_LEASE.total_seconds() / 3)
+        with writing(coordinator.store) as connection:
+            studies.hold(connection, reins, coordinator.now(), DRIVER_LEASE)

@@ -1,0 +1,137 @@
+"""The round engine: pure decisions over what is known and the clock. Prefect only carries them out.
+
+A collection is one sum over hospitals (architecture.md, section 4). Its life: hospitals are invited, answer `ready`
+or refuse or fall silent; the cohort is closed; its members send; the sum is taken. Never below the quorum.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+
+class Next(StrEnum):
+    """What to do now."""
+
+    WAIT = "wait"
+    GO_ON = "go-on"
+    GIVE_UP = "give-up"  # this attempt: a new one may follow
+
+
+class Reason(StrEnum):
+    """Why. Stable codes: they are audited and shown."""
+
+    WAITING = "WAITING"
+    ALL_THERE = "ALL_THERE"
+    REST_REFUSED = "REST_REFUSED"
+    REST_SILENT = "REST_SILENT"
+    DEADLINE = "DEADLINE"
+    BELOW_QUORUM = "BELOW_QUORUM"
+    TOO_MANY_REFUSED = "TOO_MANY_REFUSED"
+
+
+class Standing(StrEnum):
+    """Where one hospital stands in a collection, as people see it."""
+
+    WORKING = "working"
+    READY = "ready"
+    REFUSED = "refused"
+    SILENT = "silent"
+    LATE = "late"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The next action with its reason."""
+
+    next: Next
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionView:
+    """What is known of a collection. `answered` are ready (or have sent), `refused` gives silo -> code."""
+
+    expected: frozenset[str]
+    answered: frozenset[str]
+    refused: Mapping[str, str]
+    silent: frozenset[str]
+    due: datetime
+    quorum: int
+
+    @property
+    def outstanding(self) -> frozenset[str]:
+        return self.expected - self.answered - set(self.refused)
+
+    def standing(self, silo: str, now: datetime) -> Standing:
+        if silo in self.answered:
+            return Standing.READY
+        if silo in self.refused:
+            return Standing.REFUSED
+        if now >= self.due:
+            return Standing.LATE
+        return Standing.SILENT if silo in self.silent else Standing.WORKING
+
+
+def next_action(view: CollectionView, now: datetime) -> Decision:
+    """Decide whether to wait, to go on with those who answered, or to give the attempt up.
+
+    A silent hospital costs a wait only until the others are through: then the quorum goes on without it, and says so.
+    A hospital that still gives signs of life is waited for until the deadline.
+    """
+    enough = len(view.answered & view.expected) >= view.quorum
+    if not view.outstanding:
+        if not view.refused:
+            return Decision(Next.GO_ON, Reason.ALL_THERE) if enough else Decision(Next.GIVE_UP, Reason.BELOW_QUORUM)
+        return _by_quorum(Reason.REST_REFUSED, Reason.TOO_MANY_REFUSED, enough=enough)
+    if now >= view.due:
+        return _by_quorum(Reason.DEADLINE, Reason.BELOW_QUORUM, enough=enough)
+    if len(view.expected - set(view.refused)) < view.quorum:
+        return Decision(Next.GIVE_UP, Reason.TOO_MANY_REFUSED)
+    if enough and view.outstanding <= view.silent:
+        return Decision(Next.GO_ON, Reason.REST_SILENT)
+    return Decision(Next.WAIT, Reason.WAITING)
+
+
+def _by_quorum(met: Reason, missed: Reason, *, enough: bool) -> Decision:
+    return Decision(Next.GO_ON, met) if enough else Decision(Next.GIVE_UP, missed)
+
+
+class RoundStep(StrEnum):
+    """Where a round stands in the store: what a restarted driver reads first."""
+
+    TRAINING = "training"
+    EVALUATING = "evaluating"
+    COMMITTED = "committed"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundFacts:
+    """What the store knows of a round."""
+
+    number: int
+    attempt: int
+    has_candidate: bool
+    is_committed: bool
+
+
+def where(facts: RoundFacts) -> RoundStep:
+    if facts.is_committed:
+        return RoundStep.COMMITTED
+    return RoundStep.EVALUATING if facts.has_candidate else RoundStep.TRAINING
+
+
+def rounds_to_run(committed: int, planned: int, wanted: int) -> range:
+    """Number the rounds of this run: from the first uncommitted one, at most `wanted`, never past the plan."""
+    return range(committed + 1, min(planned, committed + wanted) + 1)
+
+
+HEADLINES = {
+    Reason.ALL_THERE: "all hospitals answered",
+    Reason.REST_REFUSED: "the others refused",
+    Reason.REST_SILENT: "the others give no sign of life",
+    Reason.DEADLINE: "the deadline has passed",
+    Reason.BELOW_QUORUM: "too few hospitals for a sum",
+    Reason.TOO_MANY_REFUSED: "too many hospitals refused",
+    Reason.WAITING: "waiting",
+}

@@ -1,0 +1,349 @@
+"""`federated-training`: the flow a coordinator schedules. It shows and paces; the driver and the engine decide.
+
+A run reads what the store says was reached and goes on from there. Timeline: one subflow per round, in it one task
+per hospital and phase. Parameters, names, logs and artifacts are read by every Prefect user: no secrets, no counts
+of one hospital.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from time import monotonic
+from typing import Annotated, Any
+
+from prefect import flow, get_run_logger, runtime, task
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+from pydantic import Field
+
+from boundary.messages import BlobRef, Phase
+from flows import coordinator as home
+from flows import pages
+from flows.collecting import CollectionFailed, Watch
+from flows.driver import StudyDriver, driving
+from flows.engine import HEADLINES, Standing, rounds_to_run
+from flows.mlflow_book import Publisher
+from flows.publication import propose
+from flows.readiness import readiness_page, readiness_problems
+from flows.records import Candidate, CohortDecision, GlobalMetrics, RoundRecord
+from flows.round_work import Gathered, RoundWork
+from flows.store import rounds as stored_rounds
+from flows.store.database import reading
+from flows.store.studies import DrivenElsewhere, StudyUnknown, find
+
+CONSENT_SECONDS = 120.0  # how long a run waits for stewards who have not answered yet
+_PROGRESS_SECONDS = 30.0  # between log lines about a hospital at work: SQLite under Prefect dislikes more
+
+State_ = State[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """What the tasks of a run work with. In a context variable, because Prefect records every parameter."""
+
+    driver: StudyDriver
+    publisher: Publisher
+
+
+_hands: ContextVar[Hands] = ContextVar("hands")
+_watch: ContextVar[Watch] = ContextVar("watch")
+
+
+def run_name() -> str:
+    """`ct-contrast · study 7f3a90c1`; the plan as it was typed if there is no such study."""
+    wanted = str(runtime.flow_run.parameters.get("plan", ""))
+    try:
+        with reading(home.load().store) as connection:
+            study = find(connection, wanted)
+    except (StudyUnknown, home.SettingsError):
+        return wanted
+    return f"{study.plan.name} · study {study.study.rpartition('-')[2]}"
+
+
+@flow(name="federated-training", flow_run_name=run_name, persist_result=False, log_prints=False)
+async def federated_training(
+    plan: str,
+    rounds: Annotated[int, Field(ge=1, le=10_000)],
+    dry_run: bool,
+) -> State_:
+    """Run training rounds of an approved plan across its hospitals.
+
+    The run goes on at the first round that is not committed, so it can be scheduled ("five rounds every night"),
+    cancelled and repeated at will.
+
+    Args:
+        plan: Which published plan, as NAME@REVISION.
+        rounds: How many rounds to run this time, at most. The plan sets how many there are in all.
+        dry_run: Only check that everything is ready (keys, approvals, hospitals, model); train nothing.
+
+    """
+    log = get_run_logger()
+    coordinator = home.load()
+    driver_name = f"flow run {runtime.flow_run.id}"
+    try:
+        async with driving(coordinator, plan, driver_name) as driver:
+            study = driver.study
+            log.info("%s is study %s, plan digest %s", plan, study.study, study.plan_digest)
+            if dry_run:
+                return await _dry_run(driver)
+            publisher = Publisher(coordinator, study)
+            token = _hands.set(Hands(driver, publisher))
+            try:
+                with publisher:
+                    return await _run(driver, publisher, rounds)
+            finally:
+                _hands.reset(token)
+    except StudyUnknown as why:
+        return Failed(name="UnknownPlan", message=str(why))
+    except DrivenElsewhere as why:
+        return Failed(name="AlreadyRunning", message=str(why))
+
+
+async def _dry_run(driver: StudyDriver) -> State_:
+    problems = readiness_problems(driver)
+    page = readiness_page(driver, problems)
+    await acreate_markdown_artifact(page, key=f"{driver.study.study}-readiness", description="Is everything ready?")
+    if problems:
+        return Failed(name="NotReady", message="; ".join(problems))
+    return Completed(name="Ready", message="everything is ready: run again without dry_run")
+
+
+async def _run(driver: StudyDriver, publisher: Publisher, wanted: int) -> State_:
+    log, study = get_run_logger(), driver.study
+    propose(driver.coordinator, study)
+    consenting = await _consents(driver)
+    quorum = study.plan.aggregation.quorum
+    if len(consenting) < quorum:
+        message = f"{len(consenting)} hospitals have approved {study.label}, {quorum} are needed in every sum"
+        return Failed(name="NotApproved", message=message)
+    publisher.wake()
+    with reading(driver.coordinator.store) as connection:
+        committed = stored_rounds.last_committed(connection, study.study)
+    planned = study.plan.training.rounds
+    partial = False
+    for number in rounds_to_run(committed, planned, wanted):
+        state: State_ = await one_round.with_options(flow_run_name=pages.round_title(number, planned))(
+            number, return_state=True
+        )
+        if not state.is_completed():
+            return Failed(name=state.name or "RoundFailed", message=f"round {number}: {state.message}")
+        partial = partial or state.name == "QuorumMet"
+        publisher.wake()
+        await _study_page(driver, publisher)
+    return await _end(driver, publisher, planned, partial=partial, log=log)
+
+
+async def _end(driver: StudyDriver, publisher: Publisher, planned: int, *, partial: bool, log: Any) -> State_:
+    records, study = driver.records(), driver.study
+    if len(records) < planned:
+        log.info("%d of %d rounds are committed; run the flow again to go on", len(records), planned)
+        await asyncio.to_thread(publisher.catch_up)
+        return Completed(name="RoundsDone", message=f"{len(records)} of {planned} rounds are committed")
+    driver.finish("ALL_ROUNDS_DONE")
+    await release(study.label)
+    await _study_page(driver, publisher)
+    if publisher.problem:
+        message = f"all {planned} rounds are committed; MLflow is behind: {publisher.problem}"
+        return Completed(name="DoneNotPublished", message=message)
+    if partial:
+        missing = sum(record.is_partial for record in records)
+        return Completed(name="QuorumMet", message=f"{missing} of {planned} rounds ran without some hospital")
+    return Completed(message=f"all {planned} rounds with all {len(study.plan.hospitals)} hospitals")
+
+
+async def _study_page(driver: StudyDriver, publisher: Publisher) -> None:
+    study = driver.study
+    page = pages.study_page(study, driver.records(), publisher.link)
+    await acreate_markdown_artifact(page, key=f"{study.study}-summary", description=f"{study.label} so far")
+
+
+# --- consent ---------------------------------------------------------------------------------------------
+async def _consents(driver: StudyDriver) -> list[str]:
+    silos = driver.study.plan.silos
+    states = await asyncio.gather(*[_each(approval, f"{silo} · approval", silo) for silo in silos])
+    driver.record_consents()
+    return [silo for silo, state in zip(silos, states, strict=True) if state.is_completed()]
+
+
+@task(name="approval", cache_policy=NO_CACHE, persist_result=False)
+async def approval(silo: str) -> State_:
+    """Wait for the steward's answer, but not for ever: a hospital may still join a later round."""
+    driver = _hands.get().driver
+    try:
+        answer = await asyncio.wait_for(driver.consent_of(silo), CONSENT_SECONDS)
+    except TimeoutError:
+        return Failed(name="NoAnswer", message=f"{silo} has not answered yet; it can join a later round")
+    if answer.code is not None:
+        return Failed(name="Declined", message=f"{silo} declined ({answer.code})")
+    return Completed(name="Approved", message=f"{silo} approved exactly this plan")
+
+
+# --- one round -------------------------------------------------------------------------------------------
+@flow(name="round", persist_result=False, log_prints=False)
+async def one_round(number: int) -> State_:
+    """Train, sum, evaluate, commit."""
+    log, driver = get_run_logger(), _hands.get().driver
+    work: RoundWork | None = driver.open_round(number)
+    while work is not None:
+        try:
+            record = await _one_attempt(work)
+        except CollectionFailed as failed:
+            log.warning(
+                "attempt %d of round %d failed: %s", failed.collection.attempt, number, HEADLINES[failed.reason]
+            )
+            work = work.give_up(failed)
+            continue
+        await _round_page(driver, record)
+        if record.is_partial:
+            log.warning("round %d: %s", number, pages.partial_message(record))
+            return Completed(name="QuorumMet", message=pages.partial_message(record))
+        log.info("round %d committed: %s", number, pages.counts(record))
+        return Completed(message=pages.counts(record))
+    return Failed(name="NoQuorum", message="too few hospitals in every attempt; run the flow again to try once more")
+
+
+async def _one_attempt(work: RoundWork) -> RoundRecord:
+    candidate = work.opened.candidate
+    if candidate is None:
+        gathered = await _collect(work, "train", work.model_in)
+        candidate = await aggregate(work, gathered)
+    begun = monotonic()
+    try:
+        evaluated = await evaluate(work, await _collect(work, "evaluate", candidate.model))
+    except CollectionFailed as failed:
+        get_run_logger().warning("round %d is not evaluated: %s", work.number, HEADLINES[failed.reason])
+        evaluated = None
+    return await commit(work, candidate, evaluated, monotonic() - begun)
+
+
+async def _collect(work: RoundWork, phase: Phase, model: BlobRef) -> Gathered:
+    begun = monotonic()
+    async with work.collecting(phase, model) as watch:
+        token = _watch.set(watch)
+        try:
+            working = [_each(hospital, f"{silo} · {phase}", silo) for silo in work.consenting]
+            waiting = asyncio.gather(*working)
+            decision = await work.close(watch)
+            closed = monotonic()
+            await waiting
+            sending = asyncio.gather(*[_each(sent, f"{silo} · send {phase}", silo) for silo in decision.members])
+            sealed = await work.gather(watch, decision)
+            await sending
+        finally:
+            _watch.reset(token)
+    return Gathered(decision, sealed, closed - begun, monotonic() - closed)
+
+
+def _each(what: Any, name: str, silo: str) -> Awaitable[State_]:
+    return what.with_options(task_run_name=name)(silo, return_state=True)  # type: ignore[no-any-return]
+
+
+@task(name="hospital", cache_policy=NO_CACHE, persist_result=False)
+async def hospital(silo: str) -> State_:
+    """Wait for one hospital to be ready; its heartbeat says how far it is."""
+    watch, log = _watch.get(), get_run_logger()
+    waiting = asyncio.create_task(watch.until_answered(silo))
+    while not waiting.done():
+        await asyncio.wait({waiting}, timeout=_PROGRESS_SECONDS)
+        if not waiting.done():
+            log.info("%s · round %d: %s", silo, watch.collection.round, _where(watch, silo))
+    return _standing(waiting.result(), silo, watch)
+
+
+def _where(watch: Watch, silo: str) -> str:
+    progress = watch.progress.get(silo)
+    if progress is None or progress.seen_at is None:
+        return "never seen"
+    if silo in watch.view.silent:
+        return f"no sign of life since {progress.seen_at:%H:%M:%S} UTC"
+    if progress.activity is None or progress.activity.steps == 0:
+        return "alive"
+    return f"step {progress.activity.step} of {progress.activity.steps}"
+
+
+def _standing(standing: Standing, silo: str, watch: Watch) -> State_:
+    match standing:
+        case Standing.READY:
+            return Completed(name="Ready", message=f"{silo} is ready")
+        case Standing.REFUSED:
+            return Failed(name="Refused", message=f"{silo} refused: {watch.view.refused.get(silo, 'INTERNAL')}")
+        case Standing.SILENT:
+            return Failed(name="Silent", message=f"{silo}: {_where(watch, silo)}; the round went on without it")
+        case Standing.LATE | Standing.WORKING:
+            return Failed(name="Late", message=f"{silo} was not ready in time; it joins the next round")
+
+
+@task(name="send", cache_policy=NO_CACHE, persist_result=False)
+async def sent(silo: str) -> State_:
+    """Wait for one hospital's vector."""
+    watch = _watch.get()
+    if await watch.until_answered(silo) is Standing.READY:
+        return Completed(name="Sent", message=f"{silo} has sent its part of the sum")
+    return Failed(name="Lost", message=f"{silo} was lost after the cohort was closed")
+
+
+@task(name="aggregate", task_run_name="aggregate", cache_policy=NO_CACHE, persist_result=False)
+async def _aggregate() -> None:
+    await _job.get()()
+
+
+@task(name="evaluate", task_run_name="evaluate", cache_policy=NO_CACHE, persist_result=False)
+async def _evaluate() -> None:
+    await _job.get()()
+
+
+@task(name="commit", task_run_name="commit", cache_policy=NO_CACHE, persist_result=False)
+async def _commit() -> None:
+    await _job.get()()
+
+
+_job: ContextVar[Callable[[], Awaitable[None]]] = ContextVar("job")
+
+
+async def _as_task(shown: Any, job: Callable[..., Any], *arguments: Any) -> Any:
+    """Run blocking work in a thread, shown as a task, without handing its values to Prefect."""
+    found: list[Any] = []
+
+    async def run() -> None:
+        found.append(await asyncio.to_thread(job, *arguments))
+
+    token = _job.set(run)
+    try:
+        await shown()
+    finally:
+        _job.reset(token)
+    return found[0]
+
+
+async def aggregate(work: RoundWork, gathered: Gathered) -> Candidate:
+    return await _as_task(_aggregate, work.aggregate, gathered)  # type: ignore[no-any-return]
+
+
+async def evaluate(work: RoundWork, gathered: Gathered) -> tuple[CohortDecision, GlobalMetrics]:
+    return await _as_task(_evaluate, work.measure, gathered)  # type: ignore[no-any-return]
+
+
+async def commit(
+    work: RoundWork, candidate: Candidate, evaluated: tuple[CohortDecision, GlobalMetrics] | None, seconds: float
+) -> RoundRecord:
+    return await _as_task(_commit, work.commit, candidate, evaluated, seconds)  # type: ignore[no-any-return]
+
+
+async def _round_page(driver: StudyDriver, record: RoundRecord) -> None:
+    study = driver.study
+    key = f"{study.study}-round-{record.round:03d}"
+    title = pages.round_title(record.round, study.plan.training.rounds)
+    await acreate_markdown_artifact(pages.round_page(study, record), key=key, description=title)
+
+
+@task(name="release", task_run_name="register the model in MLflow", cache_policy=NO_CACHE, persist_result=False)
+async def release(label: str) -> State_:
+    """Bring MLflow up to date and register the last global model there."""
+    publisher = _hands.get().publisher
+    await asyncio.to_thread(publisher.catch_up)
+    if publisher.problem:
+        return Failed(name="MlflowBehind", message=f"{label}: {publisher.problem}")
+    return Completed(name="Registered", message=f"{label}: {publisher.link or 'no MLflow is configured'}")

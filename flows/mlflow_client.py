@@ -1,0 +1,250 @@
+"""What is written into MLflow, through its client. Imported late: mlflow takes seconds.
+
+One experiment per study, one parent run per study, global metrics with step = round, sent in batches. Nothing of one
+hospital but its name, its keyed data set digest and the bytes it moved.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
+
+import matplotlib as mpl
+
+from boundary.canonical import parse_json
+from boundary.plan import to_json
+from flows import pages
+from flows.records import RoundRecord
+from flows.store.studies import Study
+
+PICKLE_VARIABLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
+_STUDY_TAG, _PLAN_TAG = "wardround.study", "wardround.plan_digest"
+_COMMITTED = "round/committed"  # the metric that says a round's batch went through
+Open = Callable[[str], BinaryIO]
+
+
+class BookUnreachable(Exception):
+    """MLflow cannot be written to now; what it lacks is sent later."""
+
+
+@contextmanager
+def _reaching(url: str) -> Iterator[None]:
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, requests.RequestException, ConnectionError) as why:
+        raise BookUnreachable(f"MLflow at {url} does not answer as it should ({type(why).__name__})") from why
+
+
+def open_book(url: str) -> "Book":
+    """Settings first, then the import: mlflow reads its environment early. Raises `BookUnreachable`."""
+    os.environ.update(
+        {
+            PICKLE_VARIABLE: "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "DO_NOT_TRACK": "true",
+            "MLFLOW_TRACKING_URI": url,
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+            "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        }
+    )
+    mpl.use("Agg")
+    import mlflow
+    from mlflow import MlflowClient
+
+    mlflow.set_tracking_uri(url)
+    return Book(url, MlflowClient(url))
+
+
+class Book:
+    """The run of one study. Every method may raise `BookUnreachable` and may be repeated."""
+
+    def __init__(self, url: str, client: Any) -> None:
+        self._url, self._client = url, client
+
+    def link(self, run: str) -> str:
+        """The run's page, in the classic view."""
+        with _reaching(self._url):
+            experiment = self._client.get_run(run).info.experiment_id
+        return f"{self._url}/#/experiments/{experiment}/runs/{run}?workflowType=machine_learning"
+
+    def start(self, study: Study, datasets: dict[str, str], roster: bytes) -> str:
+        """Find or make the experiment and the run, and log what is fixed before the first round."""
+        with _reaching(self._url):
+            experiment = self._experiment(study)
+            run = self._run(experiment, study)
+            self._params(run, study)
+            plan = json.dumps(parse_json(to_json(study.plan)), indent=2)
+            self._client.log_text(run, plan, "1-plan.json")
+            self._client.log_text(run, json.dumps(parse_json(roster), indent=2), "2-roster.json")
+            self._client.log_text(run, json.dumps(datasets, indent=2), "3-dataset-digests.json")
+            self._inputs(run, datasets)
+        return run
+
+    def _experiment(self, study: Study) -> str:
+        found = self._client.get_experiment_by_name(study.plan.name)
+        if found is not None:
+            return str(found.experiment_id)
+        tags = {"mlflow.note.content": study.plan.purpose.title}
+        return str(self._client.create_experiment(study.plan.name, tags=tags))
+
+    def _run(self, experiment: str, study: Study) -> str:
+        same = self._client.search_runs([experiment], f"tags.`{_STUDY_TAG}` = '{study.study}'", max_results=1)
+        if same:
+            return str(same[0].info.run_id)
+        made = self._client.create_run(
+            experiment,
+            run_name=f"{study.published_at:%Y-%m-%d} · {study.label}",
+            tags={
+                _STUDY_TAG: study.study,
+                _PLAN_TAG: study.plan_digest,
+                "mlflow.user": "wardround",
+                "mlflow.source.name": "federated-training",
+            },
+        )
+        return str(made.info.run_id)
+
+    def _params(self, run: str, study: Study) -> None:
+        from mlflow.entities import Param
+
+        plan = study.plan
+        known = self._client.get_run(run).data.params
+        values = {
+            "plan": study.label,
+            "plan_digest": study.plan_digest,
+            "hospitals": ", ".join(plan.silos),
+            "model": f"{plan.model.name}@{plan.model.version}",
+            "classes": ", ".join(plan.labels.classes),
+            "rounds": plan.training.rounds,
+            "local_epochs": plan.training.local_epochs,
+            "batch_size": plan.training.batch_size,
+            "optimizer": plan.training.optimizer,
+            "learning_rate": plan.training.learning_rate,
+            "weighting": plan.training.weighting,
+            "quorum": plan.aggregation.quorum,
+            "privacy": plan.privacy.mechanism,
+        }
+        fresh = [Param(key, str(value)) for key, value in values.items() if key not in known]
+        self._client.log_batch(run, params=fresh)
+
+    def _inputs(self, run: str, datasets: dict[str, str]) -> None:
+        """Each hospital's data set by its keyed digest: 36 characters are all that MLflow shows of one."""
+        from mlflow.data.http_dataset_source import HTTPDatasetSource
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.entities import DatasetInput
+
+        if self._client.get_run(run).inputs.dataset_inputs:
+            return
+        inputs = []
+        for silo, digest in sorted(datasets.items()):
+            source = HTTPDatasetSource(f"https://{silo}.invalid/stays-in-the-hospital")
+            dataset = MetaDataset(source, name=silo, digest=digest.removeprefix("sha256:")[:36])
+            inputs.append(DatasetInput(dataset._to_mlflow_entity(), []))  # noqa: SLF001 - MLflow offers no other way
+        if inputs:
+            self._client.log_inputs(run, inputs)
+
+    def metrics(self, run: str, record: RoundRecord) -> None:
+        """Log one committed round in one batch; a batch that went through before is not sent again."""
+        from mlflow.entities import Metric
+
+        with _reaching(self._url):
+            if any(point.step == record.round for point in self._client.get_metric_history(run, _COMMITTED)):
+                return
+            at = int(record.committed_at.timestamp() * 1000)
+            points = [Metric(key, value, at, record.round) for key, value in _values(record).items()]
+            self._client.log_batch(run, metrics=points)
+
+    def checkpoint(self, run: str, record: RoundRecord, open_blob: Open) -> None:
+        """The round's global weights, as safetensors."""
+        with _reaching(self._url), TemporaryDirectory() as folder, open_blob(record.model_out.digest) as source:
+            path = Path(folder) / f"round-{record.round:03d}.safetensors"
+            with path.open("wb") as target:
+                while piece := source.read(2**20):
+                    target.write(piece)
+            self._client.log_artifact(run, str(path), "checkpoints")
+
+    def figures(self, run: str, records: list[RoundRecord]) -> str:
+        """Loss and AUROC over rounds, as people look at them first."""
+        from matplotlib.figure import Figure
+
+        with _reaching(self._url):
+            for name, draw in (("loss", _draw_loss), ("auroc", _draw_auroc)):
+                figure = Figure(figsize=(7, 4), layout="constrained")
+                draw(figure.subplots(), records)
+                self._client.log_figure(run, figure, f"figures/{name}.png")
+        return run
+
+    def describe(self, run: str, study: Study, records: list[RoundRecord]) -> str:
+        """The run's description: a plain sentence first."""
+        with _reaching(self._url):
+            self._client.set_tag(run, "mlflow.note.content", pages.study_page(study, records, None))
+            if len(records) == study.plan.training.rounds:
+                self._client.set_terminated(run, "FINISHED")
+        return run
+
+    def register(self, run: str, study: Study, record: RoundRecord, open_blob: Open) -> str:
+        """Register the released global model as a torch.export program (`pt2`): no pickle in it."""
+        from flows.release import log_global_model
+
+        with _reaching(self._url):
+            version = log_global_model(self._client, run, study, record, open_blob)
+        return f"{study.plan.name} version {version}"
+
+
+def _values(record: RoundRecord) -> dict[str, float]:
+    values = {
+        "global/train_loss": round(record.train_loss, 6),
+        "round/registered": float(len(record.registered)),
+        "round/ready": float(len(record.ready)),
+        "round/contributing": float(len(record.contributing)),
+        "seconds/training": round(record.timing.training, 3),
+        "seconds/transport": round(record.timing.transport, 3),
+        "seconds/aggregation": round(record.timing.aggregation, 3),
+        "seconds/evaluation": round(record.timing.evaluation, 3),
+        "seconds/total": round(record.timing.total, 3),
+        "bytes/up": float(sum(traffic.up for traffic in record.traffic.values())),
+        "bytes/down": float(sum(traffic.down for traffic in record.traffic.values())),
+    }
+    if record.metrics is not None:
+        values["global/loss"] = round(record.metrics.loss, 6)
+        values["global/accuracy"] = round(record.metrics.accuracy, 6)
+        for name, value in (("auroc", record.metrics.auroc), ("balanced_accuracy", record.metrics.balanced_accuracy)):
+            if value is not None:
+                values[f"global/{name}"] = round(value, 6)
+    return values | {_COMMITTED: 1.0}
+
+
+def _draw_loss(axes: Any, records: list[RoundRecord]) -> None:
+    rounds = [record.round for record in records]
+    axes.plot(rounds, [record.train_loss for record in records], "o-", label="training")
+    measured = [(record.round, record.metrics.loss) for record in records if record.metrics]
+    axes.plot(*zip(*measured, strict=True), "s-", label="held-back patients") if measured else None
+    axes.set(xlabel="round", ylabel="loss (nats per image)", title="Loss of the global model", ylim=(0, None))
+    axes.legend()
+    _whole_rounds(axes)
+
+
+def _draw_auroc(axes: Any, records: list[RoundRecord]) -> None:
+    measured = [
+        (record.round, record.metrics.auroc)
+        for record in records
+        if record.metrics and record.metrics.auroc is not None
+    ]
+    if measured:
+        axes.plot(*zip(*measured, strict=True), "s-", color="tab:green")
+    axes.axhline(0.5, color="grey", linestyle=":", linewidth=1)
+    axes.set(xlabel="round", ylabel="AUROC", title="AUROC on the held-back patients of all hospitals", ylim=(0.4, 1.01))
+    _whole_rounds(axes)
+
+
+def _whole_rounds(axes: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)

@@ -1,0 +1,55 @@
+"""`wardround status`: the federation at a glance, in the terminal."""
+
+from rich.console import Console
+from rich.table import Table
+
+from boundary.messages import PlanApproved
+from flows.coordinator import Coordinator
+from flows.desk import Desk
+from flows.store import members, rounds, studies
+from flows.store.database import reading
+
+
+def print_overview(coordinator: Coordinator) -> None:
+    console = Console()
+    console.print(f"coordinator fingerprint: {coordinator.key.public.fingerprint}")
+    console.print(_hospitals(coordinator))
+    console.print(_studies(coordinator))
+
+
+def _hospitals(coordinator: Coordinator) -> Table:
+    table = Table(
+        "hospital", "state", "last sign of life", "agent", "certificate", title="Hospitals", title_justify="left"
+    )
+    now = coordinator.now()
+    with reading(coordinator.store) as connection:
+        known = members.members(connection)
+    for member in known:
+        seen = "never" if member.last_seen_at is None else f"{member.last_seen_at:%Y-%m-%d %H:%M:%S}"
+        version = member.heartbeat.agent_version if member.heartbeat else ""
+        low = ", disk low" if member.heartbeat and member.heartbeat.disk_low else ""
+        left = (
+            "" if member.certificate_expires_at is None else f"{(member.certificate_expires_at - now).days} days left"
+        )
+        note = f"wardround admit {member.silo} --fingerprint ..." if member.state in {"waiting", "renewing"} else ""
+        table.add_row(
+            member.silo, f"{member.state} {note}".strip(), seen if member.is_live(now) else f"{seen} (silent)",
+            version + low, left,
+        )  # fmt: skip
+    return table
+
+
+def _studies(coordinator: Coordinator) -> Table:
+    table = Table("plan", "study", "state", "approvals", "rounds", "AUROC", title="Studies", title_justify="left")
+    with reading(coordinator.store) as connection:
+        for study in studies.every(connection):
+            desk = Desk(coordinator.key, coordinator.now, study.plan)
+            approved = desk.heard(connection, PlanApproved.kind, study.study)
+            records = rounds.committed(connection, study.study)
+            metrics = records[-1].metrics if records else None
+            auroc = "" if metrics is None or metrics.auroc is None else f"{metrics.auroc:.3f}"
+            table.add_row(
+                study.label, study.study, study.state, f"{len(approved)} of {len(study.plan.hospitals)}",
+                f"{len(records)} of {study.plan.training.rounds}", auroc,
+            )  # fmt: skip
+    return table

@@ -1,0 +1,114 @@
+"""The words people read in Prefect and MLflow: markdown made from committed rounds. Pure text in, text out."""
+
+from collections.abc import Sequence
+
+from flows.engine import HEADLINES, Reason
+from flows.records import RoundRecord
+from flows.store.studies import Study
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"  # noqa: RUF001 - an en dash is how "no value" is printed
+
+
+def size(count: float) -> str:
+    """Bytes for people, in powers of ten."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def round_title(number_: int, of: int) -> str:
+    width = len(str(of))
+    return f"round {number_:0{max(2, width)}d} of {of}"
+
+
+def counts(record: RoundRecord) -> str:
+    """The three counts that belong to every round."""
+    return f"{len(record.registered)} registered, {len(record.ready)} ready, {len(record.contributing)} contributing"
+
+
+def partial_message(record: RoundRecord) -> str:
+    """What a named state says when hospitals were missing."""
+    absent = ", ".join(f"{silo} ({code})" for silo, code in sorted(record.absent.items()))
+    return f"{len(record.contributing)} of {len(record.registered)} hospitals contributed; without {absent}"
+
+
+def rounds_table(records: Sequence[RoundRecord]) -> str:
+    rows = [
+        "| round | training loss | loss | AUROC | accuracy | patients' images evaluated | registered / ready / "
+        "contributing | seconds |",
+        "|---:|---:|---:|---:|---:|---:|:---:|---:|",
+    ]
+    for record in records:
+        metrics = record.metrics
+        rows.append(
+            f"| {record.round} | {number(record.train_loss)} | {number(metrics.loss if metrics else None)} "
+            f"| {number(metrics.auroc if metrics else None)} | {number(metrics.accuracy if metrics else None)} "
+            f"| {metrics.count if metrics else '–'} "  # noqa: RUF001
+            f"| {len(record.registered)} / {len(record.ready)} / {len(record.contributing)} "
+            f"| {record.timing.total:.1f} |"
+        )
+    return "\n".join(rows)
+
+
+def round_page(study: Study, record: RoundRecord) -> str:
+    """One round: the result in a sentence, who took part, where the time went."""
+    metrics = record.metrics
+    result = (
+        f"Loss {number(metrics.loss)}, AUROC {number(metrics.auroc, 3)}, accuracy {number(metrics.accuracy, 3)} on "
+        f"{metrics.count} held-back images of all hospitals together."
+        if metrics
+        else "The new model was not evaluated: too few hospitals answered in time."
+    )
+    lines = [
+        f"# {study.label} · {round_title(record.round, study.plan.training.rounds)}",
+        "",
+        result,
+        "",
+        f"**{counts(record)}** – closed because {HEADLINES[Reason(record.train.reason)]}.",  # noqa: RUF001
+        "",
+        "| hospital | in the sum | sent | received |",
+        "|---|---|---:|---:|",
+    ]
+    for silo in record.registered:
+        standing = "yes" if silo in record.contributing else f"no: {record.absent.get(silo, 'LATE')}"
+        traffic = record.traffic.get(silo)
+        moved = f"{size(traffic.up)} | {size(traffic.down)}" if traffic else "– | –"  # noqa: RUF001
+        lines.append(f"| {silo} | {standing} | {moved} |")
+    timing = record.timing
+    lines += [
+        "",
+        f"Seconds: training {timing.training:.1f}, transport {timing.transport:.1f}, aggregation "
+        f"{timing.aggregation:.1f}, evaluation {timing.evaluation:.1f}, total {timing.total:.1f}.",
+        "",
+        f"Model `{record.model_in[:19]}…` → `{record.model_out.digest[:19]}…`",
+    ]
+    return "\n".join(lines)
+
+
+def study_page(study: Study, records: Sequence[RoundRecord], mlflow_link: str | None) -> str:
+    """The study so far, as a newcomer should find it."""
+    plan = study.plan
+    done = f"{len(records)} of {plan.training.rounds} rounds committed"
+    lines = [
+        f"# {plan.purpose.title}",
+        "",
+        f"Study `{study.study}`, plan **{study.label}**: {done}. {len(plan.hospitals)} hospitals train "
+        f"{plan.model.name}@{plan.model.version} to tell {' from '.join(plan.labels.classes)}; "
+        f"at least {plan.aggregation.quorum} of them in every sum.",
+        "",
+    ]
+    if records and records[-1].metrics:
+        last = records[-1].metrics
+        lines += [
+            f"**Now: AUROC {number(last.auroc, 3)}, accuracy {number(last.accuracy, 3)}, loss {number(last.loss)}** "
+            f"({last.count} held-back images).",
+            "",
+        ]
+    if mlflow_link:
+        lines += [f"Metrics, model and plan in MLflow: [{study.study}]({mlflow_link})", ""]
+    privacy = "**Privacy noise: none** – this plan gives no mathematical guarantee per patient."  # noqa: RUF001
+    return "\n".join([*lines, rounds_table(records), "", privacy, "", f"Plan digest `{study.plan_digest}`"])

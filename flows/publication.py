@@ -1,0 +1,72 @@
+"""From a study.toml to a published study: keys pinned, model built once, plan offered to the hospitals."""
+
+import tomllib
+from typing import Any
+
+from boundary.errors import InvalidPlan
+from boundary.messages import PlanProposed
+from boundary.names import COORDINATOR
+from boundary.plan import StudyPlan, parse_plan, plan_from_toml
+from boundary.roster import read_roster
+from boundary.tensors import flatten, manifest_of, pack
+from flows.coordinator import Coordinator
+from flows.desk import Desk
+from flows.records import ModelStart
+from flows.store import holdings, members, studies
+from flows.store.database import reading, writing
+
+
+def pinned(coordinator: Coordinator, text: str) -> StudyPlan:
+    """Parse a plan; hospitals given by name only get the keys of the present roster. Raises `InvalidPlan`.
+
+    The plan that is published and approved always has the keys in it.
+    """
+    try:
+        value: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as why:
+        raise InvalidPlan(f"not TOML: {why}") from why
+    hospitals = value.get("hospitals")
+    if not isinstance(hospitals, list) or not all(isinstance(one, str) for one in hospitals):
+        return plan_from_toml(text)
+    with reading(coordinator.store) as connection:
+        data = members.current_roster(connection)
+    known = {} if data is None else {c.party: c for c in read_roster(data, coordinator.key.public).roster.members}
+    strangers = sorted(set(hospitals) - set(known))
+    if strangers:
+        raise InvalidPlan(f"hospitals: {', '.join(strangers)} not on the roster: invite and admit them first")
+    value["hospitals"] = [{"silo": silo, "signing_key": known[silo].signing_key} for silo in hospitals]
+    return parse_plan(value)
+
+
+def publish(coordinator: Coordinator, plan: StudyPlan) -> studies.Study:
+    """Build the initial model, keep the study, offer the plan to its hospitals. Again is harmless."""
+    from models.catalogue import check_input_size, entry_of
+    from models.parameters import initial_tensors
+
+    entry_of(plan.model)
+    check_input_size(plan.model, plan.preprocessing.size)
+    with reading(coordinator.store) as connection:
+        Desk(coordinator.key, coordinator.now, plan).roster(connection)
+        known = {study.label for study in studies.every(connection)}
+    if plan.label in known:
+        with writing(coordinator.store) as connection:
+            study = studies.find(connection, plan.label)
+            studies.publish(connection, plan, study.model, coordinator.now())  # refuses another plan of this name
+    else:
+        tensors = initial_tensors(plan.model, len(plan.labels.classes))
+        manifest = manifest_of(tensors)
+        initial = coordinator.blobs.put_bytes(pack(flatten(tensors, manifest), manifest))
+        with writing(coordinator.store) as connection:
+            holdings.record(connection, initial, owner=COORDINATOR, now=coordinator.now())
+            studies.publish(connection, plan, ModelStart(manifest=manifest, initial=initial), coordinator.now())
+            study = studies.find(connection, plan.label)
+    propose(coordinator, study)
+    return study
+
+
+def propose(coordinator: Coordinator, study: studies.Study) -> None:
+    """Offer the plan to every hospital it names. Offering again is harmless."""
+    desk = Desk(coordinator.key, coordinator.now, study.plan)
+    with writing(coordinator.store) as connection:
+        for silo in study.plan.silos:
+            desk.tell(connection, silo, PlanProposed(study=study.study, plan=study.plan))

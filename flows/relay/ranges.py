@@ -1,0 +1,197 @@
+"""Blobs over the wire: up in ranges that resume where a cut left them, down as one HTTP range."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Annotated, BinaryIO
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.background import BackgroundTask
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+
+from boundary.api import MAX_RANGE_BYTES, BlobState
+from boundary.errors import BoundaryError
+from boundary.messages import BlobRef
+from boundary.names import DIGEST_PATTERN
+from flows.relay.auth import signed_body, signed_range
+from flows.relay.limits import pieces_of, swallow
+from flows.relay.parts import Parts, Tools
+from flows.relay.refusals import TooSlow, UnknownBlob, UnservableRange
+from flows.relay.wire import answer
+from flows.store import holdings
+from flows.store.database import noting, reading, writing
+from flows.store.uploads import RangeWriter, StorageFull
+
+PIECE_BYTES = 1024 * 1024  # handed to the disk and the hash at once: fewer changes of thread, 2 pieces in memory
+_RANGE = re.compile(r"bytes=(\d{1,15})-(\d{0,15})")
+
+DigestPath = Annotated[str, Path(pattern=DIGEST_PATTERN)]
+router = APIRouter()
+
+
+@router.get("/v1/blobs/{digest}/state", response_model=BlobState)
+async def blob_state(digest: DigestPath, request: Request, parts: Tools) -> Response:
+    """How much of this blob the relay has from you. What others have sent is not told."""
+    party, _ = await signed_body(request, parts, 0)
+    return answer(await run_in_threadpool(_state, parts, party, digest))
+
+
+@router.put(
+    "/v1/blobs/{digest}",
+    response_model=BlobState,
+    openapi_extra={
+        "requestBody": {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+    },
+)
+async def put_range(
+    digest: DigestPath,
+    offset: Annotated[int, Query(ge=0)],
+    size: Annotated[int, Query(ge=1, le=2**33)],
+    request: Request,
+    parts: Tools,
+) -> Response:
+    """The bytes of a blob of `size` bytes from `offset` on. An empty body finishes an upload that is all there."""
+    try:
+        party = await signed_range(request, parts)
+        blob = BlobRef(digest=digest, size=size)
+        state = await run_in_threadpool(_state, parts, party, digest)
+        if state.complete:
+            await swallow(request, MAX_RANGE_BYTES)
+        else:
+            writer = await run_in_threadpool(parts.uploads.begin, party, blob, offset, parts.clock())
+            state = await _receive(request, parts, party, blob, writer)
+    except (BoundaryError, StorageFull):
+        await swallow(request, MAX_RANGE_BYTES)
+        raise
+    return answer(state)
+
+
+@router.get(
+    "/v1/blobs/{digest}", response_class=Response, responses={200: {"content": {"application/octet-stream": {}}}}
+)
+async def get_blob(digest: DigestPath, request: Request, parts: Tools) -> Response:
+    """The blob, or one range of it: for the hospital that put it here, and for whom a message with it was sent to."""
+    party, _ = await signed_body(request, parts, 0)
+    size = await run_in_threadpool(_readable_size, parts, party, digest)
+    start, stop = range_of(request.headers.get("range"), size)
+    file = await run_in_threadpool(parts.blobs.open, digest)
+    sent = _Tally()
+    headers = {"content-length": str(stop - start), "accept-ranges": "bytes", "etag": f'"{digest}"'}
+    if stop - start < size:
+        headers["content-range"] = f"bytes {start}-{stop - 1}/{size}"
+    return StreamingResponse(
+        _pieces(file, start, stop, sent),
+        status_code=206 if stop - start < size else 200,
+        headers=headers,
+        media_type="application/octet-stream",
+        background=BackgroundTask(_count_down, parts, party, digest, sent),
+    )
+
+
+def range_of(header: str | None, size: int) -> tuple[int, int]:
+    """[start, stop) of a Range header (RFC 9110, 14.2), one plain range only; raises `UnservableRange`."""
+    if header is None:
+        return 0, size
+    match = _RANGE.fullmatch(header)
+    if match is None:
+        raise UnservableRange("only one range in the form bytes=<first>-<last> is served")
+    start = int(match[1])
+    stop = min(size, int(match[2]) + 1) if match[2] else size
+    if start >= stop:
+        raise UnservableRange(f"the blob has {size} bytes")
+    return start, stop
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Bytes handed to the connection so far."""
+
+    count: int = field(default=0)
+
+
+async def _receive(request: Request, parts: Parts, party: str, blob: BlobRef, writer: RangeWriter) -> BlobState:
+    """While one piece is written and hashed in a thread, the next one arrives. What arrived before a cut is kept."""
+    start = writer.offset
+    writing_now: asyncio.Future[None] | None = None
+    pieces: list[bytes] = []
+    try:
+        async for piece in pieces_of(request, MAX_RANGE_BYTES):
+            pieces.append(piece)
+            if sum(map(len, pieces)) >= PIECE_BYTES:
+                if writing_now is not None:
+                    await writing_now
+                writing_now, pieces = asyncio.ensure_future(run_in_threadpool(writer.write, pieces)), []
+        if writing_now is not None:
+            await writing_now
+        return await run_in_threadpool(_finish, parts, party, blob, writer, pieces)
+    except (ClientDisconnect, TooSlow):
+        if writing_now is not None:
+            await writing_now
+        await run_in_threadpool(writer.write, pieces)
+        raise
+    finally:
+        if writing_now is not None:
+            await asyncio.wait([writing_now])
+            writing_now.exception()  # it was raised above, or something earlier was
+        await run_in_threadpool(_let_go, parts, party, blob, writer, start)
+
+
+def _finish(parts: Parts, party: str, blob: BlobRef, writer: RangeWriter, pieces: list[bytes]) -> BlobState:
+    writer.write(pieces)
+    state = writer.finish()
+    if state.complete:
+        with writing(parts.engine) as connection:
+            holdings.record(connection, blob, owner=party, now=parts.clock())
+    return state
+
+
+def _let_go(parts: Parts, party: str, blob: BlobRef, writer: RangeWriter, start: int) -> None:
+    writer.close()
+    with noting(parts.engine) as connection:
+        holdings.moved(connection, party, blob.digest, up=writer.offset - start)
+
+
+def _state(parts: Parts, party: str, digest: str) -> BlobState:
+    with reading(parts.engine) as connection:
+        mine = holdings.may_read(connection, digest, party)
+    return parts.uploads.state(party, digest, complete=mine)
+
+
+def _readable_size(parts: Parts, party: str, digest: str) -> int:
+    with reading(parts.engine) as connection:
+        mine = holdings.may_read(connection, digest, party)
+    size = parts.blobs.size(digest) if mine else None
+    if size is None:
+        raise UnknownBlob("there is no such blob for you here: wait for the message that names it")
+    return size
+
+
+async def _pieces(file: BinaryIO, start: int, stop: int, sent: _Tally) -> AsyncIterator[bytes]:
+    """While one piece goes out, the next one is read. Nothing is hashed: the reader checks the digest."""
+
+    def read(length: int) -> bytes:
+        return file.read(length)
+
+    try:
+        await run_in_threadpool(file.seek, start)
+        left = stop - start
+        upcoming = asyncio.ensure_future(run_in_threadpool(read, min(left, PIECE_BYTES)))
+        while left:
+            piece = await upcoming
+            if not piece:
+                raise EOFError("a stored blob became shorter")
+            left -= len(piece)
+            upcoming = asyncio.ensure_future(run_in_threadpool(read, min(left, PIECE_BYTES)))
+            yield piece
+            sent.count += len(piece)
+        await upcoming
+    finally:
+        file.close()
+
+
+def _count_down(parts: Parts, party: str, digest: str, sent: _Tally) -> None:
+    with noting(parts.engine) as connection:
+        holdings.moved(connection, party, digest, down=sent.count)

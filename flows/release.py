@@ -1,0 +1,64 @@
+"""The released model: the catalogue's network with the last global weights, exported without any pickle."""
+
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from boundary.tensors import unflatten, unpack
+from flows.records import RoundRecord
+from flows.store.studies import Study
+
+# what one needs to load the exported program; given, because inferring them takes MLflow half a minute
+REQUIREMENTS = ["torch==2.13.0"]
+
+
+def log_global_model(
+    client: Any, run: str, study: Study, record: RoundRecord, open_blob: Callable[[str], BinaryIO]
+) -> str:
+    """Log and register; returns the version. A study that was registered before keeps its version."""
+    import mlflow
+    import numpy as np
+    import torch
+    from mlflow.models import infer_signature
+
+    from models.catalogue import build
+    from models.parameters import load_tensors
+
+    plan = study.plan
+    known = client.search_model_versions(f"name = '{plan.name}'")
+    for version in known:
+        if version.tags.get("wardround.study") == study.study:
+            return str(version.version)
+    with open_blob(record.model_out.digest) as source:
+        weights = unpack(source.read(), study.model.manifest)
+    module = build(plan.model, len(plan.labels.classes))
+    load_tensors(module, unflatten(weights, study.model.manifest))
+    module.eval()
+    example = np.zeros((2, 1, *plan.preprocessing.size), dtype=np.float32)
+    with torch.inference_mode():
+        output = module(torch.from_numpy(example)).numpy()
+    with mlflow.start_run(run_id=run):
+        mlflow.pytorch.log_model(
+            module,
+            name="model",
+            serialization_format="pt2",
+            input_example=example,
+            signature=infer_signature(example, output),
+            registered_model_name=plan.name,
+            pip_requirements=REQUIREMENTS,
+        )
+    newest = max(client.search_model_versions(f"name = '{plan.name}'"), key=lambda one: int(one.version))
+    tags = {
+        "wardround.study": study.study,
+        "wardround.plan_digest": study.plan_digest,
+        "wardround.model_digest": record.model_out.digest,
+        "wardround.round": str(record.round),
+    }
+    for key, value in tags.items():
+        client.set_model_version_tag(plan.name, newest.version, key, value)
+    client.update_model_version(
+        plan.name,
+        newest.version,
+        f"Global model of study {study.study} ({study.label}) after round {record.round}. "
+        f"Trained with privacy noise: {plan.privacy.mechanism}. Weights {record.model_out.digest}.",
+    )
+    return str(newest.version)

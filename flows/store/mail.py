@@ -1,0 +1,136 @@
+"""Envelopes between the parties.
+
+The first one in its slot counts, for ever: a retry is harmless, a change of mind is refused and shows. Posting what
+names a blob also gives its recipient the right to fetch that blob.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, func, insert, select
+
+from boundary.api import MAX_ENVELOPES_PER_POLL, Delivery
+from boundary.canonical import Digest
+from boundary.envelope import Envelope
+from boundary.errors import PeerFault
+from boundary.messages import (
+    AnyMessage,
+    BlobRef,
+    CohortClosed,
+    Contribution,
+    PlanApproved,
+    PlanDeclined,
+    PlanProposed,
+    Ready,
+    Refused,
+    RoundCommitted,
+    StudyClosed,
+    WorkOrder,
+    slot_of,
+    study_of,
+)
+from flows.store import holdings
+from flows.store.schema import envelopes
+
+MAX_INBOX_BYTES = 4 * 1024 * 1024  # of envelopes in one answer; one envelope always fits
+
+
+class SlotTaken(PeerFault):
+    """Another envelope of this kind was posted for this slot before; this one was not kept."""
+
+    code = "SLOT_TAKEN"
+
+    def __init__(self, kind: str, slot: str) -> None:
+        super().__init__(f"another {kind} was posted for {slot} before: send that one again, or nothing")
+        self.kind, self.slot = kind, slot
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """The receipt. `fresh` is False when the very same envelope was there already."""
+
+    digest: Digest
+    fresh: bool
+
+
+def post(connection: Connection, envelope: Envelope, *, now: datetime) -> Posted:
+    """Keep a verified or freshly signed envelope. Raises `SlotTaken` or `BlobMissing`; then nothing was kept."""
+    slot, kind, identity = slot_of(envelope.message), envelope.message.kind, envelope.digest
+    place = (
+        envelopes.c.recipient == envelope.recipient,
+        envelopes.c.kind == kind,
+        envelopes.c.slot == slot,
+        envelopes.c.sender == envelope.sender,
+    )
+    before = connection.execute(select(envelopes.c.digest).where(*place)).scalar()
+    if before is not None:
+        if before != identity:
+            raise SlotTaken(kind, slot)
+        return Posted(identity, fresh=False)
+    blob = blob_of(envelope.message)
+    if blob is not None:
+        holdings.grant(connection, blob, giver=envelope.sender, reader=envelope.recipient)
+    connection.execute(
+        insert(envelopes).values(
+            digest=identity,
+            sender=envelope.sender,
+            recipient=envelope.recipient,
+            kind=kind,
+            study=study_of(envelope.message),
+            slot=slot,
+            posted_at=now,
+            data=envelope.data,
+        )
+    )
+    return Posted(identity, fresh=True)
+
+
+def blob_of(message: AnyMessage) -> BlobRef | None:
+    """The blob a message hands to its recipient."""
+    match message:
+        case Contribution():
+            return message.vector
+        case WorkOrder() | RoundCommitted():
+            return message.model
+        case PlanProposed() | PlanApproved() | PlanDeclined() | Ready() | CohortClosed() | Refused() | StudyClosed():
+            return None
+
+
+def inbox(
+    connection: Connection, recipient: str, *, after: int, limit: int = MAX_ENVELOPES_PER_POLL
+) -> tuple[Delivery, ...]:
+    """What came for `recipient` behind `after`, in order: at most `limit` and about `MAX_INBOX_BYTES`."""
+    mine = (envelopes.c.recipient == recipient, envelopes.c.sequence > after)
+    sizes = select(envelopes.c.sequence, func.length(envelopes.c.data)).where(*mine).order_by(envelopes.c.sequence)
+    last, total = after, 0
+    for sequence, size in connection.execute(sizes.limit(limit)).all():
+        total += size
+        if last > after and total > MAX_INBOX_BYTES:
+            break
+        last = sequence
+    found = (
+        select(envelopes.c.sequence, envelopes.c.data)
+        .where(*mine, envelopes.c.sequence <= last)
+        .order_by(envelopes.c.sequence)
+    )
+    return tuple(Delivery(sequence=at, envelope=bytes(data)) for at, data in connection.execute(found))
+
+
+def said(connection: Connection, recipient: str, kind: str, slot: str) -> dict[str, bytes]:
+    """The envelopes of one kind and slot, by sender."""
+    found = select(envelopes.c.sender, envelopes.c.data).where(
+        envelopes.c.recipient == recipient, envelopes.c.kind == kind, envelopes.c.slot == slot
+    )
+    return {sender: bytes(data) for sender, data in connection.execute(found.order_by(envelopes.c.sequence))}
+
+
+def latest_sequence(connection: Connection) -> int:
+    """0 before the first."""
+    found: int = connection.execute(select(func.coalesce(func.max(envelopes.c.sequence), 0))).scalar_one()
+    return found
+
+
+def recipients_after(connection: Connection, after: int) -> frozenset[str]:
+    """For whom something came behind `after`."""
+    found = select(envelopes.c.recipient).where(envelopes.c.sequence > after).distinct()
+    return frozenset(connection.execute(found).scalars())

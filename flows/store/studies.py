@@ -1,0 +1,159 @@
+"""Studies in the store: published once, driven by one flow run at a time, each change with its audit entry."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, Row, insert, select, update
+
+from boundary.canonical import parse_json
+from boundary.names import COORDINATOR
+from boundary.plan import StudyPlan, digest_of, plan_from_json, study_id, to_json
+from compliance.trail import PlanPublished, StudyDriven, StudyEnded
+from flows.records import ModelStart, to_bytes
+from flows.store import audit
+from flows.store.schema import studies
+
+
+class StudyUnknown(LookupError):
+    """No study of that name was published."""
+
+    def __init__(self, wanted: str, known: list[str]) -> None:
+        there = ", ".join(known) or "none: publish one with `wardround plan publish study.toml`"
+        super().__init__(f"no plan {wanted!r}; published: {there}")
+
+
+class AlreadyPublished(ValueError):
+    """Another plan bears this name and revision."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__(f"{label} was published before with other content: raise `revision` in the plan")
+
+
+class DrivenElsewhere(RuntimeError):
+    """Another flow run drives this study, and it is alive."""
+
+    def __init__(self, study: str, driver: str, until: datetime) -> None:
+        super().__init__(
+            f"{study} is being run by {driver} (its lease runs to {until:%H:%M:%S} UTC): wait for it or cancel it"
+        )
+
+
+class NoLongerDriver(RuntimeError):
+    """Another flow run has taken over; this one must not write any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A published plan and where it stands."""
+
+    study: str
+    label: str
+    plan: StudyPlan
+    plan_digest: str
+    model: ModelStart
+    state: str
+    driver: str | None
+    driver_until: datetime | None
+    published_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Reins:
+    """The right to write to a study: valid until somebody else's fence is higher."""
+
+    study: str
+    driver: str
+    fence: int
+
+
+def publish(connection: Connection, plan: StudyPlan, model: ModelStart, now: datetime) -> bool:
+    """Whether it is new. Publishing the same plan again changes nothing; raises `AlreadyPublished`."""
+    digest = digest_of(plan)
+    known = connection.execute(select(studies.c.plan_digest).where(studies.c.label == plan.label)).scalar()
+    if known == digest:
+        return False
+    if known is not None:
+        raise AlreadyPublished(plan.label)
+    connection.execute(
+        insert(studies).values(
+            study=study_id(plan),
+            plan_digest=digest,
+            label=plan.label,
+            plan=to_json(plan),
+            model=to_bytes(model),
+            state="proposed",
+            published_at=now,
+            driver_fence=0,
+        )
+    )
+    audit.append(connection, PlanPublished(study=study_id(plan), plan_digest=digest), actor=COORDINATOR, now=now)
+    return True
+
+
+def every(connection: Connection) -> list[Study]:
+    return [_study(row) for row in connection.execute(select(studies).order_by(studies.c.published_at))]
+
+
+def find(connection: Connection, wanted: str) -> Study:
+    """By label, study or digest; raises `StudyUnknown`."""
+    column = studies.c.label if "@" in wanted else studies.c.plan_digest if ":" in wanted else studies.c.study
+    row = connection.execute(select(studies).where(column == wanted)).one_or_none()
+    if row is None:
+        raise StudyUnknown(wanted, [study.label for study in every(connection)])
+    return _study(row)
+
+
+def take_reins(connection: Connection, study: str, driver: str, now: datetime, lease: timedelta) -> Reins:
+    """Become the study's driver; raises `DrivenElsewhere` while another one's lease lasts."""
+    row = connection.execute(select(studies).where(studies.c.study == study)).one()
+    if row.driver is not None and row.driver != driver and row.driver_until is not None and row.driver_until > now:
+        raise DrivenElsewhere(study, row.driver, row.driver_until)
+    fence = row.driver_fence + 1
+    state = "running" if row.state == "proposed" else row.state
+    connection.execute(
+        update(studies)
+        .where(studies.c.study == study)
+        .values(driver=driver, driver_until=now + lease, driver_fence=fence, state=state)
+    )
+    audit.append(connection, StudyDriven(study=study, fence=fence), actor=COORDINATOR, now=now)
+    return Reins(study, driver, fence)
+
+
+def hold(connection: Connection, reins: Reins, now: datetime, lease: timedelta) -> None:
+    """Renew the lease; raises `NoLongerDriver`."""
+    check(connection, reins)
+    connection.execute(update(studies).where(studies.c.study == reins.study).values(driver_until=now + lease))
+
+
+def check(connection: Connection, reins: Reins) -> None:
+    """First thing in every write of a driver: raises `NoLongerDriver` if another one has taken over."""
+    fence = connection.execute(select(studies.c.driver_fence).where(studies.c.study == reins.study)).scalar_one()
+    if fence != reins.fence:
+        raise NoLongerDriver(f"{reins.study} is driven by another flow run now; this one stops")
+
+
+def let_go(connection: Connection, reins: Reins) -> None:
+    """Give the study back, so that the next run need not wait for the lease."""
+    connection.execute(
+        update(studies)
+        .where(studies.c.study == reins.study, studies.c.driver_fence == reins.fence)
+        .values(driver=None, driver_until=None)
+    )
+
+
+def end(connection: Connection, reins: Reins, reason: str, now: datetime) -> None:
+    """No more rounds. Ending twice changes nothing."""
+    check(connection, reins)
+    state = connection.execute(select(studies.c.state).where(studies.c.study == reins.study)).scalar_one()
+    if state == "finished":
+        return
+    connection.execute(update(studies).where(studies.c.study == reins.study).values(state="finished"))
+    audit.append(connection, StudyEnded(study=reins.study, reason=reason), actor=COORDINATOR, now=now)
+
+
+def _study(row: Row[tuple[object, ...]]) -> Study:
+    plan = plan_from_json(parse_json(bytes(row.plan)))
+    model = ModelStart.model_validate(parse_json(bytes(row.model)))
+    return Study(
+        row.study, row.label, plan, row.plan_digest, model, row.state, row.driver, row.driver_until, row.published_at
+    )

@@ -1,0 +1,72 @@
+"""What can go wrong with a model. As in `boundary`, the stable `code` may leave the hospital, the sentence never."""
+
+
+class ModelError(Exception):
+    """Root of everything `models` raises on purpose. A plain `ValueError` is a mistake in the calling code."""
+
+    code = "MODEL"
+
+
+class UnknownModel(ModelError):
+    """A plan names a network or a version that is not in this installation's catalogue."""
+
+    code = "UNKNOWN_MODEL"
+
+    def __init__(self, name: str, version: int, known: tuple[str, ...]) -> None:
+        super().__init__(f"no model {name} v{version} here; there is {', '.join(known)}")
+        self.name, self.version, self.known = name, version, known
+
+
+class InputTooSmall(ModelError):
+    """The plan's image size is below what the network can halve down to a feature map."""
+
+    code = "INPUT_TOO_SMALL"
+
+    def __init__(self, label: str, size: tuple[int, int], smallest: int) -> None:
+        height, width = size
+        super().__init__(f"{label} needs {smallest} x {smallest} pixels or more, the plan has {height} x {width}")
+        self.label, self.size, self.smallest = label, size, smallest
+
+
+class UnsharedState(ModelError):
+    """A network keeps state that an exchange of its parameters alone would lose, or not carry exactly."""
+
+    code = "UNSHARED_STATE"
+
+
+class WrongTensors(ModelError):
+    """Tensors whose names, shapes or dtypes are not those of the network."""
+
+    code = "WRONG_TENSORS"
+
+
+class NoImages(ModelError):
+    """Nothing to train on, or a sum over no image at all."""
+
+    code = "NO_IMAGES"
+
+
+class NonFiniteLogits(ModelError):
+    """The network answered NaN or infinity: its weights have diverged."""
+
+    code = "NON_FINITE_LOGITS"
+
+
+class NonFiniteLoss(ModelError):
+    """Local training diverged. The module's weights are of no use and must be dropped."""
+
+    code = "NON_FINITE_LOSS"
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"the loss is not finite at step {step}")
+        self.step = step
+
+
+class TrainingCancelled(ModelError):
+    """Somebody asked training to stop. The module holds a half-trained state that must be dropped."""
+
+    code = "TRAINING_CANCELLED"
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(f"cancelled after {steps} steps")
+        self.steps = steps

@@ -1,0 +1,176 @@
+"""What happens in a hospital between two global models: plain local training, and evaluation.
+
+Nothing here is private. Per-patient DP-SGD will stand beside `train` as another `LocalTraining`.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from boundary.plan import Training
+from models.errors import NoImages, NonFiniteLoss, TrainingCancelled
+from models.metrics import MetricLayout, Vector, measure
+
+
+@dataclass(frozen=True, eq=False)
+class LocalData:
+    """A hospital's preprocessed images: float32 [n, 1, h, w], labels int64 [n], patient numbers int64 [n].
+
+    `images` may be memory-mapped: only the rows of one batch are read at a time. Patient numbers only say
+    which images belong together; they mean nothing outside. Raises `ValueError` if the arrays do not match.
+    """
+
+    images: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    patients: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.shape[1] != 1 or self.images.dtype != np.float32:
+            raise ValueError(f"images: {self.images.dtype}{self.images.shape}, not float32 [n, 1, h, w]")
+        for name, column in (("labels", self.labels), ("patients", self.patients)):
+            if column.shape != (len(self.images),) or column.dtype != np.int64:
+                raise ValueError(f"{name}: {column.dtype}{column.shape}, not int64 [{len(self.images)}]")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOutcome:
+    """What training did. `mean_loss` in nats, over all images seen, each before its step."""
+
+    steps: int
+    images_seen: int
+    mean_loss: float
+
+
+def _never() -> bool:
+    return False
+
+
+class LocalTraining(Protocol):
+    """One way to train `module` in place on local data; `on_step` hears (steps done, steps planned)."""
+
+    def __call__(
+        self,
+        module: nn.Module,
+        data: LocalData,
+        training: Training,
+        *,
+        seed: int,
+        on_step: Callable[[int, int], None],
+        should_stop: Callable[[], bool] = ...,
+        device: str = ...,
+    ) -> TrainingOutcome: ...
+
+
+def train(
+    module: nn.Module,
+    data: LocalData,
+    training: Training,
+    *,
+    seed: int,
+    on_step: Callable[[int, int], None],
+    should_stop: Callable[[], bool] = _never,
+    device: str = "cpu",
+) -> TrainingOutcome:
+    """Train in place with the plan's optimiser, its state fresh; the module stays on `device`.
+
+    On the CPU the result is a function of weights, data, plan, seed and number of threads; on CUDA no two runs are
+    the same to the bit (seen on an H200), so a retry must send the stored answer. Raises `NoImages`,
+    `TrainingCancelled` if `should_stop` says so before a step, `NonFiniteLoss`; the module is then of no use.
+    """
+    if len(data) == 0:
+        raise NoImages("there is no image to train on")
+    module.to(device).train()
+    optimizer = optimizer_for(module, training)
+    planned, seen, loss_sum = planned_steps(len(data), training), 0, 0.0
+    for step, rows in enumerate(batches(len(data), training, seed), start=1):
+        if should_stop():
+            raise TrainingCancelled(step - 1)
+        loss_sum += len(rows) * _step(module, optimizer, *batch(data, rows, device), number=step)
+        seen += len(rows)
+        on_step(step, planned)
+    if not all(torch.isfinite(parameter).all() for parameter in module.parameters()):
+        raise NonFiniteLoss(planned)  # the last step's gradient was not finite
+    return TrainingOutcome(steps=planned, images_seen=seen, mean_loss=loss_sum / seen)
+
+
+def evaluate(
+    module: nn.Module,
+    data: LocalData,
+    layout: MetricLayout,
+    batch_size: int = 256,
+    *,
+    should_stop: Callable[[], bool] = _never,
+    device: str = "cpu",
+) -> Vector:
+    """The metric vector, float64 [layout.size], of the module on all of `data`; zeros if it is empty.
+
+    The weights are not changed; the module stays on `device`. Raises `NonFiniteLogits`, `TrainingCancelled`.
+    """
+    was_training = module.training
+    module.to(device).eval()
+    total = np.zeros(layout.size)
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(data), batch_size):
+                if should_stop():
+                    raise TrainingCancelled(start // batch_size)
+                rows = np.arange(start, min(start + batch_size, len(data)))
+                images, _ = batch(data, rows, device)
+                total += measure(module(images).cpu().numpy(), data.labels[rows], layout)
+    finally:
+        module.train(was_training)
+    return total
+
+
+def planned_steps(count: int, training: Training) -> int:
+    """Steps that `count` images give: every epoch ends with a smaller batch if they do not divide."""
+    return min(training.local_epochs * math.ceil(count / training.batch_size), training.max_steps)
+
+
+def batches(count: int, training: Training, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Row numbers of each step: every epoch all rows, in a new order that the seed decides."""
+    return islice(_epochs(count, training, seed), training.max_steps)
+
+
+def batch(data: LocalData, rows: NDArray[np.int64], device: str) -> tuple[Tensor, Tensor]:
+    """Copy some rows to the device: images float32 [b, 1, h, w], labels int64 [b]."""
+    return torch.from_numpy(data.images[rows]).to(device), torch.from_numpy(data.labels[rows]).to(device)
+
+
+def optimizer_for(module: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """Adam with torch's defaults (Kingma & Ba 2015), or SGD without momentum; fused, one kernel for all tensors."""
+    match training.optimizer:
+        case "adam":
+            return torch.optim.Adam(module.parameters(), lr=training.learning_rate, fused=True)
+        case "sgd":
+            return torch.optim.SGD(module.parameters(), lr=training.learning_rate, fused=True)
+
+
+def _epochs(count: int, training: Training, seed: int) -> Iterator[NDArray[np.int64]]:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(training.local_epochs):
+        order: NDArray[np.int64] = torch.randperm(count, generator=generator).numpy()
+        for start in range(0, count, training.batch_size):
+            yield order[start : start + training.batch_size]
+
+
+def _step(module: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, *, number: int) -> float:
+    """One optimiser step; returns the mean loss. A loss that is not finite never reaches the weights."""
+    loss = nn.functional.cross_entropy(module(images), labels)
+    value = loss.item()
+    if not math.isfinite(value):
+        raise NonFiniteLoss(number)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return value

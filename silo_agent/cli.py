@@ -1,0 +1,236 @@
+"""`silo-agent`: what hospital IT and the data steward type."""
+
+import asyncio
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from boundary.errors import BoundaryError
+from silo_agent.errors import AgentError, ConfigError
+from silo_agent.journal import Journal
+
+if TYPE_CHECKING:
+    from silo_agent.daemon import Surroundings
+    from silo_agent.outbound import Outbound
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="""The agent a hospital runs: it dials out to one address, trains on the hospital's own images, and lets
+    nothing leave but what its steward approved.
+
+    [bold]First time[/bold]: init → enrol INVITATION → run.
+    [bold]For each study[/bold]: plan list → plan show STUDY → plan approve STUDY.""",
+)
+plan_app = typer.Typer(no_args_is_help=True, help="Look at, approve or decline the plans that were proposed.")
+app.add_typer(plan_app, name="plan")
+
+StateOption = Annotated[
+    Path, typer.Option("--state", envvar="SILO_AGENT_STATE", help="The agent's state folder (mode 0700).")
+]
+PlanArgument = Annotated[str, typer.Argument(help="Study, plan digest, or NAME@REVISION as `plan list` shows them.")]
+DEFAULT_STATE = Path("/var/lib/silo-agent")
+
+
+def main() -> None:
+    """Entry point of `silo-agent`: one line and an exit code for every error we know."""
+    os.umask(0o077)
+    try:
+        app()
+    except AgentError as why:
+        sys.stderr.write(f"silo-agent: {why}\n")
+        raise SystemExit(why.exit_code) from why
+    except BoundaryError as why:
+        sys.stderr.write(f"silo-agent: {why.code}: {why}\n")
+        raise SystemExit(1) from why
+
+
+@app.command()
+def init(
+    site: Annotated[str, typer.Option(help="This hospital's short name, as the coordinator will list it.")],
+    dicom: Annotated[Path, typer.Option(help="Folder with the DICOM files of the first data set.")],
+    labels: Annotated[Path, typer.Option(help="CSV with the labels, keyed by SOP/Series/StudyInstanceUID.")],
+    dataset: Annotated[str, typer.Option(help="Name of the data set, as study plans ask for it.")] = "images",
+    threads: Annotated[int, typer.Option(help="Processor threads for training.")] = 2,
+    heartbeat: Annotated[float, typer.Option(help="Seconds between signs of life.")] = 10.0,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Make the state folder: keys that never leave it, and an agent.toml to look through."""
+    from silo_agent.config import CONFIG_NAME, load_config, starting_config
+    from silo_agent.state import StateFolder
+
+    for path, what in ((dicom, "the DICOM folder"), (labels, "the label table")):
+        if not path.exists():
+            raise ConfigError(f"{what} {path} does not exist")
+    folder = StateFolder(state)
+    text = starting_config(site, dataset, dicom.resolve(), labels.resolve(), threads=threads, heartbeat=heartbeat)
+    folder.create(secrets.token_bytes)
+    (state / CONFIG_NAME).write_text(text, "utf-8")
+    load_config(state)
+    typer.echo(f"made {state} for {site}")
+    typer.echo(f"fingerprint: {folder.identity.public.fingerprint}")
+    typer.echo("next: ask the coordinator for an invitation file, then `silo-agent enrol INVITATION`")
+
+
+@app.command()
+def enrol(
+    invitation: Annotated[Path, typer.Argument(help="The invitation file from the coordinator. Keep it secret.")],
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the coordinator to admit us.")] = 600.0,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Ask to be admitted. Both fingerprints are then compared by telephone, each side reading the other's."""
+    from boundary.identity import PublicIdentity
+    from silo_agent.config import load_config
+    from silo_agent.enrolment import Enrolment, read_invitation
+    from silo_agent.state import StateFolder
+
+    config, folder = load_config(state), StateFolder(state)
+    paper = read_invitation(invitation, config.site)
+    typer.echo(f"our fingerprint:         {folder.identity.public.fingerprint}")
+    typer.echo(f"coordinator fingerprint: {PublicIdentity(paper.coordinator_key).fingerprint}")
+    typer.echo(f"asking {paper.relay_url}; read both aloud over the telephone now, then the coordinator admits you")
+    admitted = asyncio.run(Enrolment(config, folder, paper, _world()).ask_and_wait(wait, lambda: None))
+    if not admitted:
+        raise ConfigError("not admitted yet: run the same command again later, nothing is lost")
+    typer.echo("admitted: start the agent with `silo-agent run`")
+
+
+@app.command()
+def run(
+    state: StateOption = DEFAULT_STATE,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also log to the terminal.")] = False,
+) -> None:
+    """Run the daemon: dial out, wait, work. SIGTERM or Ctrl-C ends it cleanly; it goes on where it stopped.
+
+    Exit codes: 2 configuration, 3 not enrolled, 4 wrong coordinator, 5 upgrade needed. Do not restart on these.
+    """
+    from silo_agent.config import load_config
+    from silo_agent.daemon import Agent
+    from silo_agent.state import StateFolder
+    from silo_agent.worker import Worker
+
+    config, folder = load_config(state), StateFolder(state)
+    _log_to(folder.log, verbose=verbose)
+    with folder.only_one():
+        worker = Worker(folder.root / "child.log", config.resources.threads)
+        asyncio.run(Agent(config, folder, _world(), worker).run())
+
+
+@app.command()
+def status(state: StateOption = DEFAULT_STATE) -> None:
+    """Show, to the hospital's own staff: contact, plans, rounds, and everything that has left."""
+    from silo_agent.status import print_status
+
+    with _journal(state) as journal:
+        print_status(journal, state)
+
+
+@plan_app.command("list")
+def plan_list(state: StateOption = DEFAULT_STATE) -> None:
+    """List the plans that were proposed, and where each stands here."""
+    from silo_agent.status import print_plans
+
+    with _journal(state) as journal:
+        print_plans(journal)
+
+
+@plan_app.command("show")
+def plan_show(plan: PlanArgument, state: StateOption = DEFAULT_STATE) -> None:
+    """Show in plain words what a plan does, to which data, what leaves and what stays, and what changed."""
+    from silo_agent.state import StateFolder
+    from silo_agent.status import print_dossier
+    from silo_agent.steward import dossier, find_plan
+
+    with _journal(state) as journal:
+        print_dossier(dossier(journal, StateFolder(state), find_plan(journal, plan)))
+
+
+@plan_app.command("approve")
+def plan_approve(
+    plan: PlanArgument,
+    reason: Annotated[str, typer.Option(help="Why, for the hospital's own records; it does not leave.")],
+    role: Annotated[str, typer.Option(help="In which role you approve.")] = "data_steward",
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the running agent to check our data.")] = 0.0,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Approve exactly this digest, for exactly the data as they were checked. Any change needs a new approval."""
+    from silo_agent.state import StateFolder
+    from silo_agent.steward import approve, wait_for_scan
+
+    with _journal(state) as journal:
+        wait_for_scan(journal, plan, wait)
+        kept = approve(journal, StateFolder(state), _outbound(state, journal), plan, role, reason)
+    typer.echo(f"approved {kept.study}: {kept.digest}")
+
+
+@plan_app.command("decline")
+def plan_decline(
+    plan: PlanArgument,
+    reason: Annotated[str, typer.Option(help="Why, for the hospital's own records; it does not leave.")],
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Say no. The coordinator learns that we decline, not why."""
+    from silo_agent.steward import find_plan
+
+    with _journal(state) as journal:
+        kept = find_plan(journal, plan)
+        _outbound(state, journal).decline(kept.study, kept.digest, "DECLINED_BY_STEWARD", reason)
+    typer.echo(f"declined {kept.study}")
+
+
+@plan_app.command("rescan")
+def plan_rescan(plan: PlanArgument, state: StateOption = DEFAULT_STATE) -> None:
+    """Check our data against the plan again, after the label table or agent.toml was corrected."""
+    from silo_agent.steward import forget_scan
+
+    with _journal(state) as journal:
+        kept = forget_scan(journal, plan)
+    typer.echo(f"the running agent will check our data for {kept.study} again")
+
+
+@contextmanager
+def _journal(state: Path) -> Iterator[Journal]:
+    from silo_agent.config import load_config
+
+    config = load_config(state)
+    journal = Journal(state / "journal.sqlite", config.site)
+    try:
+        yield journal
+    finally:
+        journal.close()
+
+
+def _outbound(state: Path, journal: Journal) -> "Outbound":
+    from silo_agent.config import load_config
+    from silo_agent.outbound import Outbound
+    from silo_agent.state import StateFolder
+
+    world = _world()
+    return Outbound(
+        load_config(state).site, StateFolder(state).identity, journal, world.now, world.entropy, world.version
+    )
+
+
+def _world() -> "Surroundings":
+    from silo_agent.daemon import Surroundings
+
+    return Surroundings(lambda: datetime.now(UTC), secrets.token_bytes, metadata.version("wardround"))
+
+
+def _log_to(path: Path, *, verbose: bool) -> None:
+    handlers: list[logging.Handler] = [RotatingFileHandler(path, maxBytes=5_000_000, backupCount=5)]
+    if verbose:
+        handlers.append(logging.StreamHandler())
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", handlers=handlers)
+    logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -1,0 +1,110 @@
+"""`agent.toml`: parsed once, in `main`, to a frozen value. Unknown keys are refused.
+
+The policy file of a later issue takes over the data sets; the shape of `[dataset.NAME]` is already its.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from boundary.names import Frozen, SiloId, StudyName
+from silo_agent.errors import ConfigError
+
+CONFIG_NAME = "agent.toml"
+
+
+class FolderOf(Frozen):
+    """DICOM files in a folder tree."""
+
+    kind: Literal["folder"]
+    path: str
+
+
+class CsvOf(Frozen):
+    """Labels in a table keyed by a UID."""
+
+    kind: Literal["csv"]
+    path: str
+
+
+class DatasetConfig(Frozen):
+    """One data set of the hospital, by the name plans use."""
+
+    source: FolderOf
+    labels: CsvOf
+
+
+class Resources(Frozen):
+    """What the child process may use."""
+
+    threads: Annotated[int, Field(ge=1, le=256)] = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    min_free_disk_mb: Annotated[int, Field(ge=0)] = 500
+
+
+class Timing(Frozen):
+    """Seconds. The defaults suit a hospital; the demo is more impatient."""
+
+    heartbeat: Annotated[float, Field(ge=0.2, le=60)] = 10.0
+    retry_first: Annotated[float, Field(ge=0.05, le=60)] = 1.0
+    retry_most: Annotated[float, Field(ge=0.1, le=600)] = 60.0
+
+
+class AgentConfig(Frozen):
+    """All of agent.toml."""
+
+    version: Literal[1]
+    site: SiloId
+    dataset: dict[StudyName, DatasetConfig]
+    resources: Resources = Resources()
+    timing: Timing = Timing()
+    proxy: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+
+
+def load_config(state: Path) -> AgentConfig:
+    """Raises `ConfigError` with the place and the fix."""
+    path = state / CONFIG_NAME
+    try:
+        return AgentConfig.model_validate(tomllib.loads(path.read_text("utf-8")))
+    except FileNotFoundError as why:
+        raise ConfigError(f"{path} does not exist: run `silo-agent init` first") from why
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as why:
+        raise ConfigError(f"{path} cannot be read: {why}") from why
+    except ValidationError as why:
+        problems = "; ".join(
+            f"{'.'.join(map(str, error['loc']))}: "
+            + ("unknown key" if error["type"] == "extra_forbidden" else error["msg"])
+            for error in why.errors(include_url=False, include_input=False)
+        )
+        raise ConfigError(f"{path}: {problems}") from why
+
+
+def starting_config(site: str, dataset: str, dicom: Path, labels: Path, *, threads: int, heartbeat: float) -> str:
+    """The agent.toml that `silo-agent init` writes, with its comments."""
+    return f"""\
+# Wardround silo agent. Read docs/hospital.md before changing anything here.
+version = 1
+site = {_quoted(site)}
+# proxy = "http://proxy.hospital.example:3128"   # only if the way out needs one
+
+[dataset.{dataset}]
+source = {{ kind = "folder", path = {_quoted(str(dicom))} }}
+labels = {{ kind = "csv", path = {_quoted(str(labels))} }}
+
+[resources]
+threads = {threads}          # processor threads for training
+device = "auto"      # "cuda" when a GPU is there, else "cpu"
+min_free_disk_mb = 500
+
+[timing]
+heartbeat = {heartbeat}     # seconds between signs of life
+"""
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string; paths with quotes or control characters are refused rather than escaped."""
+    if any(ord(character) < 32 or character in '"\\' for character in text):
+        raise ConfigError(f"a path or name with quotes, backslashes or control characters: {text!r}")
+    return f'"{text}"'

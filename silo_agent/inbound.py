@@ -1,0 +1,100 @@
+"""What the agent accepts from outside, as pure decisions. Unknown means refuse.
+
+Order of the checks for a work order: the study is known and its plan is the exact one; our own steward approved
+it, for the data as it was scanned; the roster is the one we trust, alive, and its keys are the plan's; the round
+is one the plan allows and not an old one; there is time left.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from boundary.approval import SignedApproval, check_approval
+from boundary.canonical import parse_json
+from boundary.errors import NotApproved, OutOfTurn, PeerFault, Stale, UnknownMember
+from boundary.identity import PublicIdentity
+from boundary.messages import CohortClosed, WorkOrder
+from boundary.plan import SMALLEST_COHORT, StudyPlan, digest_of, plan_from_json, study_id
+from boundary.protocol import Step
+from boundary.roster import TrustedRoster
+from silo_agent.journal import KeptOrder, KeptPlan
+
+
+class CohortTooSmall(PeerFault):
+    """A sum over fewer hospitals than this hospital, or the plan, accepts."""
+
+    code = "COHORT_TOO_SMALL"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnSide:
+    """What this hospital holds true when it judges a message."""
+
+    silo: str
+    steward: PublicIdentity
+    roster: TrustedRoster
+    now: datetime
+
+
+def check_proposal(plan: StudyPlan, study: str, own: OwnSide) -> None:
+    """Raises `PeerFault` for a plan that is misnamed, does not name us with our key, or has expired."""
+    if study != study_id(plan):
+        raise OutOfTurn("the proposal's study is not its plan's")
+    own.roster.check_plan(plan)
+    if own.silo not in plan.silos:
+        raise UnknownMember("the plan does not name this hospital")
+    if own.now.date() > plan.purpose.expires:
+        raise Stale(f"the plan expired on {plan.purpose.expires}")
+
+
+def check_order(order: WorkOrder, kept: KeptPlan | None, earlier: list[KeptOrder], own: OwnSide) -> StudyPlan:
+    """The plan to work by; raises `PeerFault` for every reason not to."""
+    plan = approved_plan(kept, own)
+    if order.plan_digest != digest_of(plan) or order.collection.study != study_id(plan):
+        raise NotApproved("the order is for another plan than the approved one")
+    own.roster.alive(own.now).check_plan(plan)
+    if order.roster_digest != own.roster.signed.digest:
+        raise UnknownMember("the order is bound to another roster than the one this hospital trusts")
+    collection = order.collection
+    if collection.round > plan.training.rounds:
+        raise NotApproved(f"round {collection.round} of a plan for {plan.training.rounds} rounds")
+    newest = max((kept_order.round for kept_order in earlier), default=0)
+    if collection.round < newest:
+        raise Stale(f"an order for round {collection.round} after one for round {newest}")
+    if order.due <= own.now:
+        raise Stale("the order was due before it arrived")
+    return plan
+
+
+def approved_plan(kept: KeptPlan | None, own: OwnSide) -> StudyPlan:
+    """The plan our steward approved; raises `NotApproved`."""
+    if kept is None:
+        raise NotApproved("this study was never proposed here")
+    if kept.state != "approved" or kept.approval is None:
+        raise NotApproved(f"the steward has not approved this plan (it is {kept.state})")
+    plan = plan_from_json(parse_json(kept.plan))
+    check_approval(
+        SignedApproval.model_validate_json(kept.approval),
+        plan=plan,
+        silo=own.silo,
+        steward=own.steward,
+        dataset_digest=kept.dataset_digest,
+        now=own.now,
+    )
+    return plan
+
+
+def check_closing(closed: CohortClosed, order: KeptOrder, plan: StudyPlan, silo: str) -> bool:
+    """Whether we are in the sum; raises `PeerFault` if the sum is not one this hospital takes part in."""
+    if closed.order != order.digest:
+        raise OutOfTurn("the cohort was closed for another order")
+    named = (*closed.members, *closed.absent)
+    if set(named) - set(plan.silos) or len(set(named)) != len(named):
+        raise UnknownMember("the cohort names a hospital twice or one that is not in the plan")
+    if silo not in closed.members:
+        return False
+    if order.step is not Step.READY:
+        raise OutOfTurn(f"the cohort was closed with us while we are {order.step.value}")
+    least = max(SMALLEST_COHORT, plan.aggregation.quorum)
+    if len(closed.members) < least:
+        raise CohortTooSmall(f"a sum over {len(closed.members)} hospitals, this hospital accepts {least}")
+    return True

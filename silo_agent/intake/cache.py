@@ -1,0 +1,145 @@
+"""The result of a scan on disk: whole or not there, for the agent's user only, without identifiers.
+
+A scan writes into a sibling folder and renames it when every byte is on the disk. `refused.csv` is the one
+file that names files of the archive; it is for the hospital's own staff and is never loaded.
+"""
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from silo_agent.intake.errors import CacheMissing, CacheUnreadable
+from silo_agent.intake.refusals import Refusal
+from silo_agent.intake.report import IntakeReport
+
+PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class CohortArrays:
+    """The cohort, one row per image, in an order that says nothing.
+
+    `images` float32 [n,1,h,w] as the plan's preprocessing made them; `labels` int64 [n], an index into the
+    plan's classes; `patients` int64 [n], an opaque number; `holdout` bool [n].
+    """
+
+    images: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    patients: NDArray[np.int64]
+    holdout: NDArray[np.bool_]
+
+
+@contextmanager
+def replacing(cache: Path) -> Iterator[Path]:
+    """Yield an empty private folder that takes the place of `cache` if the block ends without an error.
+
+    A kill at any instant leaves the old cache, the new one or none, never half of one. One scan at a time
+    per cache: what an earlier, killed scan left behind is cleared first.
+    """
+    partial, old = (cache.parent / f".{cache.name}.{end}" for end in ("partial", "old"))
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(mode=PRIVATE_FOLDER)
+    try:
+        yield partial
+        for file in partial.iterdir():
+            file.chmod(PRIVATE_FILE)
+            _to_disk(file)
+        _to_disk(partial)
+        shutil.rmtree(old, ignore_errors=True)
+        if cache.exists():
+            cache.rename(old)
+        partial.rename(cache)
+        _to_disk(cache.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+class InputSpool:
+    """Model inputs on disk while it is not yet known which of them the cohort keeps."""
+
+    def __init__(self, folder: Path, size: tuple[int, int]) -> None:
+        self._path, self._shape = folder / "inputs.spool", (1, *size)
+        self._file = _create(self._path)
+        self._row_of: dict[int, int] = {}
+
+    def add(self, file: int, values: NDArray[np.float32]) -> None:
+        """Append float32 [1,h,w] under the number of its file; raises `ValueError` on another shape."""
+        if values.shape != self._shape or values.dtype != np.float32:
+            raise ValueError(f"preprocessing gave {values.dtype} {values.shape}, the plan asks for {self._shape}")
+        self._row_of[file] = len(self._row_of)
+        self._file.write(np.ascontiguousarray(values, dtype="<f4").tobytes())
+
+    def write(self, files: list[int], target: Path) -> None:
+        """Write the chosen rows as `images.npy`, a row at a time, and remove the spool."""
+        self._file.close()
+        width = int(np.prod(self._shape))
+        with self._path.open("rb") as spool, target.open("xb") as out:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (len(files), *self._shape)}
+            np.lib.format.write_array_header_1_0(out, header)
+            for file in files:
+                spool.seek(self._row_of[file] * width * _FLOAT_BYTES)
+                out.write(spool.read(width * _FLOAT_BYTES))
+        self._path.unlink()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def write_refused(path: Path, rows: Iterable[tuple[str, Refusal]]) -> None:
+    """Write `path relative to the archive, code, explanation`; names that are not UTF-8 are escaped."""
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("file", "code", "explanation"))
+        table.writerows((name, code.value, code.explanation) for name, code in rows)
+
+
+def write_report(path: Path, report: IntakeReport) -> None:
+    path.write_text(json.dumps(report.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+
+
+def load_cache(cache: Path) -> tuple[CohortArrays, IntakeReport]:
+    """Read a finished scan back; raises `CacheMissing` or `CacheUnreadable`."""
+    try:
+        report = IntakeReport.model_validate_json((cache / "report.json").read_bytes())
+        arrays = CohortArrays(
+            images=np.load(cache / "images.npy", allow_pickle=False),
+            labels=np.load(cache / "labels.npy", allow_pickle=False),
+            patients=np.load(cache / "patients.npy", allow_pickle=False),
+            holdout=np.load(cache / "split.npy", allow_pickle=False),
+        )
+    except FileNotFoundError as why:
+        raise CacheMissing(f"there is no finished scan at {cache}: scan the archive first") from why
+    except (OSError, ValueError, EOFError, ValidationError) as why:
+        raise CacheUnreadable(f"the scan at {cache} cannot be read: scan the archive again") from why
+    n = report.used
+    fits = arrays.images.ndim == 4 and arrays.images.shape[:2] == (n, 1)
+    columns = (arrays.labels, arrays.patients, arrays.holdout)
+    kinds = "".join(array.dtype.char for array in (arrays.images, *columns))
+    if not fits or any(a.shape != (n,) for a in columns) or kinds != "fll?":
+        raise CacheUnreadable(f"the files of the scan at {cache} do not fit together: scan the archive again")
+    return arrays, report
+
+
+def _create(path: Path) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE_FILE), "wb")
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,233 @@
+"""One file in, one image or one refusal out. Nothing a file contains may end the scan.
+
+The header is judged before the pixels are read, and the transfer syntax before the header, because a deflated
+data set would be inflated whole by merely opening it. Warnings and log lines of pydicom quote values, which
+may be names: both are silenced here, for the one call.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.encaps import get_frame
+from pydicom.filereader import read_dataset, read_partial
+from pydicom.pixels.utils import pixel_array
+from pydicom.tag import BaseTag
+from pydicom.uid import UID
+
+from silo_agent.intake import encoding
+from silo_agent.intake.encoding import Limits
+from silo_agent.intake.header import (
+    HEADER_TAGS,
+    SINGLE_FRAME,
+    Header,
+    Identifiers,
+    judge_header,
+    parse_header,
+)
+from silo_agent.intake.pixels import content_digest, in_modality_units, unused_bits_cleared
+from silo_agent.intake.refusals import Refusal
+
+PIXEL_DATA = 0x7FE00010
+_ANY_PIXELS = frozenset({PIXEL_DATA, 0x7FE00008, 0x7FE00009})  # float and double images are maps, not images
+_TRANSFER_SYNTAX_UID = 0x00020010
+_PREAMBLE, _MAGIC = 128, b"DICM"  # PS3.10 section 7.1
+_UNDEFINED_LENGTH = 0xFFFFFFFF
+_MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
+# A data set without a preamble starts in group 0002 or 0008; anything else is not worth parsing.
+_BARE_STARTS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
+_TALKATIVE = ("pydicom", "pylibjpeg", "openjpeg")
+# The Rust decoder of pylibjpeg panics on damaged input, and a panic is no Exception: it would end the scan.
+_PLUGIN_FOR = {encoding.RLE_LOSSLESS: "pydicom"}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """An image that may be used. `image` is float32 [H,W] in the modality's unit."""
+
+    identifiers: Identifiers = field(repr=False)
+    modality: str
+    image: NDArray[np.float32] = field(repr=False)
+    content: bytes = field(repr=False)  # SHA-256 of the stored values
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A file that is not used, and why."""
+
+    code: Refusal
+
+
+class _NotUsable(Exception):
+    """A signal inside this module, not an error that anyone sees."""
+
+    def __init__(self, code: Refusal) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def read_image(path: Path, *, modalities: Collection[str], limits: Limits | None = None) -> StoredImage | Refused:
+    """Read one 2-D image (CT, CR, DX, US, MR), or say why not. Raises nothing that depends on the file.
+
+    A file without a preamble is accepted only if it parses as DICOM with a SOP class (PS3.10 section 7.1 asks
+    for the preamble; older exports lack it). See `header.judge_header` and `pixels.in_modality_units` for the
+    rules, and `encoding` for the limits.
+    """
+    try:
+        with path.open("rb") as file, _quiet():
+            return _read(file, modalities, limits or Limits())
+    except _NotUsable as why:
+        return Refused(why.code)
+    except PermissionError:
+        return Refused(Refusal.PERMISSION_DENIED)
+    except OSError:
+        return Refused(Refusal.READ_ERROR)
+    except (RecursionError, MemoryError):
+        return Refused(Refusal.TOO_LARGE)
+    except Exception:  # noqa: BLE001 - what pydicom raises on damaged bytes has no common root and no list
+        return Refused(Refusal.UNREADABLE)
+
+
+def _read(file: BinaryIO, modalities: Collection[str], limits: Limits) -> StoredImage:
+    _refuse_deflated(file, has_preamble=_looks_like_dicom(file))
+    size = os.fstat(file.fileno()).st_size
+    header, pixels = _read_header(file, size)
+    if refusal := judge_header(header, modalities, limits):
+        raise _NotUsable(refusal)
+    _check_extent(header, pixels, size, limits)
+    ds = _read_whole(file, header)
+    stored = unused_bits_cleared(_decode(ds, header), header.bits_stored or 0, signed=header.signed)
+    image = in_modality_units(stored, header, ds)
+    return StoredImage(header.identifiers, header.modality, image, content_digest(stored))
+
+
+def _looks_like_dicom(file: BinaryIO) -> bool:
+    """Return whether there is a preamble; refuses what is not DICOM either way."""
+    start = file.read(_PREAMBLE + len(_MAGIC))
+    if start[_PREAMBLE:] == _MAGIC:
+        return True
+    if not start.startswith(_BARE_STARTS):
+        raise _NotUsable(Refusal.NOT_DICOM)
+    return False
+
+
+def _refuse_deflated(file: BinaryIO, *, has_preamble: bool) -> None:
+    file.seek(_PREAMBLE + len(_MAGIC) if has_preamble else 0)
+    meta = read_dataset(
+        file,
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, _vr, _length: tag.group != 2,
+        specific_tags=[_TRANSFER_SYNTAX_UID],
+    )
+    if str(meta.get("TransferSyntaxUID", "")).strip(" \0") in encoding.DEFLATED:
+        raise _NotUsable(Refusal.TRANSFER_SYNTAX)
+
+
+@dataclass(slots=True)
+class _PixelElement:
+    """Where the pixel data begins and how long it says it is, bytes; `tag` 0 if there is none.
+
+    `beyond_end`: an element before it claims more bytes than the file has.
+    """
+
+    tag: int = 0
+    length: int = 0
+    offset: int = 0
+    beyond_end: bool = False
+
+
+def _read_header(file: BinaryIO, size: int) -> tuple[Header, _PixelElement]:
+    found = _PixelElement()
+
+    def at_pixels(tag: BaseTag, _vr: str | None, length: int) -> bool:
+        if tag in _ANY_PIXELS:
+            found.tag, found.length, found.offset = int(tag), length, file.tell()
+        return found.tag != 0
+
+    file.seek(0)
+    has_preamble = file.read(_PREAMBLE + len(_MAGIC))[_PREAMBLE:] == _MAGIC
+    file.seek(0)
+    ds = read_partial(file, stop_when=at_pixels, force=True, specific_tags=list(HEADER_TAGS))
+    media_class = str(ds.file_meta.get("MediaStorageSOPClassUID", "")).strip(" \0")
+    header = parse_header(ds, _transfer_syntax(ds), media_class)
+    if header.sop_class == _MEDIA_DIRECTORY or not (header.sop_class or has_preamble):
+        raise _NotUsable(Refusal.NOT_DICOM)
+    if header.rows is None and found.tag == 0 and header.sop_class in SINGLE_FRAME:
+        raise _NotUsable(Refusal.TRUNCATED)  # the end came before the Image Pixel module
+    found.beyond_end = file.tell() > size
+    return header, found
+
+
+def _transfer_syntax(ds: FileDataset) -> str:
+    """Return the transfer syntax, or what pydicom found by trying where the file does not say (PS3.10 7.1)."""
+    named = str(ds.file_meta.get("TransferSyntaxUID", "")).strip(" \0")
+    if named:
+        return named
+    implicit, little = ds.original_encoding
+    if implicit:
+        return encoding.IMPLICIT_LITTLE
+    return encoding.EXPLICIT_LITTLE if little else encoding.EXPLICIT_BIG
+
+
+def _check_extent(header: Header, pixels: _PixelElement, size: int, limits: Limits) -> None:
+    """Compare the length of the pixel data with what the header needs and the file has, before reading it."""
+    if pixels.tag != PIXEL_DATA:
+        raise _NotUsable(Refusal.TRUNCATED if pixels.beyond_end else Refusal.NO_PIXELS)
+    if pixels.length == 0:
+        raise _NotUsable(Refusal.NO_PIXELS)
+    if size > limits.max_file_bytes:
+        raise _NotUsable(Refusal.TOO_LARGE)
+    native = header.transfer_syntax in encoding.NATIVE
+    if native is (pixels.length == _UNDEFINED_LENGTH):
+        raise _NotUsable(Refusal.UNREADABLE)  # PS3.5 A.4: encapsulated is undefined, native is not
+    needed = (header.rows or 0) * (header.columns or 0) * (header.bits_allocated or 0) // 8
+    if native and (pixels.length < needed or pixels.offset + needed > size):
+        raise _NotUsable(Refusal.TRUNCATED)
+
+
+def _read_whole(file: BinaryIO, header: Header) -> FileDataset:
+    file.seek(0)
+    ds = read_partial(file, force=True, specific_tags=[*HEADER_TAGS, PIXEL_DATA])
+    if "PixelData" not in ds:
+        raise _NotUsable(Refusal.TRUNCATED)  # no delimiter before the end of the file
+    ds.file_meta.TransferSyntaxUID = UID(header.transfer_syntax)
+    return ds
+
+
+def _decode(ds: Dataset, header: Header) -> NDArray[np.integer]:
+    """Return the stored values [H,W] as the decoder gives them."""
+    if header.transfer_syntax in encoding.JPEG_2000:
+        codestream = get_frame(ds.PixelData, 0, number_of_frames=1)
+        if refusal := encoding.judge_codestream(codestream, header.rows or 0, header.columns or 0):
+            raise _NotUsable(refusal)
+    stored = pixel_array(ds, raw=True, decoding_plugin=_PLUGIN_FOR.get(header.transfer_syntax, ""))
+    if stored.shape != (header.rows, header.columns):
+        raise _NotUsable(Refusal.UNREADABLE)
+    return stored
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+    propagated = [logger.propagate for logger in loggers]
+    silence = logging.NullHandler()
+    for logger in loggers:
+        logger.propagate = False
+        logger.addHandler(silence)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, before in zip(loggers, propagated, strict=True):
+            logger.propagate = before
+            logger.removeHandler(silence)

@@ -1,0 +1,146 @@
+"""The hospital's own label table: CSV in, one class index or one refusal per UID out.
+
+A row is keyed by the most specific UID it fills in: SOPInstanceUID (one image), else SeriesInstanceUID, else
+StudyInstanceUID. A bad row never ends a scan; it refuses the images it is about.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from boundary.canonical import Digest, digest
+from boundary.plan import Labels
+from silo_agent.intake.errors import (
+    LabelColumnAmbiguous,
+    LabelColumnMissing,
+    LabelKeyMissing,
+    LabelsDenied,
+    LabelsMissingFile,
+    LabelsUnreadable,
+)
+from silo_agent.intake.header import Identifiers
+from silo_agent.intake.refusals import Refusal
+
+MAX_LABELS_BYTES = 64 * 1024 * 1024  # about 300 000 rows of three UIDs
+LEVELS = ("sopinstanceuid", "seriesinstanceuid", "studyinstanceuid")  # most specific first
+DELIMITERS = (",", ";")  # a spreadsheet in a German or Italian locale writes the second
+
+Key = tuple[str, str]  # (level, UID)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTable:
+    """What the table says, per key: an index into `plan.labels.classes`, or why there is none."""
+
+    column: str
+    digest: Digest  # SHA-256 of the file as it is; stays in the hospital
+    outcomes: Mapping[Key, int | Refusal] = field(repr=False)
+
+    def key_of(self, image: Identifiers) -> Key | None:
+        """Return the most specific key that this image has in the table."""
+        uids = (image.sop_uid, image.series_uid, image.study_uid)
+        return next((key for key in zip(LEVELS, uids, strict=True) if key in self.outcomes), None)
+
+    def label_of(self, image: Identifiers) -> int | Refusal:
+        key = self.key_of(image)
+        return Refusal.LABEL_MISSING if key is None else self.outcomes[key]
+
+
+def read_labels(path: Path, contract: Labels) -> LabelTable:
+    """Read the table at `path`; raises a subclass of `IntakeError` that names the fix."""
+    try:
+        if path.stat().st_size > MAX_LABELS_BYTES:
+            raise LabelsUnreadable(f"{path} is larger than {MAX_LABELS_BYTES} bytes: keep only the rows of this study")
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as why:
+        raise LabelsMissingFile(
+            f"there is no label table at {path}: correct labels.path of the data set in agent.toml"
+        ) from why
+    except PermissionError as why:
+        raise LabelsDenied(f"{path} may not be read: grant the agent's user read access") from why
+    except OSError as why:
+        raise LabelsUnreadable(f"{path} cannot be read ({why.strerror}): check the path and the disk") from why
+    return parse_labels(data, contract)
+
+
+def parse_labels(data: bytes, contract: Labels) -> LabelTable:
+    """Parse CSV bytes: UTF-8 with or without a byte order mark, comma or semicolon, one header line.
+
+    Raises a subclass of `IntakeError`. Surrounding blanks are ignored; class names must match exactly.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as why:
+        raise LabelsUnreadable("the label table is not UTF-8: save it as 'CSV UTF-8'") from why
+    names, rows = _table(text)
+    levels = [_level(name) for name in names]
+    column = _label_column(names, levels, contract.column)
+    class_of = {name: index for index, name in enumerate(contract.classes)}
+    outcomes: dict[Key, int | Refusal] = {}
+    for row in rows:
+        key = _key(levels, row)
+        cell = row[column]
+        if key is not None and cell:
+            new = class_of.get(cell, Refusal.LABEL_UNKNOWN)
+            known = outcomes.setdefault(key, new)
+            outcomes[key] = new if known == new else Refusal.LABEL_CONFLICT
+    return LabelTable(names[column], digest(data), outcomes)
+
+
+def _table(text: str) -> tuple[list[str], Iterator[list[str]]]:
+    """Return the header, and the rows stripped and padded to its length."""
+    for delimiter in DELIMITERS:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        try:
+            names = [name.strip() for name in next(reader, [])]
+        except csv.Error as why:
+            raise LabelsUnreadable(f"line 1 of the label table is not CSV: {why}") from why
+        if any(_level(name) for name in names):
+            return names, _rows(reader, len(names))
+    raise LabelKeyMissing(
+        "the label table has no column SOPInstanceUID, SeriesInstanceUID or StudyInstanceUID in its first line: "
+        "add one, separated by comma or semicolon"
+    )
+
+
+def _rows(reader: Iterator[list[str]], width: int) -> Iterator[list[str]]:
+    number = 1
+    try:
+        for number, row in enumerate(reader, start=2):
+            cells = [cell.strip() for cell in row]
+            if any(cells[width:]):
+                raise LabelsUnreadable(f"row {number} of the label table has more cells than the first line")
+            yield (cells + [""] * width)[:width]
+    except csv.Error as why:
+        raise LabelsUnreadable(f"the label table is not CSV after row {number}: {why}") from why
+
+
+def _level(name: str) -> str | None:
+    plain = re.sub(r"[^a-z]", "", name.lower())
+    return plain if plain in LEVELS else None
+
+
+def _label_column(names: Sequence[str], levels: Sequence[str | None], wanted: str | None) -> int:
+    others = [index for index, level in enumerate(levels) if level is None and names[index]]
+    if wanted is not None:
+        others = [index for index in others if names[index] == wanted]
+    if not others:
+        what = f"no column '{wanted}'" if wanted else "no column besides its UIDs"
+        raise LabelColumnMissing(f"the label table has {what}: add it, spelt as in the plan")
+    if len(others) > 1:
+        found = ", ".join(names[index] for index in others)
+        raise LabelColumnAmbiguous(
+            f"the label could be any of the columns {found}: let the plan name one (labels.column), or leave one"
+        )
+    return others[0]
+
+
+def _key(levels: Sequence[str | None], row: Sequence[str]) -> Key | None:
+    for level in LEVELS:
+        for index, cell in enumerate(row):
+            if levels[index] == level and cell:
+                return level, cell
+    return None

@@ -1,0 +1,134 @@
+"""Why a file is not used: one stable code each, and one sentence for hospital IT that names the fix.
+
+The codes are those of docs/dicom.md that this slice can reach. No sentence advises to remove data: the archive
+belongs to the hospital, and a file that is no use to a study may be a patient's only copy.
+"""
+
+from enum import StrEnum
+
+
+class Refusal(StrEnum):
+    """The terminal state of a file that is not used. Unknown means refuse."""
+
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    READ_ERROR = "READ_ERROR"
+    NOT_DICOM = "NOT_DICOM"
+    NOT_AN_IMAGE = "NOT_AN_IMAGE"
+    NO_PIXELS = "NO_PIXELS"
+    TRUNCATED = "TRUNCATED"
+    UNREADABLE = "UNREADABLE"
+    TOO_LARGE = "TOO_LARGE"
+    TRANSFER_SYNTAX = "TRANSFER_SYNTAX"
+    LOSSY_NOT_ALLOWED = "LOSSY_NOT_ALLOWED"
+    MULTI_FRAME = "MULTI_FRAME"
+    LOCALIZER = "LOCALIZER"
+    DERIVED_SECONDARY = "DERIVED_SECONDARY"
+    BURNED_IN = "BURNED_IN"
+    MODALITY_MISMATCH = "MODALITY_MISMATCH"
+    PHOTOMETRIC = "PHOTOMETRIC"
+    RESCALE_MISSING = "RESCALE_MISSING"
+    PATIENT_ID_MISSING = "PATIENT_ID_MISSING"
+    LABEL_MISSING = "LABEL_MISSING"
+    LABEL_UNKNOWN = "LABEL_UNKNOWN"
+    LABEL_CONFLICT = "LABEL_CONFLICT"
+    UID_CONFLICT = "UID_CONFLICT"
+    DUPLICATE = "DUPLICATE"
+    DUPLICATE_PIXELS = "DUPLICATE_PIXELS"
+    OVER_PATIENT_CAP = "OVER_PATIENT_CAP"
+
+    @property
+    def explanation(self) -> str:
+        """One sentence for hospital IT: what was found and what would change it."""
+        return EXPLANATIONS[self]
+
+    @property
+    def counts_as_excluded(self) -> bool:
+        """Whether this file was meant for the study and got lost (`plan.dataset.max_excluded_share`).
+
+        Scouts, copies, reports and text files lie in every archive and say nothing about its quality.
+        """
+        return self not in BY_DESIGN
+
+
+BY_DESIGN = frozenset(
+    {
+        Refusal.NOT_DICOM,
+        Refusal.NOT_AN_IMAGE,
+        Refusal.LOCALIZER,
+        Refusal.DERIVED_SECONDARY,
+        Refusal.MODALITY_MISMATCH,
+        Refusal.DUPLICATE,
+        Refusal.DUPLICATE_PIXELS,
+        Refusal.OVER_PATIENT_CAP,
+    }
+)
+
+EXPLANATIONS: dict[Refusal, str] = {
+    Refusal.PERMISSION_DENIED: (
+        "The agent's user may not read this file or folder: grant it read access and scan again."
+    ),
+    Refusal.READ_ERROR: (
+        "The storage failed while this file was read: check the disk or network mount and scan again."
+    ),
+    Refusal.NOT_DICOM: "This is not a DICOM instance; nothing needs to be done unless it should be one.",
+    Refusal.NOT_AN_IMAGE: (
+        "This DICOM object is a report, plan, waveform, segmentation or similar; nothing needs to be done."
+    ),
+    Refusal.NO_PIXELS: "The image has a header and no pixel data: export it again with its pixels.",
+    Refusal.TRUNCATED: (
+        "The file ends before its pixel data does, as after a broken transfer: send it from the archive again."
+    ),
+    Refusal.UNREADABLE: (
+        "The header is damaged or contradicts the pixel data: export the image from the archive again."
+    ),
+    Refusal.TOO_LARGE: (
+        "The file or the image it declares is beyond the limits, or it is nested too deeply: "
+        "raise the limit in the policy if this is a genuine image."
+    ),
+    Refusal.TRANSFER_SYNTAX: (
+        "The pixel data is stored in a compression this agent does not read: let the archive export it as "
+        "Explicit VR Little Endian, RLE or JPEG 2000 lossless."
+    ),
+    Refusal.LOSSY_NOT_ALLOWED: ("The image was compressed with loss: export the original if the archive still has it."),
+    Refusal.MULTI_FRAME: (
+        "The object holds several frames or slices and this version reads single images: "
+        "export it as single-frame images."
+    ),
+    Refusal.LOCALIZER: "This is a scout image used to plan a scan; nothing needs to be done.",
+    Refusal.DERIVED_SECONDARY: (
+        "This is a screen capture or an image computed after the examination; "
+        "nothing needs to be done if the original image is in the archive too."
+    ),
+    Refusal.BURNED_IN: (
+        "The pixels carry burned-in text, or an ultrasound does not declare that they carry none: have it "
+        "checked, and let the archive set Burned In Annotation (0028,0301) to NO where that is true."
+    ),
+    Refusal.MODALITY_MISMATCH: (
+        "The image is of a modality this study does not use, or its header contradicts itself about it; "
+        "nothing needs to be done unless it belongs to the study."
+    ),
+    Refusal.PHOTOMETRIC: (
+        "The image is in colour or uses a palette: export it as grey scale (MONOCHROME1 or MONOCHROME2)."
+    ),
+    Refusal.RESCALE_MISSING: (
+        "The CT does not say how stored values become Hounsfield units: export it with Rescale Slope and Intercept."
+    ),
+    Refusal.PATIENT_ID_MISSING: (
+        "Patient ID (0010,0020) is empty, so the image cannot be kept on one side of the split: "
+        "let the de-identification assign a pseudonym instead of an empty value."
+    ),
+    Refusal.LABEL_MISSING: "No row of the label table matches this image: add one if it belongs to the study.",
+    Refusal.LABEL_UNKNOWN: (
+        "The label of this image is none of the plan's classes: correct the row in the label table."
+    ),
+    Refusal.LABEL_CONFLICT: (
+        "Rows of the label table, or identical images, disagree about this label: correct the label table."
+    ),
+    Refusal.UID_CONFLICT: (
+        "Two different images carry the same SOP Instance UID, so a label cannot be told to belong to one: "
+        "export them again under their own UIDs."
+    ),
+    Refusal.DUPLICATE: "Another file holds the same instance and is used; nothing needs to be done.",
+    Refusal.DUPLICATE_PIXELS: ("Another instance has exactly the same pixels and is used; nothing needs to be done."),
+    Refusal.OVER_PATIENT_CAP: ("The plan takes no more images of one patient; nothing needs to be done."),
+}

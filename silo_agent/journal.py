@@ -1,0 +1,257 @@
+"""The agent's memory: orders, results, outbox, audit trail. SQLite, one transaction per step, kill -9 safe.
+
+The rules it keeps: an order is answered once and its answer is these bytes for ever; no step without its audit
+entry in the same transaction; what has to leave stays in the outbox until the relay has acknowledged it.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from boundary.names import timestamp
+from boundary.protocol import FINAL, Heard, Step, next_step
+from compliance.trail import AnyEvent, leaf_bytes
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE plans (
+    study TEXT PRIMARY KEY, digest TEXT NOT NULL, plan BLOB NOT NULL, received_at TEXT NOT NULL,
+    state TEXT NOT NULL,            -- received, scanned, unsuitable, approved, declined, closed
+    dataset_digest TEXT, approval BLOB, reason TEXT
+);
+CREATE TABLE orders (
+    collection TEXT PRIMARY KEY, study TEXT NOT NULL, round INTEGER NOT NULL, phase TEXT NOT NULL,
+    digest TEXT NOT NULL, envelope BLOB NOT NULL, step TEXT NOT NULL, starts INTEGER NOT NULL DEFAULT 0,
+    result TEXT
+);
+CREATE INDEX orders_by_study ON orders (study, round);
+CREATE TABLE outbox (
+    position INTEGER PRIMARY KEY AUTOINCREMENT, slot TEXT NOT NULL UNIQUE, study TEXT NOT NULL,
+    kind TEXT NOT NULL, envelope BLOB NOT NULL, blob_path TEXT, blob_digest TEXT, blob_size INTEGER,
+    state TEXT NOT NULL DEFAULT 'waiting',   -- waiting, acknowledged, rejected
+    verdict TEXT
+);
+CREATE TABLE trail (sequence INTEGER PRIMARY KEY AUTOINCREMENT, leaf BLOB NOT NULL);
+"""
+
+PlanState = Literal["received", "scanned", "unsuitable", "approved", "declined", "closed"]
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPlan:
+    """A plan the coordinator proposed, and what the hospital made of it."""
+
+    study: str
+    digest: str
+    plan: bytes
+    received_at: str
+    state: PlanState
+    dataset_digest: str | None
+    approval: bytes | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeptOrder:
+    """An accepted work order and how far it got. `result` is the folder of the stored result."""
+
+    collection: str
+    study: str
+    round: int
+    phase: str
+    digest: str
+    envelope: bytes
+    step: Step
+    starts: int
+    result: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """Something that has to leave: an envelope, and the blob that must be there before it."""
+
+    position: int
+    slot: str
+    study: str
+    kind: str
+    envelope: bytes
+    blob_path: str | None
+    blob_digest: str | None
+    blob_size: int | None
+
+
+class Journal:
+    """One agent's journal. Use it from one thread; other processes may use the same file."""
+
+    def __init__(self, path: Path, silo: str) -> None:
+        self._silo = silo
+        self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
+        path.chmod(0o600)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")  # a power cut must not forget what was promised
+        self._db.execute("PRAGMA foreign_keys=ON")
+        with self.transaction():
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                for statement in _SCHEMA.split(";\n"):
+                    if statement.strip():
+                        self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            elif version != SCHEMA_VERSION:
+                raise RuntimeError(f"the journal has schema {version}, this agent knows {SCHEMA_VERSION}: upgrade it")
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing; BEGIN IMMEDIATE so that two processes queue instead of failing half-way."""
+        if self._db.in_transaction:  # an inner step joins the outer one
+            yield
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    # --- audit ---------------------------------------------------------------------------------------
+    def record(self, event: AnyEvent, now: datetime) -> None:
+        """Append to the trail, inside the caller's transaction."""
+        (last,) = self._db.execute("SELECT COALESCE(MAX(sequence), 0) FROM trail").fetchone()
+        leaf = leaf_bytes(event, log=self._silo, sequence=last + 1, time=now, actor=self._silo)
+        self._db.execute("INSERT INTO trail (sequence, leaf) VALUES (?, ?)", (last + 1, leaf))
+
+    def trail(self) -> list[bytes]:
+        return [leaf for (leaf,) in self._db.execute("SELECT leaf FROM trail ORDER BY sequence")]
+
+    # --- facts ---------------------------------------------------------------------------------------
+    def fact(self, name: str) -> bytes | None:
+        row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def set_fact(self, name: str, value: bytes) -> None:
+        self._db.execute(
+            "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value", (name, value)
+        )
+
+    # --- plans ---------------------------------------------------------------------------------------
+    def keep_plan(self, study: str, digest: str, plan: bytes, now: datetime) -> bool:
+        """Whether it is new. A plan that is already here is left as it is."""
+        cursor = self._db.execute(
+            "INSERT OR IGNORE INTO plans (study, digest, plan, received_at, state) VALUES (?, ?, ?, ?, 'received')",
+            (study, digest, plan, timestamp(now)),
+        )
+        return cursor.rowcount == 1
+
+    def plans(self) -> list[KeptPlan]:
+        return [KeptPlan(*row) for row in self._db.execute("SELECT * FROM plans ORDER BY received_at")]
+
+    def plan(self, study: str) -> KeptPlan | None:
+        row = self._db.execute("SELECT * FROM plans WHERE study = ?", (study,)).fetchone()
+        return None if row is None else KeptPlan(*row)
+
+    def set_plan(
+        self, study: str, state: PlanState, *, dataset_digest: str | None = None, reason: str | None = None
+    ) -> None:
+        self._db.execute(
+            "UPDATE plans SET state = ?, dataset_digest = COALESCE(?, dataset_digest), reason = ? WHERE study = ?",
+            (state, dataset_digest, reason, study),
+        )
+
+    def keep_approval(self, study: str, approval: bytes, reason: str) -> None:
+        self._db.execute(
+            "UPDATE plans SET state = 'approved', approval = ?, reason = ? WHERE study = ?", (approval, reason, study)
+        )
+
+    # --- orders --------------------------------------------------------------------------------------
+    def accept_order(self, order: KeptOrder) -> bool:
+        """Whether it is new. The first order for a collection is the only one, for ever."""
+        cursor = self._db.execute(
+            "INSERT OR IGNORE INTO orders VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (order.collection, order.study, order.round, order.phase, order.digest, order.envelope,
+             order.step.value, order.starts, order.result),
+        )  # fmt: skip
+        return cursor.rowcount == 1
+
+    def order(self, collection: str) -> KeptOrder | None:
+        row = self._db.execute("SELECT * FROM orders WHERE collection = ?", (collection,)).fetchone()
+        return None if row is None else _order(row)
+
+    def open_orders(self) -> list[KeptOrder]:
+        rows = self._db.execute("SELECT * FROM orders ORDER BY rowid")
+        return [order for order in map(_order, rows) if order.step not in FINAL]
+
+    def orders_of(self, study: str) -> list[KeptOrder]:
+        return [
+            _order(row) for row in self._db.execute("SELECT * FROM orders WHERE study = ? ORDER BY rowid", (study,))
+        ]
+
+    def starting(self, collection: str) -> int:
+        """Count one more start of the work; returns how many there have been, this one included."""
+        self._db.execute("UPDATE orders SET starts = starts + 1 WHERE collection = ?", (collection,))
+        (starts,) = self._db.execute("SELECT starts FROM orders WHERE collection = ?", (collection,)).fetchone()
+        return int(starts)
+
+    def advance(self, collection: str, heard: Heard, *, result: str | None = None) -> Step:
+        """Move by the protocol's table; raises `OutOfTurn`. Only inside a transaction with its audit entry."""
+        order = self.order(collection)
+        if order is None:
+            raise KeyError(collection)
+        step = next_step(order.step, heard)
+        self._db.execute(
+            "UPDATE orders SET step = ?, result = COALESCE(?, result) WHERE collection = ?",
+            (step.value, result, collection),
+        )
+        return step
+
+    # --- outbox --------------------------------------------------------------------------------------
+    def put_out(
+        self, slot: str, study: str, kind: str, envelope: bytes, *,
+        blob_path: str | None = None, blob_digest: str | None = None, blob_size: int | None = None,
+    ) -> None:  # fmt: skip
+        """Store what has to leave. The first parcel for a slot stays; the same request gets the same bytes."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO outbox (slot, study, kind, envelope, blob_path, blob_digest, blob_size) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (slot, study, kind, envelope, blob_path, blob_digest, blob_size),
+        )
+
+    def waiting(self) -> list[Parcel]:
+        return [
+            Parcel(*row)
+            for row in self._db.execute(
+                "SELECT position, slot, study, kind, envelope, blob_path, blob_digest, blob_size "
+                "FROM outbox WHERE state = 'waiting' ORDER BY position"
+            )
+        ]
+
+    def settle(self, parcel: Parcel, *, accepted: bool, verdict: str) -> None:
+        state = "acknowledged" if accepted else "rejected"
+        self._db.execute(
+            "UPDATE outbox SET state = ?, verdict = ? WHERE position = ?", (state, verdict, parcel.position)
+        )
+
+    def withdraw(self, collection: str) -> None:
+        """Nobody waits for these any more: what had not left by now does not leave."""
+        self._db.execute(
+            "UPDATE outbox SET state = 'rejected', verdict = 'ROUND_OVER' WHERE state = 'waiting' "
+            "AND slot IN (SELECT kind || '/' || ? FROM (SELECT DISTINCT kind FROM outbox))",
+            (collection,),
+        )
+
+    def left(self) -> list[tuple[str, str, str, int | None]]:
+        """What has left or is leaving: (slot, kind, state, blob bytes), for the status page."""
+        return list(self._db.execute("SELECT slot, kind, state, blob_size FROM outbox ORDER BY position"))
+
+
+def _order(row: tuple[str, str, int, str, str, bytes, str, int, str | None]) -> KeptOrder:
+    collection, study, number, phase, digest, envelope, step, starts, result = row
+    return KeptOrder(collection, study, number, phase, digest, envelope, Step(step), starts, result)

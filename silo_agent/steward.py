@@ -1,0 +1,164 @@
+"""The steward's decision, as a person takes it: what the plan does, to which data, what leaves, until when."""
+
+import difflib
+import json
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from boundary.approval import Approval, sign_approval
+from boundary.canonical import parse_json
+from boundary.plan import StudyPlan, plan_from_json
+from silo_agent.errors import ConfigError, ContractNotMet
+from silo_agent.journal import Journal, KeptPlan
+from silo_agent.outbound import Outbound
+from silo_agent.state import StateFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Dossier:
+    """A plan with what the hospital's own scan says about it. `report` is None until the scan is through."""
+
+    kept: KeptPlan
+    plan: StudyPlan
+    report: dict[str, Any] | None
+    before: StudyPlan | None
+
+
+def find_plan(journal: Journal, wanted: str) -> KeptPlan:
+    """By study, plan digest or `name@revision`; raises `ConfigError` listing what there is."""
+    plans = journal.plans()
+    for kept in plans:
+        label = plan_from_json(parse_json(kept.plan)).label
+        if wanted in {kept.study, kept.digest, label}:
+            return kept
+    known = ", ".join(kept.study for kept in plans) or "none has arrived yet: is `silo-agent run` running?"
+    raise ConfigError(f"no plan {wanted!r}; known: {known}")
+
+
+def dossier(journal: Journal, folder: StateFolder, kept: KeptPlan) -> Dossier:
+    plan = plan_from_json(parse_json(kept.plan))
+    report_path = folder.cache / kept.study / "report.json"
+    report = json.loads(report_path.read_bytes()) if report_path.exists() else None
+    earlier = [
+        plan_from_json(parse_json(other.plan))
+        for other in journal.plans()
+        if other.approval is not None and other.study != kept.study
+    ]
+    same = [other for other in earlier if other.name == plan.name] or earlier
+    return Dossier(kept, plan, report, same[-1] if same else None)
+
+
+def approve(journal: Journal, folder: StateFolder, outbound: Outbound, wanted: str, role: str, reason: str) -> KeptPlan:
+    """Sign exactly this digest. Raises `ContractNotMet` or `ConfigError`."""
+    kept = find_plan(journal, wanted)
+    if kept.state == "approved":
+        return kept
+    if kept.state != "scanned" or kept.dataset_digest is None:
+        raise ContractNotMet(_why_not(kept))
+    plan = plan_from_json(parse_json(kept.plan))
+    now: datetime = outbound.now()
+    if now.date() > plan.purpose.expires:
+        raise ContractNotMet(f"the plan expired on {plan.purpose.expires}")
+    approval = Approval(
+        silo=outbound.silo,
+        plan_digest=kept.digest,
+        dataset_digest=kept.dataset_digest,
+        role=role,
+        approved_at=now,
+    )
+    outbound.approve(kept.study, sign_approval(approval, folder.steward), reason)
+    return kept
+
+
+def wait_for_scan(journal: Journal, wanted: str, seconds: float) -> None:
+    """Give the running agent time to receive the plan and check our data; says nothing about the outcome."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if find_plan(journal, wanted).state != "received":
+                return
+        except ConfigError:
+            pass  # not here yet
+        time.sleep(0.3)
+
+
+def _why_not(kept: KeptPlan) -> str:
+    match kept.state:
+        case "received":
+            return "the agent is still checking our data against this plan: try again when `plan list` says 'scanned'"
+        case "unsuitable":
+            return (
+                f"our data do not meet the plan's contract: {kept.reason}. Nothing was deleted or changed; "
+                "correct the label table or agent.toml, then run `silo-agent plan rescan`"
+            )
+        case other:
+            return f"the plan is {other}"
+
+
+def lines(file: Dossier) -> list[tuple[str, str]]:
+    """(heading, text) pairs in plain words, in the order a steward asks."""
+    plan, purpose = file.plan, file.plan.purpose
+    hospitals = ", ".join(plan.silos)
+    training, dataset = plan.training, plan.dataset
+    parameters = "the model's weights change"
+    said = [
+        ("Study", f"{purpose.title} ({plan.label})"),
+        ("Plan digest", file.kept.digest),
+        ("State here", file.kept.state + (f": {file.kept.reason}" if file.kept.reason else "")),
+        ("Purpose", purpose.statement),
+        ("Legal basis", f"{purpose.legal_basis}; ethics reference {purpose.ethics_reference}"),
+        ("Valid until", f"{purpose.expires}; records are kept {purpose.retain_years} years"),
+        ("Hospitals", f"{hospitals} (at least {plan.aggregation.quorum} in every sum)"),
+        ("What is trained", f"{plan.model.name}@{plan.model.version}, to tell {' from '.join(plan.labels.classes)}"),
+        ("On which data", f"data set {dataset.name!r}: {', '.join(dataset.modalities)}, at most "
+         f"{dataset.max_images_per_patient} images per patient, {dataset.holdout_share:.0%} of the patients held back"),
+        ("How often", f"{training.rounds} rounds of {training.local_epochs} epoch(s)"),
+        ("Privacy noise", "NONE: this plan gives no mathematical guarantee per patient"),
+        ("What leaves", f"per round: {parameters}, the training loss, and counts of right and wrong answers, in one "
+         "vector sealed for the coordinator; the plan approval; 'ready' and error codes. No image, no identifier, "
+         "no path, no error text"),
+        ("What stays", "images, labels, identifiers, the intake report, your reason for the decision"),
+    ]  # fmt: skip
+    return said + _data_lines(file.report)
+
+
+def _data_lines(report: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if report is None:
+        return [("Our data", "not checked yet")]
+    patients, images = report["patients"], report["images"]
+    used = "; ".join(
+        f"{split}: {patients.get(split, 0)} patients, "
+        + ", ".join(f"{count} x {label}" for label, count in classes.items())
+        for split, classes in images.items()
+    )
+    refused = ", ".join(f"{code} {count}" for code, count in sorted(report["refused"].items())) or "none"
+    met = "met" if not report["problems"] else "NOT met: " + "; ".join(report["problems"])
+    return [
+        ("Our data", f"{report['used']} of {report['files']} files used ({used})"),
+        ("Not used", f"{refused} (which files: refused.csv in the agent's cache folder)"),
+        ("Contract", met),
+        ("Data digest", report["dataset_digest"]),
+    ]
+
+
+def difference(file: Dossier) -> list[str]:
+    """A unified diff against the last approved plan, empty if there is none."""
+    if file.before is None:
+        return []
+    old, new = (
+        json.dumps(plan.model_dump(mode="json"), indent=1, sort_keys=True).splitlines()
+        for plan in (file.before, file.plan)
+    )
+    return list(difflib.unified_diff(old, new, file.before.label, file.plan.label, lineterm="", n=0))
+
+
+def forget_scan(journal: Journal, wanted: str) -> KeptPlan:
+    """Have the agent look at our data again, after the label table or agent.toml was corrected."""
+    kept = find_plan(journal, wanted)
+    if kept.state not in {"scanned", "unsuitable"}:
+        raise ConfigError(f"the plan is {kept.state}: only a plan that waits for a decision can be scanned again")
+    with journal.transaction():
+        journal.set_plan(kept.study, "received")
+    return kept

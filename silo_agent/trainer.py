@@ -1,0 +1,150 @@
+"""The child process: reads the hospital's images, trains, evaluates. It has no network code and no keys but one.
+
+    python -m silo_agent.trainer --threads 2
+
+Commands are JSON lines on standard input, events JSON lines on standard output; what libraries print goes to
+standard error, the child's log. The end of the input ends the process, also in the middle of a training.
+"""
+
+import argparse
+import hmac
+import json
+import os
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from boundary.errors import BoundaryError
+from silo_agent.errors import WorkCancelled
+
+CANCEL = "cancel"
+
+
+class Conversation:
+    """The two pipes, read by a thread so that a cancel is heard during a training step."""
+
+    def __init__(self, commands: TextIO, events: TextIO) -> None:
+        self._events = events
+        self._commands = commands
+        self._waiting: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._cancel = threading.Event()
+        threading.Thread(target=self._hear, daemon=True, name="commands").start()
+
+    def _hear(self) -> None:
+        for line in self._commands:
+            command = json.loads(line)
+            if command["do"] == CANCEL:
+                self._cancel.set()
+            else:
+                self._waiting.put(command)
+        self._waiting.put(None)
+        self._cancel.set()
+
+    def next(self) -> dict[str, Any] | None:
+        command = self._waiting.get()
+        self._cancel.clear()
+        return command
+
+    def is_cancelled(self) -> bool:
+        return self._cancel.is_set()
+
+    def say(self, **event: Any) -> None:
+        self._events.write(json.dumps(event) + "\n")
+        self._events.flush()
+
+    def progress(self, step: int, steps: int) -> None:
+        if self.is_cancelled():
+            raise WorkCancelled("between two steps")
+        self.say(event="progress", step=step, steps=steps)
+
+
+Command = Callable[[dict[str, Any], Conversation], dict[str, Any]]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Take the pipes, warm up in the background, serve commands until the input ends."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, required=True, help="processor threads for training")
+    options = parser.parse_args(arguments)
+    os.umask(0o077)
+    os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
+    events = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # a library's print must not be taken for an event
+    serve(Conversation(sys.stdin, events), options.threads)
+
+
+def serve(conversation: Conversation, threads: int) -> None:
+    commands: dict[str, Command] = {"scan": _scan, "warm": _warm, "train": _train, "evaluate": _evaluate}
+    while (command := conversation.next()) is not None:
+        try:
+            result = commands[command["do"]](command | {"threads": threads}, conversation)
+            conversation.say(event="done", result=result)
+        except WorkCancelled:
+            conversation.say(event="cancelled")
+        except Exception as why:  # noqa: BLE001 - the child's loop: the cause goes to the hospital's own log
+            traceback.print_exc()
+            code, retryable = classify(why)
+            conversation.say(event="failed", code=code, detail=f"{type(why).__name__}: {why}", retryable=retryable)
+
+
+def classify(why: Exception) -> tuple[str, bool]:
+    """The releasable code of a failure, and whether trying again may help."""
+    match why:
+        case MemoryError():
+            return "OUT_OF_MEMORY", True
+        case OSError() if why.errno == 28:
+            return "DISK_FULL", True
+        case PermissionError():
+            return "DATASET_UNREADABLE", False
+        case BoundaryError():
+            return why.code, False
+        case _:
+            return str(getattr(why, "code", "INTERNAL")), False
+
+
+def _scan(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
+    from boundary.plan import parse_plan
+    from silo_agent.intake.scan import FolderSource, scan
+
+    report = scan(
+        FolderSource(Path(command["dicom"]), Path(command["labels"])),
+        parse_plan(command["plan"]),
+        study_key(Path(command["key_file"]).read_bytes(), command["study"]),
+        Path(command["cache"]),
+        conversation.progress,
+    )
+    return report.model_dump(mode="json")
+
+
+def study_key(master: bytes, study: str) -> bytes:
+    """The hospital's key for one study, so that patient references of two studies cannot be matched."""
+    return hmac.digest(master, b"wardround study key v1\x00" + study.encode(), "sha256")
+
+
+def _warm(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
+    """Import torch and MONAI and build the plan's network once, so that the first round does not wait for it."""
+    from silo_agent.local_round import LocalRound
+
+    conversation.progress(0, 1)
+    return {"parameters": LocalRound.of(command).manifest.size}
+
+
+def _train(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
+    from silo_agent.local_round import LocalRound, train_round
+
+    return train_round(LocalRound.of(command), conversation.progress, conversation.is_cancelled)
+
+
+def _evaluate(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
+    from silo_agent.local_round import LocalRound, evaluate_round
+
+    conversation.progress(0, 1)
+    return evaluate_round(LocalRound.of(command))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""Does the next thing there is to do, with the child: an order first, else a proposed plan's scan, else warming up."""
+
+import asyncio
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from boundary.api import Activity
+from boundary.canonical import parse_json
+from boundary.envelope import open_envelope
+from boundary.errors import PeerFault
+from boundary.messages import Collection, WorkOrder
+from boundary.names import COORDINATOR
+from boundary.protocol import Step
+from silo_agent.config import AgentConfig, DatasetConfig
+from silo_agent.errors import RelayRefused, RelayUnreachable, WorkCancelled, WorkFailed
+from silo_agent.inbound import OwnSide, approved_plan
+from silo_agent.journal import Journal, KeptOrder, KeptPlan, PlanState
+from silo_agent.outbound import Outbound
+from silo_agent.relay_client import RelayClient
+from silo_agent.results import StoredResult
+from silo_agent.state import StateFolder
+from silo_agent.worker import Worker
+
+_log = logging.getLogger("silo_agent.workbench")
+MOST_STARTS = 5  # a work that killed its child five times will do so again
+
+
+@dataclass(slots=True)
+class Workbench:
+    """One thing at a time. `activity` is what the heartbeat carries; `current` the collection being worked on."""
+
+    config: AgentConfig
+    folder: StateFolder
+    journal: Journal
+    outbound: Outbound
+    worker: Worker
+    relay: RelayClient
+    own: Callable[[], OwnSide]
+    activity: Activity | None = None
+    current: str | None = None
+    _warm: set[str] = field(default_factory=set)
+
+    async def do_next(self) -> bool:
+        """Whether there was anything to do."""
+        working = [order for order in self.journal.open_orders() if order.step is Step.WORKING]
+        if working:
+            await self._work(working[-1])
+            return True
+        for plan in self.journal.plans():
+            if plan.state == "received":
+                await self._consider(plan)
+                return True
+            if plan.state in {"scanned", "approved"} and plan.study not in self._warm:
+                await self._warm_up(plan)
+                return True
+        if self.worker.pid is not None and all(plan.state in {"closed", "declined"} for plan in self.journal.plans()):
+            await self.worker.stop()
+            self._warm.clear()
+        return False
+
+    async def drop(self, collection: str) -> None:
+        """Stop the work on this collection if it is the one in progress."""
+        if self.current == collection:
+            await self.worker.cancel()
+
+    # --- orders --------------------------------------------------------------------------------------
+    async def _work(self, order: KeptOrder) -> None:
+        collection = Collection.parse(order.collection)
+        self.current = order.collection
+        self.activity = Activity(study=order.study, round=order.round, phase=collection.phase, step=0, steps=0)
+        try:
+            result = await self._result(order, collection)
+            if self._still_wanted(order):
+                self.outbound.ready(order, collection, result)
+        except WorkCancelled:
+            _log.info("%s was stopped", collection)
+        except WorkFailed as why:
+            if self._still_wanted(order):
+                self.outbound.refuse(order, collection, why.code, str(why), retryable=why.retryable)
+        except PeerFault as why:
+            if self._still_wanted(order):
+                self.outbound.refuse(order, collection, why.code, str(why), retryable=False)
+        finally:
+            self.activity = self.current = None
+
+    def _still_wanted(self, order: KeptOrder) -> bool:
+        now = self.journal.order(order.collection)
+        return now is not None and now.step is Step.WORKING
+
+    async def _result(self, order: KeptOrder, collection: Collection) -> Path:
+        """The folder of the finished result: the stored one if there is one, else after doing the work."""
+        message = self._order(order)
+        model = message.model.digest.removeprefix("sha256:")
+        folder = self.folder.work / order.study / f"{order.round:04d}-{collection.phase}-{model[:16]}"
+        if (folder / "result.json").exists():
+            return folder  # finished before a restart, or for an attempt that failed: never trained twice
+        with self.journal.transaction():
+            starts = self.journal.starting(order.collection)
+        if starts > MOST_STARTS:
+            raise WorkFailed("TOO_MANY_STARTS", f"the work was started {MOST_STARTS} times and never finished")
+        kept = self.journal.plan(order.study)
+        approved_plan(kept, self.own())
+        if kept is None:
+            raise WorkFailed("NOT_APPROVED", "the plan is gone")
+        self._check_disk()
+        await self._same_data(kept)
+        weights = await self._model(order, message)
+        vector = folder / "vector.f32"
+        command = self._command(order.phase, kept) | {"model": str(weights), "out": str(vector)}
+        done = await self.worker.run(command, self._progress)
+        result = StoredResult(vector, int(done["parameters"]), int(done["metrics"]))
+        result.save(folder)
+        return folder
+
+    def _order(self, order: KeptOrder) -> WorkOrder:
+        own = self.own()
+        signer = own.roster.roster.coordinator.identity
+        message = open_envelope(order.envelope, recipient=own.silo, signer=signer, sender=COORDINATOR).message
+        if not isinstance(message, WorkOrder):
+            raise WorkFailed("INTERNAL", "a kept order is not an order")
+        return message
+
+    async def _model(self, order: KeptOrder, message: WorkOrder) -> Path:
+        name = f"{order.study}.{message.model.digest.removeprefix('sha256:')}"
+        path = self.folder.models / f"{name}.safetensors"
+        pause = self.config.timing.retry_first
+        while True:
+            try:
+                await self.relay.download(message.model, path)
+            except RelayUnreachable as why:
+                if self.own().now >= message.due or not self._still_wanted(order):
+                    raise WorkFailed("MODEL_UNAVAILABLE", str(why), retryable=True) from why
+                _log.warning("the model cannot be fetched yet (%s); again in %.0f s", why, pause)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, self.config.timing.retry_most)
+            except RelayRefused as why:
+                raise WorkFailed("MODEL_UNAVAILABLE", str(why)) from why
+            else:
+                return path
+
+    def _check_disk(self) -> None:
+        free = shutil.disk_usage(self.folder.root).free // 2**20
+        if free < self.config.resources.min_free_disk_mb:
+            raise WorkFailed("DISK_FULL", f"{free} MB are free under {self.folder.root}", retryable=True)
+
+    # --- data ----------------------------------------------------------------------------------------
+    async def _same_data(self, kept: KeptPlan) -> None:
+        """Train only on the data the steward approved; a lost cache is built again and compared."""
+        try:
+            report = json.loads((self.folder.cache / kept.study / "report.json").read_bytes())
+        except FileNotFoundError:
+            report = await self._scan(kept)
+        if report["dataset_digest"] != kept.dataset_digest:
+            raise WorkFailed("DATASET_CHANGED", "the data are not those the steward approved: approve anew")
+
+    async def _consider(self, kept: KeptPlan) -> None:
+        """Scan our data for a proposed plan, so that the steward decides on facts."""
+        try:
+            report = await self._scan(kept)
+        except WorkCancelled:
+            return
+        except WorkFailed as why:
+            _log.warning("the data could not be checked for %s: %s %s", kept.study, why.code, why)
+            with self.journal.transaction():
+                self.journal.set_plan(kept.study, "unsuitable", reason=f"{why.code}: {why}")
+            return
+        problems = "; ".join(report["problems"])
+        with self.journal.transaction():
+            state: PlanState = "unsuitable" if problems else "scanned"
+            self.journal.set_plan(kept.study, state, dataset_digest=report["dataset_digest"], reason=problems or None)
+        if problems:
+            _log.warning("our data do not meet the contract of %s: %s", kept.study, problems)
+        else:
+            _log.info("plan %s waits for the steward: silo-agent plan show %s", kept.study, kept.study)
+
+    async def _scan(self, kept: KeptPlan) -> dict[str, Any]:
+        return await self.worker.run(self._command("scan", kept), self._scan_progress)
+
+    async def _warm_up(self, kept: KeptPlan) -> None:
+        self._warm.add(kept.study)
+        try:
+            await self.worker.run(self._command("warm", kept), lambda _step, _steps: None)
+        except WorkFailed as why:
+            if why.retryable:
+                return
+            _log.warning("the plan's model cannot be built here: %s %s", why.code, why)
+
+    def _command(self, do: str, kept: KeptPlan) -> dict[str, Any]:
+        plan = parse_json(kept.plan)
+        dataset = self._dataset(plan["dataset"]["name"])
+        return {
+            "do": do,
+            "plan": plan,
+            "study": kept.study,
+            "dicom": dataset.source.path,
+            "labels": dataset.labels.path,
+            "key_file": str(self.folder.dataset_key_file),
+            "cache": str(self.folder.cache / kept.study),
+            "device": self.config.resources.device,
+        }
+
+    def _dataset(self, name: str) -> DatasetConfig:
+        try:
+            return self.config.dataset[name]
+        except KeyError:
+            raise WorkFailed(
+                "DATASET_UNREADABLE", f"agent.toml has no [dataset.{name}], which the plan asks for: add it"
+            ) from None
+
+    def _progress(self, step: int, steps: int) -> None:
+        if self.activity is not None:
+            self.activity = self.activity.model_copy(update={"step": step, "steps": steps})
+
+    def _scan_progress(self, step: int, steps: int) -> None:
+        if step in {0, steps} or step % 500 == 0:
+            _log.info("checked %d of %d files", step, steps)

@@ -1,0 +1,121 @@
+"""The daemon's side of the child process that touches patients' images.
+
+Commands go in and events come out as JSON lines; arrays stay in files. The child is kept warm for the study, so
+that importing torch and MONAI is paid once. The heartbeat does not depend on it, and its death is an answer.
+"""
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from silo_agent.errors import WorkCancelled, WorkFailed
+
+_log = logging.getLogger("silo_agent.worker")
+_LINE_LIMIT = 4 * 1024 * 1024
+_STOP_SECONDS = 5.0
+OnProgress = Callable[[int, int], None]
+CHILD_MODULE = "silo_agent.trainer"
+
+
+class Worker:
+    """One child process, started at the first command. Not re-entrant: one command at a time."""
+
+    def __init__(self, log: Path, threads: int, module: str = CHILD_MODULE) -> None:
+        self._log_path, self._threads, self._module = log, threads, module
+        self._process: asyncio.subprocess.Process | None = None
+        self._cancelled = False
+        self._busy = asyncio.Lock()
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Start the child if it is not running; it warms up by itself."""
+        if self._process is not None and self._process.returncode is None:
+            return
+        log = self._log_path.open("ab")
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-u", "-m", self._module, "--threads", str(self._threads),
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
+                limit=_LINE_LIMIT, start_new_session=True,  # Ctrl-C is the daemon's to handle
+            )  # fmt: skip
+        finally:
+            log.close()
+        _log.info("child process %s started", self._process.pid)
+
+    async def run(self, command: dict[str, Any], on_progress: OnProgress) -> dict[str, Any]:
+        """Do one command. Raises `WorkFailed` with a code, or `WorkCancelled`."""
+        async with self._busy:
+            self._cancelled = False
+            await self.start()
+            try:
+                await self._say(command)
+                return await self._listen(on_progress)
+            except (BrokenPipeError, ConnectionResetError) as why:
+                raise await self._died() from why
+
+    async def _say(self, command: dict[str, Any]) -> None:
+        process = self._process
+        if process is None or process.stdin is None:
+            raise BrokenPipeError
+        process.stdin.write(json.dumps(command).encode() + b"\n")
+        await process.stdin.drain()
+
+    async def _listen(self, on_progress: OnProgress) -> dict[str, Any]:
+        process = self._process
+        if process is None or process.stdout is None:
+            raise BrokenPipeError
+        while line := await process.stdout.readline():
+            match json.loads(line):
+                case {"event": "progress", "step": int(step), "steps": int(steps)}:
+                    on_progress(step, steps)
+                case {"event": "done", "result": dict(result)}:
+                    return result
+                case {"event": "cancelled"}:
+                    raise WorkCancelled("the work was stopped")
+                case {"event": "failed", "code": str(code), "detail": str(detail), "retryable": bool(retryable)}:
+                    raise WorkFailed(code, detail, retryable=retryable)
+                case other:
+                    raise WorkFailed("INTERNAL", f"the child said {other!r:.200}")
+        raise await self._died()
+
+    async def _died(self) -> Exception:
+        if self._process is None:
+            return WorkFailed("CHILD_DIED", "the child process was not running", retryable=True)
+        status = await self._process.wait()
+        self._process = None
+        if self._cancelled:
+            return WorkCancelled("the child was ended")
+        # -9 without our doing is nearly always the kernel's out-of-memory killer
+        code = "OUT_OF_MEMORY" if status == -9 else "CHILD_DIED"
+        how = f"signal {-status}" if status < 0 else f"exit status {status}"
+        return WorkFailed(code, f"the child process ended with {how}; see {self._log_path}", retryable=True)
+
+    async def cancel(self) -> None:
+        """Ask the running command to stop at the next step. Nothing to stop is fine."""
+        if self._busy.locked():
+            self._cancelled = True
+            with suppress(BrokenPipeError, ConnectionResetError):
+                await self._say({"do": "cancel"})
+
+    async def stop(self) -> None:
+        """End the child: close its input, wait, then kill."""
+        process, self._process = self._process, None
+        if process is None or process.returncode is not None:
+            return
+        self._cancelled = True
+        if process.stdin is not None:
+            process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+        _log.info("child process ended")

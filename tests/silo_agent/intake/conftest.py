@@ -1,0 +1,92 @@
+"""Hand-made archives: what the tests of the intake share."""
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from boundary.plan import StudyPlan, parse_plan
+from infra.hospitals.writing import Identity, LabelRow, write_image, write_labels
+
+KEY = bytes(range(32))
+REAL_DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
+
+
+@pytest.fixture
+def key() -> bytes:
+    return KEY
+
+
+@pytest.fixture
+def real_data() -> Path:
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"needs the shared medical data at {REAL_DATA}")
+    return REAL_DATA
+
+
+@pytest.fixture
+def make_plan() -> Callable[..., StudyPlan]:
+    def make(
+        *, modalities: tuple[str, ...] = ("CT",), labels: dict[str, Any] | None = None, **dataset: Any
+    ) -> StudyPlan:
+        hospitals = [
+            {"silo": f"hospital-{i}", "signing_key": "ed25519:" + base64.b64encode(bytes([i]) * 32).decode()}
+            for i in range(3)
+        ]
+        purpose = dict.fromkeys(("title", "statement", "legal_basis", "ethics_reference"), "a test")
+        return parse_plan(
+            {
+                "version": 1,
+                "name": "ct-contrast",
+                "revision": 1,
+                "purpose": {**purpose, "expires": "2030-01-01"},
+                "hospitals": hospitals,
+                "model": {"name": "densenet-small", "version": 1},
+                "preprocessing": {"size": [16, 24], "intensity": "window", "low": -200, "high": 300},
+                "labels": {"classes": ["0", "1"], **(labels or {})},
+                "dataset": {"name": "chest-ct", "modalities": list(modalities), **dataset},
+                "training": {"rounds": 2},
+            }
+        )
+
+    return make
+
+
+@pytest.fixture
+def write_one(tmp_path: Path) -> Callable[..., Path]:
+    """Write one 12 x 10 image whose attributes the test may override; CT in HU unless it says otherwise."""
+
+    def write(name: str = "image.dcm", **options: Any) -> Path:
+        pixels = options.pop("pixels", None)
+        if pixels is None:
+            pixels = np.arange(120, dtype=np.int16).reshape(12, 10)
+        path = tmp_path / name
+        options.setdefault("identity", Identity("st-olavs", "P1"))
+        options.setdefault("modality", "CT")
+        write_image(path, pixels, **options)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def make_archive(tmp_path: Path) -> Callable[..., Path]:
+    """Write a hospital: per patient the labels of its images; every image has pixels of its own."""
+
+    def make(patients: dict[str, str]) -> Path:
+        folder = tmp_path / "hospital"
+        rows = []
+        for index, (patient, labels) in enumerate(patients.items()):
+            for image, label in enumerate(labels, start=1):
+                who = Identity("st-olavs", patient, image=image)
+                pixels = np.full((12, 10), 100 * index + image, dtype=np.int16)
+                write_image(folder / "dicom" / patient / f"{image}.dcm", pixels, identity=who, modality="CT")
+                rows.append(LabelRow(who, label))
+        folder.mkdir(exist_ok=True)
+        write_labels(folder / "labels.csv", "contrast", rows)
+        return folder
+
+    return make
