@@ -18,6 +18,10 @@ def _not_the_coordinator(name: str) -> str:
     return name
 
 
+def _moment_in(raw: Any) -> Any:
+    return datetime.fromisoformat(raw) if isinstance(raw, str) else raw
+
+
 def _aware(moment: datetime) -> datetime:
     if moment.tzinfo is None:
         raise ValueError("a time needs its offset, for example 2026-11-20T12:00:00Z")
@@ -55,7 +59,12 @@ DigestStr = Annotated[str, Field(pattern=DIGEST_PATTERN)]
 StudyId = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?-[0-9a-f]{8}$")]
 RoundNumber = Annotated[int, Field(ge=1, le=10_000)]
 Code = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{1,40}$")]
-Moment = Annotated[datetime, AfterValidator(_aware), PlainSerializer(timestamp, return_type=str, when_used="json")]
+Moment = Annotated[
+    datetime,
+    BeforeValidator(_moment_in),
+    AfterValidator(_aware),
+    PlainSerializer(timestamp, return_type=str, when_used="json"),
+]
 Base64Bytes = Annotated[
     bytes, BeforeValidator(_bytes_in), PlainSerializer(encode_base64, return_type=str, when_used="json")
 ]

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -119,8 +119,8 @@ class Stage:
             for site in self.sites:
                 invite(coordinator, site.silo, self._invitation(site))
             asking = [pool.submit(self._enrol, site) for site in self.sites]
-            for site in self.sites:
-                self.processes.wait_until(f"{site.silo}'s request", partial(_asks, coordinator, site), 60)
+            for site, one in zip(self.sites, asking, strict=True):
+                self.processes.wait_until(f"{site.silo}'s request", partial(_asks, coordinator, site, one), 60)
                 admit(coordinator, site.silo, fingerprints[site.silo])  # what its people would read aloud
                 self.say(f"{site.silo} is admitted, fingerprint {fingerprints[site.silo][:19]} …")
             for one in asking:
@@ -180,7 +180,10 @@ class Stage:
         return _run([str(_BIN / "silo-agent"), *arguments, "--state", str(self.state_of(site))])
 
 
-def _asks(coordinator: Coordinator, site: Site) -> bool:
+def _asks(coordinator: Coordinator, site: Site, enrolling: Future[str]) -> bool:
+    """Whether the request is there; raises what went wrong in the hospital, if that came first."""
+    if enrolling.done():
+        enrolling.result()
     with reading(coordinator.store) as connection:
         return any(member.silo == site.silo for member in members.waiting(connection))
 

@@ -33,6 +33,7 @@ from flows.store.database import StoreTooNew, StoreUnsupported, migrate, open_st
 from flows.store.uploads import UploadLimits, Uploads
 
 _STOP_SECONDS = 10  # for requests in flight; then a worker is killed
+_ORPHAN_SECONDS = 1.0  # a dying process closes its pipes a moment before its children get a new parent
 _DEFAULT = UploadLimits()
 
 
@@ -129,7 +130,9 @@ def check(settings: RelaySettings) -> None:
             pass
     except OSError as why:
         fix = "stop the other process, or set another port" if why.errno == errno.EADDRINUSE else "correct host or port"
-        raise CannotServe(f"cannot listen on {settings.host}:{settings.port}: {why.strerror}: {fix}") from why
+        raise CannotServe(
+            f"cannot listen on {settings.host}:{settings.port}: {os.strerror(why.errno or 0)}: {fix}"
+        ) from why
     try:
         engine = open_store(settings.database)
         migrate(engine)
@@ -154,7 +157,12 @@ def _worker(settings: RelaySettings, alive: int, our_end: int) -> FastAPI:
 def _let_go(loop: asyncio.AbstractEventLoop, alive: int, parent: int, parts: Parts) -> None:
     loop.remove_reader(alive)
     parts.inbox.close()
-    if os.getppid() != parent:  # killed: nobody is left to stop us
+    loop.call_later(_ORPHAN_SECONDS, _stop_if_orphaned, parent)
+
+
+def _stop_if_orphaned(parent: int) -> None:
+    """The main process was killed: nobody else is left to stop us."""
+    if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -13,7 +13,8 @@ from flows.store.schema import nonces
 def remember(connection: Connection, claim: RequestClaim, now: datetime) -> None:
     """Raises `Replayed`. The claim was verified before, so that only its party can fill the table."""
     row = upsert(connection)(nonces).values(party=claim.party, nonce=claim.nonce, forget_at=now + 2 * CLOCK_SKEW)
-    if connection.execute(row.on_conflict_do_nothing()).rowcount == 0:
+    fresh = connection.execute(row.on_conflict_do_nothing().returning(nonces.c.nonce)).scalar()
+    if fresh is None:
         raise Replayed("this very request was made before: sign a new one with a new nonce")
 
 

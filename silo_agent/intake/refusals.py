@@ -1,7 +1,8 @@
 """Why a file is not used: one stable code each, and one sentence for hospital IT that names the fix.
 
-The codes are those of docs/dicom.md that this slice can reach. No sentence advises to remove data: the archive
-belongs to the hospital, and a file that is no use to a study may be a patient's only copy.
+The codes are those of the intake design that single images can reach, and a few that it lacked. No sentence
+advises to remove data: the archive belongs to the hospital, and a file that is no use to a study may be a
+patient's only copy.
 """
 
 from enum import StrEnum
