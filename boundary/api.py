@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from boundary.messages import Phase
-from boundary.names import Base64Bytes, DigestStr, Frozen, Moment, RoundNumber, SiloId, StudyId
+from boundary.names import Base64Bytes, DigestStr, Frozen, Moment, RoundNumber, SiloId, StudyId, VersionOne
+from boundary.plan import PublicKeyStr
 from boundary.roster import KeyCard
 from boundary.version import ProtocolRange
 
@@ -114,11 +115,11 @@ class Invitation(Frozen):
     that the relay never talks to anybody without a client certificate. Treat the file as a password.
     """
 
-    version: Literal[1] = 1
+    version: VersionOne = 1
     silo: SiloId
     relay_url: Annotated[str, Field(pattern=r"^https://[A-Za-z0-9.\-\[\]:]+$", max_length=300)]
     relay_ca_pem: Annotated[str, Field(max_length=16384)]
-    coordinator_key: Annotated[str, Field(pattern=r"^ed25519:[A-Za-z0-9+/]{43}=$")]
+    coordinator_key: PublicKeyStr
     token: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{43}$")]
     certificate_pem: Annotated[str, Field(max_length=16384)]
     private_key_pem: Annotated[str, Field(max_length=4096)]

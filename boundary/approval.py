@@ -1,6 +1,6 @@
 """A steward's signed approval of one exact plan digest. The hospital's agent checks it before every round."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated
 
 from pydantic import Field
@@ -10,6 +10,7 @@ from boundary.errors import NotApproved
 from boundary.identity import PublicIdentity, SigningIdentity
 from boundary.names import Base64Bytes, DigestStr, Frozen, Moment, SiloId
 from boundary.plan import PublicKeyStr, StudyPlan, digest_of
+from boundary.requests import CLOCK_SKEW
 
 _CONTEXT = "plan approval"
 
@@ -50,6 +51,7 @@ def check_approval(
 
     The hospital passes its own steward's key and the digest of the data it is about to use. The coordinator,
     who is told neither in advance, passes None and only learns that the envelope's sender stands behind it.
+    A plan's last day is a day in UTC, whatever the zone of `now`, so that all parties stop at one instant.
     """
     said = signed.approval
     if said.plan_digest != digest_of(plan):
@@ -60,6 +62,8 @@ def check_approval(
         raise NotApproved("the approval is not by this hospital's steward")
     if dataset_digest is not None and said.dataset_digest != dataset_digest:
         raise NotApproved("the data set has changed since the approval: look at it again and approve anew")
-    if now.date() > plan.purpose.expires:
+    if said.approved_at > now + CLOCK_SKEW:
+        raise NotApproved("the approval is dated in the future: compare the clocks")
+    if now.astimezone(UTC).date() > plan.purpose.expires:
         raise NotApproved(f"the plan expired on {plan.purpose.expires}")
     PublicIdentity(signed.steward).verify(_CONTEXT, canonical_bytes(said.model_dump(mode="json")), signed.signature)

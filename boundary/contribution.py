@@ -7,7 +7,7 @@ moved to another round, claimed by another hospital, or answer another model tha
 from collections.abc import Callable, Iterator
 
 from boundary.canonical import canonical_bytes
-from boundary.errors import UnsealFailed
+from boundary.errors import CallerFault, UnsealFailed
 from boundary.layout import ITEM_BYTES, VectorLayout
 from boundary.messages import Collection
 from boundary.sealing import (
@@ -37,8 +37,10 @@ def seal_contribution(
 ) -> tuple[bytes, Iterator[bytes]]:
     """Give the sealed file key and the sealed chunks of what `read(n)` gives.
 
-    `file_key` is 32 fresh bytes of a CSPRNG, used for this one file.
+    `file_key` is 32 fresh bytes of a CSPRNG, used for this one file. Raises `CallerFault` for another length.
     """
+    if len(file_key) != FILE_KEY_BYTES:  # 16 would quietly make it AES-128
+        raise CallerFault(f"a file key has {FILE_KEY_BYTES} bytes")
     return coordinator.seal(file_key, context), seal_stream(read, file_key, context)
 
 

@@ -9,10 +9,10 @@ from datetime import datetime
 from typing import Any
 
 from boundary.canonical import MAX_MESSAGE_BYTES, Digest, canonical_bytes, digest, parse_canonical
-from boundary.errors import BadSignature, MalformedMessage, WrongRecipient
+from boundary.errors import BadSignature, CallerFault, MalformedMessage, WrongRecipient
 from boundary.identity import PublicIdentity, SigningIdentity
 from boundary.messages import AnyMessage, from_body, to_body
-from boundary.names import COORDINATOR, decode_base64, encode_base64, timestamp
+from boundary.names import COORDINATOR, decode_base64, encode_base64, parse_timestamp, timestamp
 
 ENVELOPE_VERSION = 1
 _CONTEXT = "envelope"
@@ -37,10 +37,10 @@ class Envelope:
 def seal_envelope(
     message: AnyMessage, *, sender: str, recipient: str, sent_at: datetime, key: SigningIdentity
 ) -> Envelope:
-    """Sign `message`. The clock is the caller's."""
+    """Sign `message`. The clock is the caller's. Raises `CallerFault` for what the other side would refuse."""
     role = "coordinator" if sender == COORDINATOR else "silo"
     if message.sender != role:
-        raise MalformedMessage(f"{message.kind} is not for a {role} to say")
+        raise CallerFault(f"{message.kind} is not for a {role} to say")
     content = {
         "v": ENVELOPE_VERSION,
         "sender": sender,
@@ -52,7 +52,7 @@ def seal_envelope(
     signature = key.sign(_CONTEXT, canonical_bytes(content))
     data = canonical_bytes(content | {"signature": encode_base64(signature)})
     if len(data) > MAX_MESSAGE_BYTES:
-        raise MalformedMessage(f"an envelope of {len(data)} bytes, over the limit of {MAX_MESSAGE_BYTES}")
+        raise CallerFault(f"an envelope of {len(data)} bytes, over the limit of {MAX_MESSAGE_BYTES}")
     return Envelope(sender, recipient, sent_at, message, data)
 
 
@@ -96,10 +96,9 @@ def _content(data: bytes) -> dict[str, Any]:
 
 
 def _moment(raw: object) -> datetime:
+    if not isinstance(raw, str):
+        raise MalformedMessage("sent_at is not a time")
     try:
-        moment = datetime.fromisoformat(raw)  # type: ignore[arg-type]  # TypeError is caught just below
-    except (TypeError, ValueError) as why:
-        raise MalformedMessage("sent_at is not a time") from why
-    if moment.tzinfo is None or timestamp(moment) != raw:
-        raise MalformedMessage("sent_at is not in its one form")
-    return moment
+        return parse_timestamp(raw)
+    except ValueError as why:
+        raise MalformedMessage(f"sent_at: {why}") from why

@@ -69,7 +69,7 @@ class RolledBack(PeerFault):
 
 
 class Expired(PeerFault):
-    """A roster or plan past its date."""
+    """A roster past its date."""
 
     code = "EXPIRED"
 

@@ -12,6 +12,11 @@ from boundary.errors import BadSignature, MalformedMessage
 from boundary.names import decode_base64, encode_base64
 
 _PREFIX = "ed25519:"
+_FIELD = 2**255 - 19  # RFC 8032, section 5.1
+_ORDER_8_Y = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+# Under a key of small order one signature fits many messages: its owner could disown what was signed, and others
+# could sign in its place. RFC 8032 leaves the check to us and OpenSSL does not make it.
+_SMALL_ORDER_Y = frozenset({0, 1, _FIELD - 1, _ORDER_8_Y, _FIELD - _ORDER_8_Y})
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +31,12 @@ class PublicIdentity:
     def _key(self) -> Ed25519PublicKey:
         try:
             if not self.text.startswith(_PREFIX):
-                raise ValueError("no ed25519: prefix")  # noqa: TRY301 - one refusal for all three reasons
-            return Ed25519PublicKey.from_public_bytes(decode_base64(self.text.removeprefix(_PREFIX)))
+                raise ValueError("no ed25519: prefix")  # noqa: TRY301 - one refusal for all reasons
+            raw = decode_base64(self.text.removeprefix(_PREFIX))
+            y = int.from_bytes(raw, "little") & ~(1 << 255)
+            if y >= _FIELD or y in _SMALL_ORDER_Y:
+                raise ValueError("not the one encoding of a point of large order")  # noqa: TRY301
+            return Ed25519PublicKey.from_public_bytes(raw)
         except ValueError as why:
             raise MalformedMessage(f"not a public key: {self.text!r:.60}") from why
 

@@ -4,7 +4,7 @@ Everything a hospital says about its patients is a coordinate of this vector, an
 the sum of such vectors. That is why masking can take the place of sealing without anybody else noticing.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, assert_never
 
 from pydantic import BeforeValidator, Field
 
@@ -52,13 +52,17 @@ def layout_for(phase: Phase, *, parameters: int, metrics: int) -> VectorLayout:
     train: the weighted delta, the summed training loss, the number of images it is over, the weight.
     evaluate: the additive metrics of `models.metrics`.
     """
-    if phase == "evaluate":
-        return VectorLayout(sections=(Section(name="metrics", size=metrics),))
-    return VectorLayout(
-        sections=(
-            Section(name="delta", size=parameters),
-            Section(name="loss_sum", size=1),
-            Section(name="images", size=1),
-            Section(name="weight", size=1),
-        )
-    )
+    match phase:
+        case "evaluate":
+            return VectorLayout(sections=(Section(name="metrics", size=metrics),))
+        case "train":
+            return VectorLayout(
+                sections=(
+                    Section(name="delta", size=parameters),
+                    Section(name="loss_sum", size=1),
+                    Section(name="images", size=1),
+                    Section(name="weight", size=1),
+                )
+            )
+        case _:
+            assert_never(phase)

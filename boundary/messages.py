@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, assert_never
 from pydantic import BeforeValidator, Field, ValidationError
 
 from boundary.approval import SignedApproval
+from boundary.canonical import canonical_bytes
 from boundary.errors import MalformedMessage
 from boundary.names import Base64Bytes, Code, DigestStr, Frozen, Moment, RoundNumber, SiloId, StudyId
 from boundary.plan import StudyPlan
@@ -37,9 +38,12 @@ class Collection(Frozen):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read what `str` wrote; raises `ValueError`."""
+        """Read what `str` wrote and nothing like it; raises `ValueError`."""
         study, number, phase, attempt = text.split("/")
-        return cls.model_validate({"study": study, "round": int(number), "phase": phase, "attempt": int(attempt)})
+        read = cls.model_validate({"study": study, "round": int(number), "phase": phase, "attempt": int(attempt)})
+        if str(read) != text:
+            raise ValueError(f"not the one form of a collection: {text!r:.80}")
+        return read
 
 
 class BlobRef(Frozen):
@@ -195,15 +199,21 @@ def to_body(message: AnyMessage) -> dict[str, Any]:
 
 
 def from_body(kind: object, body: object) -> AnyMessage:
-    """Parse one message; raises `MalformedMessage` for an unknown kind, key, type or range."""
+    """Parse one message; raises `MalformedMessage` for an unknown kind, key, type or range.
+
+    One meaning has one body: what `to_body` would not have written, such as an omitted default, is refused.
+    """
     if not isinstance(kind, str) or kind not in REGISTRY:
         raise MalformedMessage(f"unknown kind of message: {kind!r:.60}")
     try:
-        return REGISTRY[kind].model_validate(body)
+        message = REGISTRY[kind].model_validate(body)
     except ValidationError as why:
         first = why.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise MalformedMessage(f"{kind}: {place}: {first['msg']}") from why
+    if canonical_bytes(to_body(message)) != canonical_bytes(body):
+        raise MalformedMessage(f"{kind}: the body is not in its one form")
+    return message
 
 
 def slot_of(message: AnyMessage) -> str:

@@ -2,14 +2,18 @@
 
 import base64
 import binascii
+import re
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from boundary.errors import CallerFault
 
 NAME_PATTERN = r"^[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?$"
 DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
 COORDINATOR = "coordinator"
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
 
 
 def _not_the_coordinator(name: str) -> str:
@@ -19,18 +23,37 @@ def _not_the_coordinator(name: str) -> str:
 
 
 def _moment_in(raw: Any) -> Any:
-    return datetime.fromisoformat(raw) if isinstance(raw, str) else raw
+    return parse_timestamp(raw) if isinstance(raw, str) else raw
 
 
 def _aware(moment: datetime) -> datetime:
-    if moment.tzinfo is None:
-        raise ValueError("a time needs its offset, for example 2026-11-20T12:00:00Z")
-    return moment.astimezone(UTC)
+    try:
+        return parse_timestamp(timestamp(moment))
+    except CallerFault as why:
+        raise ValueError(str(why)) from why
+
+
+def _whole(raw: Any) -> Any:
+    if isinstance(raw, bool | float):
+        raise ValueError("a whole number")  # noqa: TRY004 - pydantic reports ValueError; Literal[1] takes True and 1.0
+    return raw
 
 
 def timestamp(moment: datetime) -> str:
-    """RFC 3339 in UTC to the microsecond: the one form a moment has in our messages."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    """RFC 3339 in UTC to the microsecond: the one form a moment has in our messages. Raises `CallerFault`."""
+    if moment.utcoffset() is None:
+        raise CallerFault("a time needs its offset from UTC: use an aware datetime")
+    try:
+        return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+    except OverflowError as why:  # year 1 east of Greenwich, year 9999 west of it
+        raise CallerFault("a time outside the years 1 to 9999 in UTC") from why
+
+
+def parse_timestamp(raw: str) -> datetime:
+    """Read what `timestamp` wrote and no other form of the same moment; raises `ValueError`."""
+    if not _MOMENT.fullmatch(raw):
+        raise ValueError("a time has one form, for example 2026-11-20T12:00:00.000000Z")
+    return datetime.fromisoformat(raw)
 
 
 def decode_base64(raw: str) -> bytes:
@@ -52,6 +75,7 @@ def _bytes_in(raw: Any) -> Any:
     return decode_base64(raw) if isinstance(raw, str) else raw
 
 
+VersionOne = Annotated[Literal[1], BeforeValidator(_whole)]
 StudyName = Annotated[str, Field(pattern=NAME_PATTERN)]
 SiloId = Annotated[str, Field(pattern=NAME_PATTERN), AfterValidator(_not_the_coordinator)]
 PartyId = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -73,4 +97,4 @@ Base64Bytes = Annotated[
 class Frozen(BaseModel):
     """A value: immutable, no unknown keys, no silent coercion of types, no NaN."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

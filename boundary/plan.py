@@ -5,6 +5,7 @@ matter and nothing else is left out. Unknown keys are refused at every level.
 """
 
 import tomllib
+import unicodedata
 from datetime import date, datetime, time
 from typing import Annotated, Any, Literal, Self
 
@@ -12,16 +13,20 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Va
 
 from boundary.canonical import Digest, canonical_bytes, digest
 from boundary.errors import InvalidPlan, MalformedMessage
-from boundary.names import Frozen, SiloId, StudyName
+from boundary.names import Frozen, SiloId, StudyName, VersionOne, decode_base64
 
 SMALLEST_COHORT = 3  # hospitals in one sum; two could subtract themselves from it (secure-aggregation.md)
 MAX_HOSPITALS = 200
 MAX_PLAN_BYTES = 512 * 1024
+_JOINERS = "\u200c\u200d"  # the only invisible characters that some scripts are written with
 
 
 def _date_in(raw: Any) -> Any:
     if isinstance(raw, str):
-        return date.fromisoformat(raw)
+        day = date.fromisoformat(raw)
+        if day.isoformat() != raw:  # 20261231 and 2026-W53-4 are the same day in other words
+            raise ValueError("a date has one form, for example 2026-12-31")
+        return day
     if isinstance(raw, datetime | time):
         raise ValueError("a plain date, for example 2026-12-31")  # noqa: TRY004 - pydantic reports ValueError
     return raw
@@ -37,10 +42,31 @@ def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def _readable(text: str) -> str:
+    """A steward signs what she reads: no terminal escapes, no reordering, nothing invisible."""
+    for char in text:
+        if unicodedata.category(char) in {"Cc", "Cf", "Co", "Zl", "Zp"} and char not in _JOINERS + "\n":
+            raise ValueError(f"holds the invisible character U+{ord(char):04X}")
+    return text
+
+
+def _one_line(text: str) -> str:
+    if "\n" in text:
+        raise ValueError("holds a line break")
+    return _readable(text)
+
+
+def _one_form(key: str) -> str:
+    decode_base64(key.removeprefix("ed25519:"))  # stray bits would give one key two names
+    return key
+
+
 Day = Annotated[date, BeforeValidator(_date_in), PlainSerializer(date.isoformat, return_type=str, when_used="json")]
-Names = Annotated[tuple[str, ...], BeforeValidator(_list_in), AfterValidator(_distinct)]
-Sentence = Annotated[str, Field(min_length=1, max_length=2000)]
-PublicKeyStr = Annotated[str, Field(pattern=r"^ed25519:[A-Za-z0-9+/]{43}=$")]
+Word = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_one_line)]
+Names = Annotated[tuple[Word, ...], BeforeValidator(_list_in), AfterValidator(_distinct)]
+Sentence = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_readable)]
+PublicKeyStr = Annotated[str, Field(pattern=r"^ed25519:[A-Za-z0-9+/]{43}=$"), AfterValidator(_one_form)]
+Unit = Annotated[float, Field(ge=-1e6, le=1e6)]  # HU, percent: within what the digest's JSON can carry
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -66,7 +92,7 @@ class ModelChoice(Frozen):
     """A network of the catalogue in `models/`, by name and version."""
 
     name: StudyName
-    version: Annotated[int, Field(ge=1)]
+    version: Annotated[int, Field(ge=1, le=1_000_000)]
     initial_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
@@ -79,8 +105,8 @@ class Preprocessing(Frozen):
 
     size: Annotated[tuple[int, int], BeforeValidator(_list_in)]
     intensity: Literal["window", "percentiles"]
-    low: float
-    high: float
+    low: Unit
+    high: Unit
 
     @model_validator(mode="after")
     def _sane(self) -> Self:
@@ -100,9 +126,9 @@ class Labels(Frozen):
     is the positive one. Without `column` the table must have exactly one column that is not a UID.
     """
 
-    column: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    column: Word | None = None
     classes: Names
-    minimum_per_class: Annotated[int, Field(ge=0)] = 1
+    minimum_per_class: Annotated[int, Field(ge=0, le=10_000_000)] = 1
 
     @model_validator(mode="after")
     def _sane(self) -> Self:
@@ -117,7 +143,7 @@ class Dataset(Frozen):
     name: StudyName
     modalities: Names
     max_images_per_patient: Annotated[int, Field(ge=1, le=1000)] = 8
-    min_patients: Annotated[int, Field(ge=1)] = 2
+    min_patients: Annotated[int, Field(ge=1, le=10_000_000)] = 2
     max_excluded_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     holdout_share: Fraction = 0.2
 
@@ -135,7 +161,7 @@ class Training(Frozen):
     strategy: Literal["fedavg"] = "fedavg"
     rounds: Annotated[int, Field(ge=1, le=10_000)]
     local_epochs: Annotated[int, Field(ge=1, le=100)] = 1
-    max_steps: Annotated[int, Field(ge=1)] = 10_000
+    max_steps: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
@@ -154,15 +180,15 @@ class Aggregation(Frozen):
     quorum: Annotated[int, Field(ge=SMALLEST_COHORT, le=MAX_HOSPITALS)] = SMALLEST_COHORT
     ready_minutes: Annotated[float, Field(gt=0, le=60 * 24 * 14)] = 120.0
     lost_after_seconds: Annotated[float, Field(ge=2, le=60 * 60 * 24)] = 120.0
-    max_model_norm: Annotated[float, Field(gt=0)] = 1e4
+    max_model_norm: Annotated[float, Field(gt=0, le=1e12)] = 1e4
 
 
 class StudyPlan(Frozen):
     """All that a steward approves. Compare by `digest_of`, never by name."""
 
-    version: Literal[1]
+    version: VersionOne
     name: StudyName
-    revision: Annotated[int, Field(ge=1)]
+    revision: Annotated[int, Field(ge=1, le=1_000_000)]
     purpose: Purpose
     hospitals: Annotated[tuple[Hospital, ...], BeforeValidator(_list_in)]
     model: ModelChoice
@@ -222,7 +248,7 @@ def plan_from_toml(text: str) -> StudyPlan:
         raise InvalidPlan(f"the plan is larger than {MAX_PLAN_BYTES} bytes")
     try:
         value = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as why:
+    except (ValueError, RecursionError) as why:  # ValueError: also an integer of more than 4300 digits
         raise InvalidPlan(f"not TOML: {why}") from why
     return parse_plan(value)
 

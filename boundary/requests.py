@@ -8,12 +8,12 @@ is not hashed twice (`UNHASHED`).
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from boundary.canonical import canonical_bytes, digest
-from boundary.errors import BadSignature, Stale
+from boundary.errors import BadSignature, CallerFault, Stale
 from boundary.identity import PublicIdentity, SigningIdentity
-from boundary.names import NAME_PATTERN, decode_base64, encode_base64, timestamp
+from boundary.names import NAME_PATTERN, decode_base64, encode_base64, parse_timestamp, timestamp
 
 HEADER = "wardround-request"
 UNHASHED = "blob-range"
@@ -21,7 +21,8 @@ CLOCK_SKEW = timedelta(minutes=5)  # the preflight check asks hospital IT for le
 NONCE_BYTES = 16
 _CONTEXT = "request"
 _FORM = re.compile(
-    rf"v1;({NAME_PATTERN[1:-1]});(\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{{6}}Z);([0-9a-f]{{32}});([A-Za-z0-9+/]{{86}}==)"
+    rf"v1;({NAME_PATTERN[1:-1]});(\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{{6}}Z);([0-9a-f]{{32}});([A-Za-z0-9+/]{{86}}==)",
+    re.ASCII,
 )
 
 
@@ -56,6 +57,8 @@ def sign_request(
     nonce: bytes,
 ) -> dict[str, str]:
     """The header to send. `target` is path and query; `nonce` has 16 bytes from a CSPRNG."""
+    if len(nonce) != NONCE_BYTES:
+        raise CallerFault(f"a nonce has {NONCE_BYTES} bytes")
     at = timestamp(now)
     signature = key.sign(_CONTEXT, _signed(party, method, target, at, nonce.hex(), body))
     return {HEADER: f"v1;{party};{at};{nonce.hex()};{encode_base64(signature)}"}
@@ -68,8 +71,7 @@ def read_claim(headers: Mapping[str, str]) -> RequestClaim:
         raise BadSignature(f"the request carries no {HEADER} header in its known form")
     party, at, nonce, signature = match.groups()
     try:
-        sent_at = datetime.strptime(at, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
-        return RequestClaim(party, sent_at, nonce, decode_base64(signature))
+        return RequestClaim(party, parse_timestamp(at), nonce, decode_base64(signature))
     except ValueError as why:
         raise BadSignature(f"the {HEADER} header does not parse") from why
 

@@ -101,34 +101,44 @@ def sign_roster(roster: Roster, *keys: SigningIdentity) -> SignedRoster:
 
 def read_roster(data: bytes, signer: PublicIdentity) -> SignedRoster:
     """Verify `data` under `signer` and under the coordinator key it names; raises `PeerFault`s."""
-    wire = parse_canonical(data)
-    match wire:
-        case {"roster": dict(content), "signatures": dict(signatures), **rest} if not rest:
-            pass
-        case _:
-            raise MalformedMessage("not a signed roster")
-    _verify(content, signatures, signer)
-    try:
-        roster = Roster.model_validate(content)
-    except ValidationError as why:
-        raise MalformedMessage(f"not a roster: {why.errors(include_url=False)[0]['msg']}") from why
-    _verify(content, signatures, roster.coordinator.identity)
+    content, signatures = _parts(data)
+    said = canonical_bytes(content)
+    _verify(said, signatures, signer)
+    roster = _roster(content)
+    _verify(said, signatures, roster.coordinator.identity)
+    for key in signatures:  # signatures are not themselves signed: nothing else may hide among them
+        _verify(said, signatures, PublicIdentity(key))
     if roster.coordinator.party != COORDINATOR:
         raise MalformedMessage("the coordinator's card bears another name")
-    parties = [card.party for card in roster.members]
-    if len(set(parties)) != len(parties) or COORDINATOR in parties:
-        raise MalformedMessage("the roster names a party twice")
-    for card in (roster.coordinator, *roster.members):
+    cards = (roster.coordinator, *roster.members)
+    if len({card.party for card in cards}) != len(cards) or len({card.signing_key for card in cards}) != len(cards):
+        raise MalformedMessage("the roster names a party or a key twice")
+    for card in cards:
         card.check()
     return SignedRoster(roster, data)
 
 
-def _verify(content: dict[str, Any], signatures: dict[str, Any], signer: PublicIdentity) -> None:
+def _parts(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    match parse_canonical(data):
+        case {"roster": dict(content), "signatures": dict(signatures), **rest} if not rest:
+            return content, signatures
+        case _:
+            raise MalformedMessage("not a signed roster")
+
+
+def _roster(content: dict[str, Any]) -> Roster:
+    try:
+        return Roster.model_validate(content)
+    except ValidationError as why:
+        raise MalformedMessage(f"not a roster: {why.errors(include_url=False)[0]['msg']}") from why
+
+
+def _verify(said: bytes, signatures: dict[str, Any], signer: PublicIdentity) -> None:
     try:
         signature = _Signature.model_validate({"v": signatures.get(signer.text)}).v
     except ValidationError as why:
         raise BadSignature(f"the roster is not signed by {signer.text}") from why
-    signer.verify(_ROSTER, canonical_bytes(content), signature)
+    signer.verify(_ROSTER, said, signature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +157,12 @@ class TrustedRoster:
 
     @classmethod
     def kept(cls, data: bytes) -> Self:
-        """Reload what `first` or `update` accepted before; expiry is asked at each use with `alive`."""
-        content = parse_canonical(data)["roster"]
-        return cls(SignedRoster(Roster.model_validate(content), data))
+        """Reload what `first` or `update` accepted before; expiry is asked at each use with `alive`.
+
+        Raises a `PeerFault` for bytes that were damaged since: they no longer verify under the key they name.
+        """
+        content, _ = _parts(data)
+        return cls(read_roster(data, _roster(content).coordinator.identity))
 
     def update(self, data: bytes, now: datetime) -> Self:
         """Raises `RolledBack`, `Expired`, `BadSignature` or `MalformedMessage`; the old one stays trusted."""

@@ -33,6 +33,7 @@ PRIVATE_KEY_BYTES = 64 + 32  # ML-KEM seed (d, z), X25519
 FILE_KEY_BYTES = 32
 _PREFIX = "hpke-mlkem768-x25519:"
 _SUITE = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+_PROBE = X25519PrivateKey.from_private_bytes(bytes(32))  # not a secret: it only tells points of small order
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,9 @@ class SealingKey:
             raw = decode_base64(self.text.removeprefix(_PREFIX))
             if len(raw) != PUBLIC_KEY_BYTES:
                 raise ValueError("wrong length")  # noqa: TRY301
-            return MLKEM768X25519PublicKey(
-                MLKEM768PublicKey.from_public_bytes(raw[:1184]), X25519PublicKey.from_public_bytes(raw[1184:])
-            )
+            curve = X25519PublicKey.from_public_bytes(raw[1184:])
+            _PROBE.exchange(curve)  # a point of small order: ValueError here, on parsing, and not when we seal
+            return MLKEM768X25519PublicKey(MLKEM768PublicKey.from_public_bytes(raw[:1184]), curve)
         except ValueError as why:
             raise MalformedMessage(f"not a sealing key: {self.text!r:.60}") from why
 
@@ -103,29 +104,34 @@ class UnsealingKey:
 def seal_stream(read: Callable[[int], bytes], key: bytes, context: bytes) -> Iterator[bytes]:
     """Yield sealed chunks of what `read(n)` gives. `key` is fresh: one key, one stream."""
     cipher = AESGCM(key)
-    chunk, number = read(CHUNK_BYTES), 0
-    while True:
-        following = read(CHUNK_BYTES)
-        yield cipher.encrypt(_nonce(number, last=not following), chunk, context)
-        if not following:
-            return
-        chunk, number = following, number + 1
+    for nonce, chunk in _chunks(read, CHUNK_BYTES):
+        yield cipher.encrypt(nonce, chunk, context)
 
 
 def unseal_stream(read: Callable[[int], bytes], key: bytes, context: bytes) -> Iterator[bytes]:
-    """The inverse. A chunk is yielded only after its tag was checked; raises `UnsealFailed`."""
+    """The inverse. A chunk is yielded only after its tag was checked; raises `UnsealFailed`.
+
+    Until the iterator has ended without an error the content may be cut short: keep nothing of it before.
+    """
     cipher = AESGCM(key)
-    chunk, number = read(CHUNK_BYTES + TAG_BYTES), 0
-    while True:
-        following = read(CHUNK_BYTES + TAG_BYTES)
+    for nonce, chunk in _chunks(read, CHUNK_BYTES + TAG_BYTES):
         try:
-            yield cipher.decrypt(_nonce(number, last=not following), chunk, context)
+            yield cipher.decrypt(nonce, chunk, context)
         except (InvalidTag, ValueError) as why:
-            raise UnsealFailed(f"chunk {number} of a sealed file does not open") from why
-        if not following:
-            return
+            raise UnsealFailed("a chunk of a sealed file does not open") from why
+
+
+def _chunks(read: Callable[[int], bytes], size: int) -> Iterator[tuple[bytes, bytes]]:
+    """(nonce, chunk) pairs; every chunk but the last is full, however little `read` gives at a time."""
+    chunk, number = _fill(read, size), 0
+    while following := _fill(read, size):
+        yield struct.pack(">QI", number, 0), chunk
         chunk, number = following, number + 1
+    yield struct.pack(">QI", number, 1), chunk
 
 
-def _nonce(number: int, *, last: bool) -> bytes:
-    return struct.pack(">QI", number, int(last))
+def _fill(read: Callable[[int], bytes], size: int) -> bytes:
+    chunk = read(size)
+    while len(chunk) < size and (more := read(size - len(chunk))):
+        chunk += more
+    return chunk

@@ -9,12 +9,12 @@ import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from boundary.canonical import parse_json
 from boundary.errors import BadTensors, BoundaryError
@@ -42,10 +42,25 @@ class TensorSpec(Frozen):
         return math.prod(self.shape)
 
 
+class _Entry(Frozen):
+    """What a safetensors header says of one tensor; strict, so that `true` is no 1 and 2.0 is no 2."""
+
+    dtype: Literal["F32"]
+    shape: Annotated[tuple[int, ...], BeforeValidator(_list_in)]
+    data_offsets: Annotated[tuple[Annotated[int, Field(ge=0)], int], BeforeValidator(_list_in)]
+
+
 class TensorManifest(Frozen):
     """The tensors of a network, sorted by name: the order in which they lie in a flat vector."""
 
     tensors: Annotated[tuple[TensorSpec, ...], BeforeValidator(_list_in)]
+
+    @model_validator(mode="after")
+    def _sane(self) -> Self:
+        names = [spec.name for spec in self.tensors]
+        if names != sorted(set(names)):
+            raise ValueError("tensors: distinct names in their order")
+        return self
 
     @property
     def size(self) -> int:
@@ -85,7 +100,8 @@ def unflatten(vector: Vector, manifest: TensorManifest) -> dict[str, Vector]:
 
 def pack(vector: Vector, manifest: TensorManifest) -> bytes:
     """The safetensors bytes of a flat vector. The same values give the same bytes."""
-    return safetensors.numpy.save(unflatten(vector, manifest))
+    # safetensors reads as many bytes as a tensor has from its address on, whatever its strides say
+    return safetensors.numpy.save(unflatten(np.ascontiguousarray(vector), manifest))
 
 
 def packed_size(manifest: TensorManifest) -> int:
@@ -96,7 +112,7 @@ def packed_size(manifest: TensorManifest) -> int:
 
 def unpack(data: bytes | memoryview, manifest: TensorManifest) -> Vector:
     """Read safetensors into one flat vector; raises `BadTensors` unless it is exactly the manifest."""
-    view = memoryview(data)
+    view = memoryview(data).cast("B")
     starts, body = _layout(view, manifest)
     vector = np.empty(manifest.size, dtype=np.float32)
     at = 0
@@ -119,7 +135,8 @@ def check_values(vector: Vector, max_norm: float) -> float:
     """Refuse NaN, infinity and a Euclidean norm above `max_norm`; returns the norm. Raises `BadTensors`."""
     if not np.isfinite(vector).all():
         raise BadTensors("the weights hold NaN or infinity")
-    norm = float(np.sqrt(np.dot(vector.astype(np.float64), vector.astype(np.float64))))
+    wide = vector.astype(np.float64)
+    norm = float(np.sqrt(np.dot(wide, wide)))
     if norm > max_norm:
         raise BadTensors(f"the weights have norm {norm:.4g}, the plan allows {max_norm:.4g}")
     return norm
@@ -152,9 +169,12 @@ def _layout(view: memoryview, manifest: TensorManifest) -> tuple[dict[str, int],
     return {name: begin for name, (begin, _) in spans.items()}, body
 
 
-def _span(entry: object, spec: TensorSpec) -> tuple[int, int]:
-    match entry:
-        case {"dtype": "F32", "shape": list(shape), "data_offsets": [int(begin), int(end)], **rest} if not rest:
-            if tuple(shape) == spec.shape and begin >= 0 and end - begin == _ITEM * spec.size:
-                return begin, end
-    raise BadTensors(f"{spec.name}: not float32{spec.shape}")
+def _span(raw: object, spec: TensorSpec) -> tuple[int, int]:
+    try:
+        entry = _Entry.model_validate(raw)
+    except ValidationError as why:
+        raise BadTensors(f"{spec.name}: not the header of a float32 tensor") from why
+    begin, end = entry.data_offsets
+    if entry.shape != spec.shape or end - begin != _ITEM * spec.size:
+        raise BadTensors(f"{spec.name}: not float32{spec.shape}")
+    return begin, end

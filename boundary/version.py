@@ -1,5 +1,9 @@
 """The protocol versions this build speaks: N and N-1, so that hospitals need not upgrade on one day."""
 
+from typing import Self
+
+from pydantic import model_validator
+
 from boundary.names import Frozen
 
 PROTOCOL = 1
@@ -11,6 +15,12 @@ class ProtocolRange(Frozen):
 
     oldest: int = OLDEST_PROTOCOL
     newest: int = PROTOCOL
+
+    @model_validator(mode="after")
+    def _sane(self) -> Self:
+        if not 1 <= self.oldest <= self.newest:
+            raise ValueError("protocol: oldest and newest are versions, in this order")
+        return self
 
     def shared_with(self, other: "ProtocolRange") -> int | None:
         """The newest version both speak, or None: then one of them must upgrade."""

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 from boundary.canonical import canonical_bytes, parse_canonical
 from boundary.errors import MalformedMessage
 from boundary.messages import Phase
-from boundary.names import Code, DigestStr, Frozen, PartyId, RoundNumber, SiloId, StudyId, timestamp
+from boundary.names import Code, DigestStr, Frozen, PartyId, RoundNumber, SiloId, StudyId, parse_timestamp, timestamp
 
 LEAF_VERSION = 1
 
@@ -207,14 +207,18 @@ class Leaf(Frozen):
 
 
 def leaf_bytes(event: AnyEvent, *, log: str, sequence: int, time: datetime, actor: str) -> bytes:
-    """The canonical bytes of an entry. `log` is whose log, `actor` who did it, `time` the log's own clock."""
+    """The canonical bytes of an entry. `log` is whose log, `actor` who did it, `time` the log's own clock.
+
+    Raises `ValueError` or `CallerFault` for what `read_leaf` would refuse: a log is for ever.
+    """
+    leaf = Leaf(log=log, sequence=sequence, time=timestamp(time), actor=actor, event=event)
     return canonical_bytes(
         {
             "v": LEAF_VERSION,
-            "log": log,
-            "seq": sequence,
-            "time": timestamp(time),
-            "actor": actor,
+            "log": leaf.log,
+            "seq": leaf.sequence,
+            "time": leaf.time,
+            "actor": leaf.actor,
             "event": event.event,
             "data": event.model_dump(mode="json"),
         }
@@ -222,7 +226,7 @@ def leaf_bytes(event: AnyEvent, *, log: str, sequence: int, time: datetime, acto
 
 
 def read_leaf(data: bytes) -> Leaf:
-    """Parse an entry; raises `MalformedMessage` for an unknown event or key."""
+    """Parse an entry; raises `MalformedMessage` for an unknown event or key, and for what we would not have written."""
     match parse_canonical(data):
         case {
             "v": 1,
@@ -236,8 +240,11 @@ def read_leaf(data: bytes) -> Leaf:
         } if not rest and event in EVENTS:
             try:
                 parsed = EVENTS[event].model_validate(content)
-                return Leaf(log=log, sequence=sequence, time=time, actor=actor, event=parsed)
+                written = leaf_bytes(parsed, log=log, sequence=sequence, time=parse_timestamp(time), actor=actor)
             except ValueError as why:
                 raise MalformedMessage(f"audit entry {event}: {why}") from why
+            if written != data:  # `true` for 1
+                raise MalformedMessage("an audit entry in another form than its one")
+            return Leaf(log=log, sequence=sequence, time=time, actor=actor, event=parsed)
         case _:
             raise MalformedMessage("not an audit entry")

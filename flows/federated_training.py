@@ -67,7 +67,7 @@ def run_name() -> str:
 async def federated_training(
     plan: str,
     rounds: Annotated[int, Field(ge=1, le=10_000)],
-    dry_run: bool,
+    dry_run: bool = False,
 ) -> State_:
     """Run training rounds of an approved plan across its hospitals.
 

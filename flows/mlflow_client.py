@@ -198,26 +198,27 @@ class Book:
 
 
 def _values(record: RoundRecord) -> dict[str, float]:
-    values = {
-        "global/train_loss": round(record.train_loss, 6),
+    """Metrics of a round. MLflow lists groups by name, so what people look for first is in `global/`."""
+    metrics, timing = record.metrics, record.timing
+    measured = {
+        "global/auroc": metrics.auroc if metrics else None,
+        "global/accuracy": metrics.accuracy if metrics else None,
+        "global/balanced_accuracy": metrics.balanced_accuracy if metrics else None,
+        "global/loss": metrics.loss if metrics else None,
+        "global/train_loss": record.train_loss,
         "round/registered": float(len(record.registered)),
         "round/ready": float(len(record.ready)),
         "round/contributing": float(len(record.contributing)),
-        "seconds/training": round(record.timing.training, 3),
-        "seconds/transport": round(record.timing.transport, 3),
-        "seconds/aggregation": round(record.timing.aggregation, 3),
-        "seconds/evaluation": round(record.timing.evaluation, 3),
-        "seconds/total": round(record.timing.total, 3),
-        "bytes/up": float(sum(traffic.up for traffic in record.traffic.values())),
-        "bytes/down": float(sum(traffic.down for traffic in record.traffic.values())),
+        "seconds/training": timing.training,
+        "seconds/transport": timing.transport,
+        "seconds/aggregation": timing.aggregation,
+        "seconds/evaluation": timing.evaluation,
+        "seconds/total": timing.total,
+        "transport/bytes_up": float(sum(traffic.up for traffic in record.traffic.values())),
+        "transport/bytes_down": float(sum(traffic.down for traffic in record.traffic.values())),
+        _COMMITTED: 1.0,
     }
-    if record.metrics is not None:
-        values["global/loss"] = round(record.metrics.loss, 6)
-        values["global/accuracy"] = round(record.metrics.accuracy, 6)
-        for name, value in (("auroc", record.metrics.auroc), ("balanced_accuracy", record.metrics.balanced_accuracy)):
-            if value is not None:
-                values[f"global/{name}"] = round(value, 6)
-    return values | {_COMMITTED: 1.0}
+    return {key: round(value, 6) for key, value in measured.items() if value is not None}
 
 
 def _draw_loss(axes: Any, records: list[RoundRecord]) -> None:

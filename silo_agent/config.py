@@ -67,18 +67,27 @@ def load_config(state: Path) -> AgentConfig:
     """Raises `ConfigError` with the place and the fix."""
     path = state / CONFIG_NAME
     try:
-        return AgentConfig.model_validate(tomllib.loads(path.read_text("utf-8")))
+        text = path.read_text("utf-8")
     except FileNotFoundError as why:
         raise ConfigError(f"{path} does not exist: run `silo-agent init` first") from why
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as why:
+    except (OSError, UnicodeDecodeError) as why:
         raise ConfigError(f"{path} cannot be read: {why}") from why
+    return parse_config(text, str(path))
+
+
+def parse_config(text: str, where: str) -> AgentConfig:
+    """Raises `ConfigError`; `where` is the file's name in its sentence."""
+    try:
+        return AgentConfig.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as why:
+        raise ConfigError(f"{where} cannot be read: {why}") from why
     except ValidationError as why:
         problems = "; ".join(
             f"{'.'.join(map(str, error['loc']))}: "
             + ("unknown key" if error["type"] == "extra_forbidden" else error["msg"])
             for error in why.errors(include_url=False, include_input=False)
         )
-        raise ConfigError(f"{path}: {problems}") from why
+        raise ConfigError(f"{where}: {problems}") from why
 
 
 def starting_config(site: str, dataset: str, dicom: Path, labels: Path, *, threads: int, heartbeat: float) -> str:

@@ -46,6 +46,9 @@ class RelayRefused(AgentError):
     """The relay answered no, with its own code and sentence."""
 
     code = "RELAY_REFUSED"
+    # Of all codes of flows/relay/refusals.py only these say that the same bytes can never be taken. Clock, quota,
+    # a full disk, a nonce that a proxy repeated, a hospital that is being admitted again: all these pass.
+    FINAL = frozenset({"MALFORMED", "TOO_LARGE", "SLOT_TAKEN", "WRONG_RECIPIENT"})
 
     def __init__(self, status: int, relay_code: str, message: str) -> None:
         super().__init__(f"the relay refused ({relay_code}): {message}")
@@ -54,7 +57,7 @@ class RelayRefused(AgentError):
     @property
     def is_final(self) -> bool:
         """Whether asking again with the same bytes can only give the same answer."""
-        return self.status in {400, 403, 409, 413, 422}
+        return self.relay_code in self.FINAL
 
 
 class WorkFailed(AgentError):
@@ -71,6 +74,12 @@ class WorkCancelled(AgentError):
     """The work was stopped because it is no longer wanted."""
 
     code = "CANCELLED"
+
+
+class StoredFileLost(AgentError):
+    """A file that the journal tells of is not on the disk, or not as it was written."""
+
+    code = "INTERNAL"
 
 
 class ContractNotMet(AgentError):

@@ -2,7 +2,7 @@
 
 Order of the checks for a work order: the study is known and its plan is the exact one; our own steward approved
 it, for the data as it was scanned; the roster is the one we trust, alive, and its keys are the plan's; the round
-is one the plan allows and not an old one; there is time left.
+is one the plan allows, not an old one and not committed; every attempt of it is about one model; there is time left.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from boundary.approval import SignedApproval, check_approval
 from boundary.canonical import parse_json
 from boundary.errors import NotApproved, OutOfTurn, PeerFault, Stale, UnknownMember
 from boundary.identity import PublicIdentity
-from boundary.messages import CohortClosed, WorkOrder
+from boundary.messages import CohortClosed, Collection, WorkOrder
 from boundary.plan import SMALLEST_COHORT, StudyPlan, digest_of, plan_from_json, study_id
 from boundary.protocol import Step
 from boundary.roster import TrustedRoster
@@ -46,8 +46,10 @@ def check_proposal(plan: StudyPlan, study: str, own: OwnSide) -> None:
         raise Stale(f"the plan expired on {plan.purpose.expires}")
 
 
-def check_order(order: WorkOrder, kept: KeptPlan | None, earlier: list[KeptOrder], own: OwnSide) -> StudyPlan:
-    """The plan to work by; raises `PeerFault` for every reason not to."""
+def check_order(
+    order: WorkOrder, kept: KeptPlan | None, earlier: list[KeptOrder], own: OwnSide, *, committed: int = 0
+) -> StudyPlan:
+    """The plan to work by; raises `PeerFault` for every reason not to. `committed` is the last round that is over."""
     plan = approved_plan(kept, own)
     if order.plan_digest != digest_of(plan) or order.collection.study != study_id(plan):
         raise NotApproved("the order is for another plan than the approved one")
@@ -58,11 +60,19 @@ def check_order(order: WorkOrder, kept: KeptPlan | None, earlier: list[KeptOrder
     if collection.round > plan.training.rounds:
         raise NotApproved(f"round {collection.round} of a plan for {plan.training.rounds} rounds")
     newest = max((kept_order.round for kept_order in earlier), default=0)
-    if collection.round < newest:
-        raise Stale(f"an order for round {collection.round} after one for round {newest}")
+    if collection.round < newest or collection.round <= committed:
+        raise Stale(f"an order for round {collection.round}; round {max(newest, committed)} was begun or is over")
+    if _models(earlier, collection) - {order.model.digest}:
+        raise OutOfTurn(f"another model for round {collection.round}, {collection.phase}, than in an earlier attempt")
     if order.due <= own.now:
         raise Stale("the order was due before it arrived")
     return plan
+
+
+def _models(earlier: list[KeptOrder], collection: Collection) -> set[str]:
+    """What this round and phase was ordered on before: a second model would be a second question to the same data."""
+    same = [kept for kept in earlier if (kept.round, kept.phase) == (collection.round, collection.phase)]
+    return {str(parse_json(kept.envelope)["body"]["model"]["digest"]) for kept in same}
 
 
 def approved_plan(kept: KeptPlan | None, own: OwnSide) -> StudyPlan:
@@ -83,15 +93,16 @@ def approved_plan(kept: KeptPlan | None, own: OwnSide) -> StudyPlan:
     return plan
 
 
-def check_closing(closed: CohortClosed, order: KeptOrder, plan: StudyPlan, silo: str) -> bool:
+def check_closing(closed: CohortClosed, order: KeptOrder, plan: StudyPlan, own: OwnSide) -> bool:
     """Whether we are in the sum; raises `PeerFault` if the sum is not one this hospital takes part in."""
     if closed.order != order.digest:
         raise OutOfTurn("the cohort was closed for another order")
     named = (*closed.members, *closed.absent)
     if set(named) - set(plan.silos) or len(set(named)) != len(named):
         raise UnknownMember("the cohort names a hospital twice or one that is not in the plan")
-    if silo not in closed.members:
+    if own.silo not in closed.members:
         return False
+    own.roster.alive(own.now)  # its coordinator's key is what the vector will be sealed for
     if order.step is not Step.READY:
         raise OutOfTurn(f"the cohort was closed with us while we are {order.step.value}")
     least = max(SMALLEST_COHORT, plan.aggregation.quorum)

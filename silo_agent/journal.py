@@ -15,8 +15,10 @@ from typing import Literal
 from boundary.names import timestamp
 from boundary.protocol import FINAL, Heard, Step, next_step
 from compliance.trail import AnyEvent, leaf_bytes
+from silo_agent.errors import ConfigError, UpgradeNeeded
 
 SCHEMA_VERSION = 1
+LOCK_SECONDS = 30.0  # how long one process waits for another's transaction; sealing a large vector takes seconds
 _SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL);
 CREATE TABLE plans (
@@ -38,6 +40,11 @@ CREATE TABLE outbox (
 );
 CREATE TABLE trail (sequence INTEGER PRIMARY KEY AUTOINCREMENT, leaf BLOB NOT NULL);
 """
+
+_WAITING = (
+    "SELECT position, slot, study, kind, envelope, blob_path, blob_digest, blob_size FROM outbox "
+    "WHERE state = 'waiting'"
+)
 
 PlanState = Literal["received", "scanned", "unsuitable", "approved", "declined", "closed"]
 
@@ -89,8 +96,22 @@ class Journal:
     """One agent's journal. Use it from one thread; other processes may use the same file."""
 
     def __init__(self, path: Path, silo: str) -> None:
+        """Raises `ConfigError` for a file we cannot use, `UpgradeNeeded` for one of a newer agent."""
         self._silo = silo
-        self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=LOCK_SECONDS)
+        except sqlite3.Error as why:
+            raise ConfigError(_unusable(path, why)) from why
+        try:
+            self._prepare(path)
+        except (sqlite3.Error, OSError) as why:
+            self._db.close()
+            raise ConfigError(_unusable(path, why)) from why
+        except UpgradeNeeded:
+            self._db.close()
+            raise
+
+    def _prepare(self, path: Path) -> None:
         path.chmod(0o600)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")  # a power cut must not forget what was promised
@@ -103,28 +124,43 @@ class Journal:
                         self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
             elif version != SCHEMA_VERSION:
-                raise RuntimeError(f"the journal has schema {version}, this agent knows {SCHEMA_VERSION}: upgrade it")
+                raise UpgradeNeeded(
+                    f"{path} has schema {version}, this agent knows {SCHEMA_VERSION}: install the newer agent again"
+                )
 
     def close(self) -> None:
         self._db.close()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing; BEGIN IMMEDIATE so that two processes queue instead of failing half-way."""
-        if self._db.in_transaction:  # an inner step joins the outer one
-            yield
-            return
-        self._db.execute("BEGIN IMMEDIATE")
+        """All or nothing; BEGIN IMMEDIATE so that two processes queue instead of failing half-way.
+
+        Inside another one it is a step of its own: an error that the outer one survives leaves nothing of it.
+        """
+        begin, commit, undo = "BEGIN IMMEDIATE", ["COMMIT"], ["ROLLBACK"]
+        if self._db.in_transaction:
+            begin, commit, undo = "SAVEPOINT step", ["RELEASE step"], ["ROLLBACK TO step", "RELEASE step"]
+        self._db.execute(begin)
         try:
             yield
+            self._all(commit)
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # on a full disk SQLite has rolled back by itself
+                self._all(undo)
             raise
-        self._db.execute("COMMIT")
+
+    def _all(self, statements: list[str]) -> None:
+        for statement in statements:
+            self._db.execute(statement)
+
+    def _inside(self) -> None:
+        if not self._db.in_transaction:
+            raise RuntimeError("a step and its audit entry belong into one transaction")
 
     # --- audit ---------------------------------------------------------------------------------------
     def record(self, event: AnyEvent, now: datetime) -> None:
         """Append to the trail, inside the caller's transaction."""
+        self._inside()
         (last,) = self._db.execute("SELECT COALESCE(MAX(sequence), 0) FROM trail").fetchone()
         leaf = leaf_bytes(event, log=self._silo, sequence=last + 1, time=now, actor=self._silo)
         self._db.execute("INSERT INTO trail (sequence, leaf) VALUES (?, ?)", (last + 1, leaf))
@@ -186,8 +222,10 @@ class Journal:
         return None if row is None else _order(row)
 
     def open_orders(self) -> list[KeptOrder]:
-        rows = self._db.execute("SELECT * FROM orders ORDER BY rowid")
-        return [order for order in map(_order, rows) if order.step not in FINAL]
+        final = [step.value for step in FINAL]
+        marks = ", ".join("?" * len(final))
+        rows = self._db.execute(f"SELECT * FROM orders WHERE step NOT IN ({marks}) ORDER BY rowid", final)  # noqa: S608
+        return [_order(row) for row in rows]
 
     def orders_of(self, study: str) -> list[KeptOrder]:
         return [
@@ -202,6 +240,7 @@ class Journal:
 
     def advance(self, collection: str, heard: Heard, *, result: str | None = None) -> Step:
         """Move by the protocol's table; raises `OutOfTurn`. Only inside a transaction with its audit entry."""
+        self._inside()
         order = self.order(collection)
         if order is None:
             raise KeyError(collection)
@@ -225,13 +264,12 @@ class Journal:
         )
 
     def waiting(self) -> list[Parcel]:
-        return [
-            Parcel(*row)
-            for row in self._db.execute(
-                "SELECT position, slot, study, kind, envelope, blob_path, blob_digest, blob_size "
-                "FROM outbox WHERE state = 'waiting' ORDER BY position"
-            )
-        ]
+        return [Parcel(*row) for row in self._db.execute(f"{_WAITING} ORDER BY position")]
+
+    def next_waiting(self, after: int) -> Parcel | None:
+        """The first parcel behind position `after` that still waits now."""
+        row = self._db.execute(f"{_WAITING} AND position > ? ORDER BY position LIMIT 1", (after,)).fetchone()
+        return None if row is None else Parcel(*row)
 
     def settle(self, parcel: Parcel, *, accepted: bool, verdict: str) -> None:
         state = "acknowledged" if accepted else "rejected"
@@ -250,6 +288,13 @@ class Journal:
     def left(self) -> list[tuple[str, str, str, int | None]]:
         """What has left or is leaving: (slot, kind, state, blob bytes), for the status page."""
         return list(self._db.execute("SELECT slot, kind, state, blob_size FROM outbox ORDER BY position"))
+
+
+def _unusable(path: Path, why: Exception) -> str:
+    return (
+        f"{path} cannot be used: {why}. Look at the disk space and at who owns the file; never delete it, it holds "
+        "what this hospital has promised and sent"
+    )
 
 
 def _order(row: tuple[str, str, int, str, str, bytes, str, int, str | None]) -> KeptOrder:

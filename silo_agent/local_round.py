@@ -4,6 +4,7 @@ Train: the vector is `[w * (new - old), loss sum, images, w]`; evaluate: the add
 are held back. Incoming weights are checked (names, shapes, dtype, finite, norm) before they touch a network.
 """
 
+import os
 import secrets
 import time
 from collections.abc import Callable
@@ -97,11 +98,14 @@ def train_round(
     return {"parameters": work.manifest.size, "metrics": 0}
 
 
-def evaluate_round(work: LocalRound) -> dict[str, Any]:
-    """Evaluate on the held-back patients and write the metric vector."""
+def evaluate_round(work: LocalRound, should_stop: Callable[[], bool]) -> dict[str, Any]:
+    """Evaluate on the held-back patients and write the metric vector; raises as `train_round`."""
     layout = MetricLayout(len(work.plan.labels.classes))
     module = work.network(work.incoming())
-    metrics = evaluate(module, work.data(holdout=True), layout, device=work.device)
+    try:
+        metrics = evaluate(module, work.data(holdout=True), layout, should_stop=should_stop, device=work.device)
+    except TrainingCancelled as why:
+        raise WorkCancelled("between two batches") from why
     _write(metrics.astype("<f4"), work.out)
     return {"parameters": work.manifest.size, "metrics": layout.size}
 
@@ -121,7 +125,10 @@ def _write(vector: NDArray[np.float32], out: Path) -> None:
         raise WorkFailed("NON_FINITE_LOSS", "the result holds NaN or infinity")
     out.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     draft = out.with_suffix(".part")
-    vector.tofile(draft)
+    with draft.open("wb") as file:  # on the disk for good before "done" is said
+        vector.tofile(file)
+        file.flush()
+        os.fsync(file.fileno())
     draft.replace(out)
 
 

@@ -4,13 +4,12 @@ So an envelope is acted on once: after a crash it is either wholly in the journa
 """
 
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from boundary.api import Delivery
-from boundary.canonical import canonical_bytes
+from boundary.canonical import canonical_bytes, parse_json
 from boundary.envelope import Envelope, open_envelope
 from boundary.errors import BadSignature, PeerFault
 from boundary.layout import layout_for
@@ -19,12 +18,12 @@ from boundary.names import COORDINATOR
 from boundary.plan import digest_of, to_json
 from boundary.protocol import FINAL, Heard, Step
 from boundary.sealing import SealingKey
-from silo_agent.errors import EgressRefused, WrongCoordinator
+from silo_agent.errors import EgressRefused, StoredFileLost, WrongCoordinator
 from silo_agent.inbound import OwnSide, approved_plan, check_closing, check_order, check_proposal
 from silo_agent.journal import Journal, KeptOrder
 from silo_agent.outbound import Outbound
-from silo_agent.results import StoredResult
-from silo_agent.state import StateFolder
+from silo_agent.results import StoredResult, forget_rounds, forget_study
+from silo_agent.state import StateFolder, disk_code
 
 _log = logging.getLogger("silo_agent.mailroom")
 CURSOR = "inbox cursor"
@@ -45,12 +44,20 @@ class Mailroom:
         return int((self.journal.fact(CURSOR) or b"0").decode())
 
     def take(self, delivery: Delivery) -> None:
-        """Act on one delivery and move the cursor. Raises `WrongCoordinator` for a forged one."""
+        """Act on one delivery and move the cursor. Raises `WrongCoordinator` for a forged one.
+
+        What lies behind the cursor was acted on before: a relay that repeats itself changes nothing.
+        """
+        if delivery.sequence <= self.cursor:
+            _log.warning("delivery %d came again and was ignored", delivery.sequence)
+            return
         envelope = self._open(delivery.envelope)
         with self.journal.transaction():
             if envelope is not None:
                 self._handle(envelope)
             self.journal.set_fact(CURSOR, str(delivery.sequence).encode())
+        if envelope is not None:
+            self._tidy(envelope)
 
     def _open(self, data: bytes) -> Envelope | None:
         own = self.own()
@@ -63,7 +70,7 @@ class Mailroom:
                 "the coordinator's fingerprint by telephone before starting it again"
             ) from why
         except PeerFault as why:  # signed, but of a kind or version we do not know: unknown means refuse
-            _log.warning("a message of the coordinator was ignored: %s %s", why.code, why)
+            _log.warning("a message was ignored: %s %s", why.code, why)
             return None
 
     def _handle(self, envelope: Envelope) -> None:
@@ -81,16 +88,29 @@ class Mailroom:
             case other:
                 _log.warning("%s is not for a hospital to receive", other.kind)
 
+    def _tidy(self, envelope: Envelope) -> None:
+        """Throw away what nobody needs any more; only now, when the journal no longer counts on it."""
+        match envelope.message:
+            case RoundCommitted() as committed if committed.round == self._committed_round(committed.study):
+                forget_rounds(self.folder, committed.study, committed.round, keep_model=committed.model.digest)
+            case StudyClosed() as closed:
+                forget_study(self.folder, closed.study)
+                _log.info("study %s is closed (%s); its cached images were removed", closed.study, closed.code)
+            case _:
+                pass
+
     def _propose(self, proposal: PlanProposed) -> None:
+        if self.journal.plan(proposal.study) is not None:
+            _log.warning("a second proposal for %s was ignored: the first one counts", proposal.study)
+            return
         try:
             check_proposal(proposal.plan, proposal.study, self.own())
         except PeerFault as why:
             _log.warning("the proposed plan %s was set aside: %s %s", proposal.study, why.code, why)
             self.outbound.decline(proposal.study, digest_of(proposal.plan), "UNSUITABLE_PLAN", str(why))
             return
-        new = self.journal.keep_plan(proposal.study, digest_of(proposal.plan), to_json(proposal.plan), self.own().now)
-        if new:
-            _log.info("plan %s arrived: it will be checked against our data, then wait for the steward", proposal.study)
+        self.journal.keep_plan(proposal.study, digest_of(proposal.plan), to_json(proposal.plan), self.own().now)
+        _log.info("plan %s arrived: it will be checked against our data, then wait for the steward", proposal.study)
 
     def _order(self, order: WorkOrder, envelope: Envelope) -> None:
         collection = order.collection
@@ -103,14 +123,14 @@ class Mailroom:
             _log.warning("a second order for %s was ignored: the first one counts", collection)
             return
         try:
-            check_order(order, self.journal.plan(collection.study), earlier, self.own())
+            plan, over = self.journal.plan(collection.study), self._committed_round(collection.study)
+            check_order(order, plan, earlier, self.own(), committed=over)
         except PeerFault as why:
             self.outbound.refuse(kept, collection, why.code, str(why), retryable=False)
             return
         for old in earlier:  # nothing of an older try is wanted any more
-            if old.step in {Step.WORKING, Step.READY}:
-                self.journal.advance(old.collection, Heard.ROUND_OVER)
-                self.unwanted(old.collection)
+            if (old.round, old.phase) == (kept.round, kept.phase) or old.step in {Step.WORKING, Step.READY}:
+                self._end(old)
         _log.info("order for %s accepted", collection)
 
     def _close(self, closed: CohortClosed) -> None:
@@ -119,7 +139,7 @@ class Mailroom:
             return
         try:
             plan = approved_plan(self.journal.plan(order.study), self.own())
-            with_us = check_closing(closed, order, plan, self.own().silo)
+            with_us = check_closing(closed, order, plan, self.own())
         except PeerFault as why:
             _log.warning("the closing of %s was refused: %s %s", closed.collection, why.code, why)
             if order.step is Step.READY:
@@ -133,42 +153,42 @@ class Mailroom:
         self._release(order, closed)
 
     def _release(self, order: KeptOrder, closed: CohortClosed) -> None:
-        result = StoredResult.load(Path(order.result or ""))
-        layout = layout_for(closed.collection.phase, parameters=result.parameters, metrics=max(1, result.metrics))
-        coordinator = SealingKey(self.own().roster.roster.coordinator.sealing_key)
         try:
+            result = StoredResult.load(Path(order.result or ""))
+            layout = layout_for(closed.collection.phase, parameters=result.parameters, metrics=max(1, result.metrics))
+            coordinator = SealingKey(self.own().roster.roster.coordinator.sealing_key)
             self.outbound.release(order, closed, result.vector, layout, coordinator)
-        except EgressRefused as why:
-            self.outbound.refuse(order, closed.collection, "INTERNAL", str(why), retryable=False)
+        except (EgressRefused, StoredFileLost) as why:
+            self.outbound.refuse(order, closed.collection, why.code, str(why), retryable=False)
+        except OSError as why:
+            self.outbound.refuse(order, closed.collection, disk_code(why), str(why), retryable=True)
+
+    def _committed_round(self, study: str) -> int:
+        fact = self.journal.fact(f"progress {study}")
+        return 0 if fact is None else int(parse_json(fact)["round"])
 
     def _committed(self, committed: RoundCommitted) -> None:
+        if committed.round <= self._committed_round(committed.study):
+            return
         for order in self.journal.orders_of(committed.study):
-            if order.round <= committed.round and order.step is not Step.OVER:
-                self.journal.advance(order.collection, Heard.ROUND_OVER)
-                self.journal.withdraw(order.collection)
-                self.unwanted(order.collection)
+            if order.round <= committed.round:
+                self._end(order)
         self.journal.set_fact(
             f"progress {committed.study}", canonical_bytes({"round": committed.round, "absent": [*committed.absent]})
         )
-        forget_results(self.folder, committed.study, keep_model=committed.model.digest)
         if self.own().silo in committed.absent:
             _log.warning("round %s of %s was committed without us", committed.round, committed.study)
 
     def _study_closed(self, closed: StudyClosed) -> None:
-        for order in self.journal.open_orders():
-            if order.study == closed.study:
-                self.journal.advance(order.collection, Heard.ROUND_OVER)
-                self.unwanted(order.collection)
+        for order in self.journal.orders_of(closed.study):
+            self._end(order)
+        self.unwanted(closed.study)
         if self.journal.plan(closed.study) is not None:
             self.journal.set_plan(closed.study, "closed", reason=closed.code)
-        shutil.rmtree(self.folder.cache / closed.study, ignore_errors=True)
-        forget_results(self.folder, closed.study, keep_model=None)
-        _log.info("study %s is closed (%s); its cached images were removed", closed.study, closed.code)
 
-
-def forget_results(folder: StateFolder, study: str, *, keep_model: str | None) -> None:
-    """Remove vectors that were sent or left out, and global models that were replaced."""
-    shutil.rmtree(folder.work / study, ignore_errors=True)
-    for model in folder.models.glob(f"{study}.*"):
-        if keep_model is None or keep_model.removeprefix("sha256:") not in model.name:
-            model.unlink(missing_ok=True)
+    def _end(self, order: KeptOrder) -> None:
+        """Nobody waits for this order any more: stop the work, and what has not left by now stays here."""
+        if order.step is not Step.OVER:
+            self.journal.advance(order.collection, Heard.ROUND_OVER)
+            self.journal.withdraw(order.collection)
+            self.unwanted(order.collection)

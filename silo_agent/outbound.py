@@ -8,6 +8,7 @@ the audit entry and the step that allows them.
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -48,7 +49,7 @@ RELEASABLE_CODES = frozenset(
         "ARCHIVE_DENIED", "ARCHIVE_MISSING", "BAD_TENSORS", "CACHE_MISSING", "CACHE_UNREADABLE", "CANCELLED",
         "CHILD_DIED", "COHORT_TOO_SMALL", "CONTRACT_NOT_MET", "DATASET_CHANGED", "DATASET_UNREADABLE",
         "DECLINED_BY_STEWARD", "DISK_FULL", "EXPIRED", "INPUT_TOO_SMALL", "INTERNAL", "MODEL_UNAVAILABLE",
-        "NON_FINITE_LOGITS", "NON_FINITE_LOSS", "NOT_APPROVED", "NO_IMAGES", "OUT_OF_MEMORY", "STALE",
+        "NON_FINITE_LOGITS", "NON_FINITE_LOSS", "NOT_APPROVED", "NO_IMAGES", "OUT_OF_MEMORY", "OUT_OF_TURN", "STALE",
         "TOO_MANY_STARTS", "UNKNOWN_MEMBER", "UNKNOWN_MODEL", "UNSHARED_STATE", "UNSUITABLE_PLAN", "WRONG_TENSORS",
     }
 )  # fmt: skip
@@ -123,24 +124,20 @@ class Outbound:
     def release(
         self, order: KeptOrder, closed: CohortClosed, vector: Path, layout: VectorLayout, coordinator: SealingKey
     ) -> None:
-        """Seal the stored vector and put it in the outbox. Raises `EgressRefused` if it is not ours to send."""
+        """Seal the stored vector and put it in the outbox. Raises `EgressRefused` if it is not ours to send.
+
+        Raises `OSError` when the disk fails; then nothing was promised and nothing is left behind.
+        """
         if self.silo not in closed.members or closed.order != order.digest or order.step is not Step.READY:
             raise EgressRefused(f"{order.collection}: the cohort was not closed with us for this order")
-        if vector.stat().st_size != layout.size * ITEM_BYTES:
+        if vector.stat().st_size != layout.size * ITEM_BYTES:  # not what the child wrote, or cut by a crash
             raise EgressRefused(f"{order.collection}: the vector has another length than the plan's layout")
         sealed = vector.with_suffix(f".{closed.collection.attempt}.sealed")
         context = contribution_context(closed.collection, self.silo, order.digest)
-        with vector.open("rb") as source, sealed.open("wb") as target:
-            sealed_key, chunks = seal_contribution(
-                source.read, coordinator=coordinator, context=context, file_key=self.entropy(FILE_KEY_BYTES)
-            )
-            hasher, size = hashlib.sha256(), 0
-            for chunk in chunks:
-                hasher.update(chunk)
-                size += target.write(chunk)
-        if size != sealed_size(layout):
-            raise EgressRefused(f"{order.collection}: {size} sealed bytes, the layout gives {sealed_size(layout)}")
-        blob = BlobRef(digest=Digest("sha256:" + hasher.hexdigest()), size=size)
+        sealed_key, blob = self._seal(vector, sealed, coordinator, context)
+        if blob.size != sealed_size(layout):
+            sealed.unlink()
+            raise EgressRefused(f"{order.collection}: {blob.size} sealed bytes, not {sealed_size(layout)}")
         collection = closed.collection
         with self.journal.transaction():
             self.journal.advance(order.collection, Heard.CLOSED_WITH_US)
@@ -157,6 +154,24 @@ class Outbound:
             )
             message = Contribution(collection=collection, order=order.digest, vector=blob, sealed_key=sealed_key)
             self._put(message, blob_path=sealed, blob=blob)
+
+    def _seal(self, vector: Path, sealed: Path, coordinator: SealingKey, context: bytes) -> tuple[bytes, BlobRef]:
+        """Write the sealed file, on the disk for good before anything is promised about it; `OSError` leaves none."""
+        hasher, size = hashlib.sha256(), 0
+        try:
+            with vector.open("rb") as source, sealed.open("wb") as target:
+                sealed_key, chunks = seal_contribution(
+                    source.read, coordinator=coordinator, context=context, file_key=self.entropy(FILE_KEY_BYTES)
+                )
+                for chunk in chunks:
+                    hasher.update(chunk)
+                    size += target.write(chunk)
+                target.flush()
+                os.fsync(target.fileno())
+        except OSError:
+            sealed.unlink(missing_ok=True)
+            raise
+        return sealed_key, BlobRef(digest=Digest("sha256:" + hasher.hexdigest()), size=size)
 
     def heartbeat(self, activity: Activity | None, *, disk_low: bool, roster_version: int) -> Heartbeat:
         """A sign of life: version, step n of N, disk. No counts of patients or images."""

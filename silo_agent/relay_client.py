@@ -5,13 +5,14 @@ against a size limit. Blobs move in ranges and go on where they stopped.
 """
 
 import hashlib
+import os
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self, TypeVar
 
 import httpx
 
@@ -27,16 +28,29 @@ from boundary.api import (
     SignedEnrolment,
 )
 from boundary.canonical import MAX_MESSAGE_BYTES, canonical_bytes, parse_json
-from boundary.errors import BoundaryError, MalformedMessage, TooLarge
+from boundary.errors import BoundaryError, MalformedMessage
 from boundary.identity import SigningIdentity
 from boundary.messages import BlobRef
 from boundary.names import Frozen
 from boundary.requests import NONCE_BYTES, sign_request
-from silo_agent.errors import RelayRefused, RelayUnreachable, WrongCoordinator
+from silo_agent.errors import (
+    AgentError,
+    ConfigError,
+    RelayRefused,
+    RelayUnreachable,
+    StoredFileLost,
+    WrongCoordinator,
+)
 from silo_agent.journal import Parcel
+from silo_agent.plain import plain
+from silo_agent.state import sync_folder
+
+Answer = TypeVar("Answer", bound=Frozen)
 
 MAX_ANSWER_BYTES = 64 * MAX_MESSAGE_BYTES  # a full inbox page of the largest envelopes, in base64 and JSON
 _PIECE = 1024 * 1024
+_PASSING = {9, 10}  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED: a clock or a late renewal
+_RESTORE = "Restore it from the backup of the state folder, or enrol again with a new invitation: all keys are kept"
 _TIMEOUT = httpx.Timeout(20.0, read=MAX_POLL_SECONDS + 20.0)
 
 
@@ -49,10 +63,21 @@ class TlsFiles:
     relay_ca: Path
 
     def context(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(self.relay_ca))
+        """Raises `ConfigError` when a file is missing, unreadable or not what it should be."""
+        try:
+            context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(self.relay_ca))
+        except (OSError, ssl.SSLError) as why:
+            raise ConfigError(f"{self.relay_ca} cannot be used: {why}. {_RESTORE}") from why
         context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.load_cert_chain(str(self.certificate), str(self.key))
+        self.load_into(context)
         return context
+
+    def load_into(self, context: ssl.SSLContext) -> None:
+        """Show our certificate, or the one that replaced it, on every new connection. Raises `ConfigError`."""
+        try:
+            context.load_cert_chain(str(self.certificate), str(self.key))
+        except (OSError, ssl.SSLError) as why:
+            raise ConfigError(f"{self.certificate} and {self.key} cannot be used: {why}. {_RESTORE}") from why
 
 
 @dataclass(slots=True)
@@ -79,15 +104,21 @@ class RelayClient:
     ) -> None:
         self._silo, self._key, self._now, self._entropy = silo, key, now, entropy
         self.traffic = Traffic()
+        self._tls, self._context = tls, tls.context()
         self._http = httpx.AsyncClient(
             base_url=url,
-            verify=tls.context(),
+            verify=self._context,
+            headers={"accept-encoding": "identity"},  # answers are read raw, against a limit
             timeout=_TIMEOUT,
             proxy=proxy,
             trust_env=False,
             follow_redirects=False,
             limits=httpx.Limits(max_connections=6, max_keepalive_connections=6, keepalive_expiry=60),
         )
+
+    def renewed(self) -> None:
+        """The certificate file was replaced: use it from the next connection on. Raises `ConfigError`."""
+        self._tls.load_into(self._context)
 
     async def __aenter__(self) -> Self:
         return self
@@ -97,17 +128,17 @@ class RelayClient:
 
     # --- enrolment -----------------------------------------------------------------------------------
     async def enrol(self, request: SignedEnrolment) -> EnrolmentState:
-        return EnrolmentState.model_validate(await self._json("POST", "/v1/enrolment", request))
+        return await self._ask(EnrolmentState, "POST", "/v1/enrolment", request)
 
     async def enrolment_state(self) -> EnrolmentState:
-        return EnrolmentState.model_validate(await self._json("POST", "/v1/enrolment/state", None))
+        return await self._ask(EnrolmentState, "POST", "/v1/enrolment/state", None)
 
     # --- messages ------------------------------------------------------------------------------------
     async def poll(self, request: PollRequest) -> PollAnswer:
-        return PollAnswer.model_validate(await self._json("POST", "/v1/poll", request))
+        return await self._ask(PollAnswer, "POST", "/v1/poll", request)
 
     async def beat(self, heartbeat: Heartbeat) -> None:
-        await self._json("POST", "/v1/heartbeat", heartbeat)
+        await self._exchange("POST", "/v1/heartbeat", _bytes(heartbeat), limit=MAX_MESSAGE_BYTES)
 
     async def roster(self) -> bytes:
         return await self._exchange("GET", "/v1/roster", b"", limit=MAX_MESSAGE_BYTES)
@@ -120,27 +151,49 @@ class RelayClient:
 
     # --- blobs ---------------------------------------------------------------------------------------
     async def _upload(self, path: Path, blob: str, size: int) -> None:
-        state = BlobState.model_validate(await self._json("GET", f"/v1/blobs/{blob}/state", None))
-        offset = size if state.complete else state.offset
-        with path.open("rb") as source:
-            while offset < size:
-                length = min(MAX_RANGE_BYTES, size - offset)
-                source.seek(offset)
-                target = f"/v1/blobs/{blob}?offset={offset}&size={size}"
-                headers = self._signed("PUT", target, None) | {"content-length": str(length)}
-                async with self._talk("PUT", target, headers, _pieces(source.read, length)) as answer:
-                    body = await _read(answer, MAX_MESSAGE_BYTES)
-                state = BlobState.model_validate(_parse(body))
-                if state.offset <= offset and not state.complete:
-                    raise RelayUnreachable(f"the relay took nothing of the range at {offset}")
-                self.traffic.up += length
-                offset = size if state.complete else state.offset
+        """Go on where the relay stands. An empty range finishes an upload whose last byte arrived before a cut."""
+        try:
+            source = path.open("rb")
+        except OSError as why:
+            raise StoredFileLost(f"{path} was to be sent and cannot be read: {why}") from why
+        with source:
+            if path.stat().st_size != size:
+                raise StoredFileLost(f"{path} is not as long as its message says")
+            state = await self._ask(BlobState, "GET", f"/v1/blobs/{blob}/state", None)
+            while not state.complete:
+                state = await self._put(source, blob, state.offset, size)
+
+    async def _put(self, source: BinaryIO, blob: str, offset: int, size: int) -> BlobState:
+        length = min(MAX_RANGE_BYTES, size - offset)
+        if length < 0:
+            raise RelayUnreachable(f"the relay says it has {offset} bytes of a blob of {size}")
+        source.seek(offset)
+        target = f"/v1/blobs/{blob}?offset={offset}&size={size}"
+        headers = self._signed("PUT", target, None) | {"content-length": str(length)}
+        async with self._talk("PUT", target, headers, _pieces(source.read, length)) as answer:
+            state = _parse(BlobState, await _read(answer, MAX_MESSAGE_BYTES))
+        if state.offset <= offset and not state.complete:
+            raise RelayUnreachable(f"the relay took nothing of the range at {offset}")
+        self.traffic.up += length
+        return state
 
     async def download(self, blob: BlobRef, target: Path) -> None:
-        """Fetch into `target`, going on where an earlier try stopped; the digest decides. Raises `TooLarge`."""
+        """Fetch into `target`, going on where an earlier try stopped; the digest decides. Raises `MalformedMessage`."""
         if target.exists():
             return
         draft = target.with_suffix(".part")
+        resumed = draft.exists()
+        if await self._fetched(blob, draft):
+            draft.replace(target)
+            sync_folder(target.parent)
+            return
+        draft.unlink(missing_ok=True)
+        if not resumed:
+            raise MalformedMessage("a downloaded model has another digest than the order names")
+        await self.download(blob, target)  # what lay here from before was no good: once more from the start
+
+    async def _fetched(self, blob: BlobRef, draft: Path) -> bool:
+        """Whether the draft, completed, is the blob."""
         hasher, have = hashlib.sha256(), 0
         with draft.open("ab+") as sink:
             sink.seek(0)
@@ -149,10 +202,9 @@ class RelayClient:
                 have += len(piece)
             if have < blob.size:
                 have = await self._fetch(blob, have, sink.write, hasher.update)
-        if have != blob.size or "sha256:" + hasher.hexdigest() != blob.digest:
-            draft.unlink()
-            raise MalformedMessage("a downloaded model has another digest than the order names")
-        draft.replace(target)
+            sink.flush()
+            os.fsync(sink.fileno())
+        return have == blob.size and "sha256:" + hasher.hexdigest() == blob.digest
 
     async def _fetch(
         self, blob: BlobRef, have: int, write: Callable[[bytes], int], update: Callable[[bytes], None]
@@ -160,12 +212,15 @@ class RelayClient:
         path = f"/v1/blobs/{blob.digest}"
         headers = self._signed("GET", path, b"") | {"range": f"bytes={have}-{blob.size - 1}"}
         async with self._talk("GET", path, headers, None) as answer:
+            unwanted = have if answer.status_code == 200 else 0  # a proxy that drops Range sends all of it again
             async for piece in answer.aiter_raw(_PIECE):
-                have += len(piece)
+                fresh = piece[unwanted:]
+                unwanted -= len(piece) - len(fresh)
+                have += len(fresh)
                 if have > blob.size:
-                    raise TooLarge("a blob", have, blob.size)
-                write(piece)
-                update(piece)
+                    raise RelayUnreachable(f"a blob of {blob.size} bytes was answered with more")
+                write(fresh)
+                update(fresh)
                 self.traffic.down += len(piece)
         return have
 
@@ -174,9 +229,9 @@ class RelayClient:
         nonce = self._entropy(NONCE_BYTES)
         return sign_request(self._key, self._silo, method, target, body, self._now(), nonce)
 
-    async def _json(self, method: str, target: str, body: Frozen | None) -> object:
-        data = b"" if body is None else canonical_bytes(body.model_dump(mode="json"))
-        return _parse(await self._exchange(method, target, data, limit=MAX_ANSWER_BYTES))
+    async def _ask(self, kind: type[Answer], method: str, target: str, body: Frozen | None) -> Answer:
+        data = b"" if body is None else _bytes(body)
+        return _parse(kind, await self._exchange(method, target, data, limit=MAX_ANSWER_BYTES))
 
     async def _exchange(self, method: str, target: str, body: bytes, *, limit: int) -> bytes:
         headers = self._signed(method, target, body) | ({"content-type": "application/json"} if body else {})
@@ -193,7 +248,7 @@ class RelayClient:
                     raise _refusal(answer.status_code, await _read(answer, MAX_MESSAGE_BYTES))
                 yield answer
         except httpx.ConnectError as why:
-            if "CERTIFICATE_VERIFY_FAILED" in str(why):
+            if _is_stranger(why):
                 raise WrongCoordinator(
                     f"{self._http.base_url} answers with a certificate that the relay's CA did not issue ({why}). "
                     "Something between us may be opening TLS (ask the network team), or the address is wrong."
@@ -205,33 +260,51 @@ class RelayClient:
             raise RelayUnreachable(f"{self._http.base_url}: TLS: {why.reason}") from why
 
 
+def _is_stranger(why: BaseException | None) -> bool:
+    """Whether the server's certificate is not of our CA or not for its name. A date that is off passes by itself."""
+    while why is not None:
+        if isinstance(why, ssl.SSLCertVerificationError):
+            return why.verify_code not in _PASSING
+        why = why.__cause__ or why.__context__
+    return False
+
+
 async def _read(answer: httpx.Response, limit: int) -> bytes:
     data = bytearray()
     async for piece in answer.aiter_raw(_PIECE):
         data += piece
         if len(data) > limit:
-            raise TooLarge("an answer of the relay", len(data), limit)
+            raise RelayUnreachable(f"an answer of more than {limit} bytes: not from a relay of this version")
     return bytes(data)
 
 
-def _parse(data: bytes) -> object:
-    return parse_json(data, limit=MAX_ANSWER_BYTES) if data else {}
+def _bytes(body: Frozen) -> bytes:
+    return canonical_bytes(body.model_dump(mode="json"))
 
 
-def _refusal(status: int, body: bytes) -> Exception:
+def _parse(kind: type[Answer], data: bytes) -> Answer:
+    """Whatever is wrong with it, it is no answer of a relay: somebody must look, and meanwhile we ask again."""
     try:
-        error = RelayError.model_validate(_parse(body))
+        return kind.model_validate(parse_json(data, limit=MAX_ANSWER_BYTES))
+    except (BoundaryError, ValueError) as why:
+        raise RelayUnreachable(f"what was answered is not a relay's {kind.__name__}") from why
+
+
+def _refusal(status: int, body: bytes) -> AgentError:
+    try:
+        error = RelayError.model_validate(parse_json(body))
     except (BoundaryError, ValueError):
         return RelayUnreachable(f"status {status} without a relay's answer: a proxy, or another server")
+    message = plain(error.message)  # a stranger's text: it must not draw lines in our log
     if status >= 500 and error.code != "STORAGE_FULL":
-        return RelayUnreachable(f"{error.code}: {error.message}")
-    return RelayRefused(status, error.code, error.message)
+        return RelayUnreachable(f"{error.code}: {message}")
+    return RelayRefused(status, error.code, message)
 
 
 async def _pieces(read: Callable[[int], bytes], length: int) -> AsyncIterator[bytes]:
     while length > 0:
         piece = read(min(_PIECE, length))
         if not piece:
-            raise RelayUnreachable("the stored blob is shorter than its envelope says")
+            raise StoredFileLost("a file became shorter while it was sent")
         length -= len(piece)
         yield piece

@@ -1,11 +1,14 @@
-"""A finished piece of work on the agent's disk: the vector and what it is made of."""
+"""A finished piece of work on the agent's disk: the vector and what it is made of. And what may be thrown away."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from silo_agent.state import write_private
+from silo_agent.errors import StoredFileLost
+from silo_agent.journal import Journal
+from silo_agent.state import StateFolder, write_private
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,5 +26,47 @@ class StoredResult:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        content = json.loads((folder / "result.json").read_bytes())
-        return cls(Path(content["vector"]), content["parameters"], content["metrics"])
+        """Raises `StoredFileLost`."""
+        try:
+            content = json.loads((folder / "result.json").read_bytes())
+        except (OSError, ValueError) as why:
+            raise StoredFileLost(f"the result in {folder} cannot be read: {why}") from why
+        match content:
+            case {"vector": str(vector), "parameters": int(parameters), "metrics": int(metrics)}:
+                return cls(Path(vector), parameters, metrics)
+        raise StoredFileLost(f"{folder / 'result.json'} is not a result's description")
+
+
+def result_folder(folder: StateFolder, study: str, number: int, phase: str, model: str) -> Path:
+    """Where the work of a round is kept. Not by attempt: another attempt with the same model is not trained again."""
+    return folder.work / study / f"{number:04d}-{phase}-{model.removeprefix('sha256:')[:16]}"
+
+
+def forget_rounds(folder: StateFolder, study: str, upto: int, *, keep_model: str) -> None:
+    """Remove vectors of rounds that are over, and global models that were replaced."""
+    for done in (folder.work / study).glob("*-*-*"):
+        number = done.name.partition("-")[0]
+        if number.isdecimal() and int(number) <= upto:
+            shutil.rmtree(done, ignore_errors=True)
+    for model in folder.models.glob(f"{study}.*"):
+        if keep_model.removeprefix("sha256:") not in model.name:
+            model.unlink(missing_ok=True)
+
+
+def forget_study(folder: StateFolder, study: str) -> None:
+    """Remove everything of a study but its entries in the journal."""
+    for place in (folder.work / study, folder.cache / study, *folder.cache.glob(f".{study}.*")):
+        shutil.rmtree(place, ignore_errors=True)
+    for model in folder.models.glob(f"{study}.*"):
+        model.unlink(missing_ok=True)
+
+
+def sweep(folder: StateFolder, journal: Journal) -> None:
+    """At the start: remove what a crash left of closed studies and of vectors that have left or never will."""
+    for plan in journal.plans():
+        if plan.state == "closed":
+            forget_study(folder, plan.study)
+    wanted = {parcel.blob_path for parcel in journal.waiting()}
+    for sealed in folder.work.glob("*/*/*.sealed"):
+        if str(sealed) not in wanted:
+            sealed.unlink(missing_ok=True)

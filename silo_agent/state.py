@@ -1,11 +1,13 @@
 """The agent's state folder: keys made here that never leave, mode 0600 in a folder of mode 0700."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -15,9 +17,11 @@ from cryptography.x509.oid import NameOID
 from boundary.identity import SigningIdentity
 from boundary.roster import KeyCard, make_card
 from boundary.sealing import UnsealingKey
+from silo_agent.config import CONFIG_NAME
 from silo_agent.errors import ConfigError
 
 DATASET_KEY_BYTES = 32
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +66,15 @@ class StateFolder:
     def dataset_key_file(self) -> Path:
         return self.root / "dataset.key"
 
-    def create(self, entropy: Callable[[int], bytes]) -> None:
-        """Make the folder and all keys; raises `ConfigError` if there are some already."""
+    def create(self, entropy: Callable[[int], bytes], config: str) -> None:
+        """Make the folder, its agent.toml and all keys; raises `ConfigError` if there are some already."""
         if (self.root / "identity.pem").exists():
             raise ConfigError(f"{self.root} already holds an identity; it survives every upgrade, keep it")
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.root.chmod(0o700)
-        for folder in (self.work, self.cache, self.models):
-            folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            self._make_folders()
+        except OSError as why:
+            raise ConfigError(f"{self.root} cannot be made: {why}") from why
+        write_private(self.root / CONFIG_NAME, config.encode())
         write_private(self.root / "steward.pem", SigningIdentity.generate().to_pem())
         write_private(self.root / "sealing.key", UnsealingKey.generate().raw)
         write_private(self.dataset_key_file, entropy(DATASET_KEY_BYTES))
@@ -84,43 +89,64 @@ class StateFolder:
         # last, because its presence says that the folder is complete
         write_private(self.root / "identity.pem", SigningIdentity.generate().to_pem())
 
+    def _make_folders(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.root.chmod(0o700)
+        for folder in (self.work, self.cache, self.models):
+            folder.mkdir(mode=0o700, exist_ok=True)
+
+    def check_private(self) -> None:
+        """Raises `ConfigError` if anybody else on this machine may look into the folder."""
+        try:
+            mode = self.root.stat().st_mode
+        except OSError as why:
+            raise ConfigError(f"{self.root} cannot be read: {why}: run `silo-agent init` first") from why
+        if mode & 0o077:
+            raise ConfigError(f"{self.root} is open to others (mode {mode & 0o777:03o}): run `chmod 700 {self.root}`")
+
     @property
     def identity(self) -> SigningIdentity:
-        return SigningIdentity.from_pem(self._key("identity.pem"))
+        return self._read("identity.pem", SigningIdentity.from_pem)
 
     @property
     def steward(self) -> SigningIdentity:
-        return SigningIdentity.from_pem(self._key("steward.pem"))
+        return self._read("steward.pem", SigningIdentity.from_pem)
 
     @property
     def unsealing(self) -> UnsealingKey:
-        return UnsealingKey.from_raw(self._key("sealing.key"))
+        return self._read("sealing.key", UnsealingKey.from_raw)
 
     def card(self, silo: str) -> KeyCard:
         return make_card(silo, self.identity, self.unsealing.public)
 
     def csr(self, silo: str) -> str:
         """A certificate request (PKCS #10, RFC 2986) for the TLS key, naming the hospital."""
-        key = serialization.load_pem_private_key(self._key("tls.key"), password=None)
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise ConfigError(f"{self.tls_key} does not hold an elliptic-curve key")
+        key = self._read("tls.key", _curve_key)
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, silo)])
         request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
         return request.public_bytes(serialization.Encoding.PEM).decode()
 
-    def _key(self, name: str) -> bytes:
+    def _read(self, name: str, parse: Callable[[bytes], Key]) -> Key:
         path = self.root / name
         try:
             if path.stat().st_mode & 0o077:
                 raise ConfigError(f"{path} can be read by others: run `chmod 600 {path}`")
-            return path.read_bytes()
+            return parse(path.read_bytes())
         except FileNotFoundError as why:
             raise ConfigError(f"{path} does not exist: run `silo-agent init` first") from why
+        except OSError as why:
+            raise ConfigError(f"{path} cannot be read: {why}. Run the agent as the user that owns its folder") from why
+        except ValueError as why:
+            raise ConfigError(f"{path} is damaged: restore it from the backup of the state folder") from why
 
     @contextmanager
     def only_one(self) -> Iterator[None]:
         """Hold the state folder for one daemon; raises `ConfigError` when another holds it."""
-        with (self.root / "lock").open("w") as handle:
+        try:
+            handle = (self.root / "lock").open("w")
+        except OSError as why:
+            raise ConfigError(f"{self.root} cannot be written: {why}") from why
+        with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as why:
@@ -129,12 +155,37 @@ class StateFolder:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Write and sync a file of mode 0600, so that it is whole or not there."""
+    """Write and sync a file of mode 0600, so that it is whole or not there, also after a power cut."""
     draft = path.with_name(path.name + ".new")
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    draft.unlink(missing_ok=True)  # of another crash, perhaps with another mode
     try:
-        os.write(handle, data)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
         os.fsync(handle)
     finally:
         os.close(handle)
-    draft.replace(path)
+
+
+def disk_code(why: OSError) -> str:
+    """The releasable code of a disk that failed us."""
+    return "DISK_FULL" if why.errno in {errno.ENOSPC, errno.EDQUOT} else "INTERNAL"
+
+
+def _curve_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
+    key = serialization.load_pem_private_key(pem, password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError("another kind of key")  # noqa: TRY004 - one refusal for all damage
+    return key

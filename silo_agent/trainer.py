@@ -13,6 +13,7 @@ import os
 import queue
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -20,37 +21,47 @@ from typing import Any, TextIO
 
 from boundary.errors import BoundaryError
 from silo_agent.errors import WorkCancelled
+from silo_agent.state import disk_code
 
 CANCEL = "cancel"
+_END_SECONDS = 10.0
 
 
 class Conversation:
-    """The two pipes, read by a thread so that a cancel is heard during a training step."""
+    """The two pipes, read by a thread so that a cancel is heard during a training step.
 
-    def __init__(self, commands: TextIO, events: TextIO) -> None:
-        self._events = events
-        self._commands = commands
+    `on_end` is called by that thread when the input has ended: the daemon is gone, or sent what is no command.
+    """
+
+    def __init__(self, commands: TextIO, events: TextIO, on_end: Callable[[], None] = lambda: None) -> None:
+        self._events, self._commands, self._on_end = events, commands, on_end
         self._waiting: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self._cancel = threading.Event()
+        self._cancel, self._over = threading.Event(), threading.Event()
         threading.Thread(target=self._hear, daemon=True, name="commands").start()
 
     def _hear(self) -> None:
-        for line in self._commands:
-            command = json.loads(line)
-            if command["do"] == CANCEL:
-                self._cancel.set()
-            else:
-                self._waiting.put(command)
+        try:
+            for line in self._commands:
+                self._take(json.loads(line))
+        except (ValueError, LookupError, TypeError) as why:
+            sys.stderr.write(f"what is no command ends the child: {why}\n")
+        self._over.set()
         self._waiting.put(None)
-        self._cancel.set()
+        self._on_end()
+
+    def _take(self, command: dict[str, Any]) -> None:
+        """In the order they came: a cancel is for the command before it, never for the one after."""
+        if command["do"] == CANCEL:
+            self._cancel.set()
+        else:
+            self._cancel.clear()
+            self._waiting.put(command)
 
     def next(self) -> dict[str, Any] | None:
-        command = self._waiting.get()
-        self._cancel.clear()
-        return command
+        return self._waiting.get()
 
     def is_cancelled(self) -> bool:
-        return self._cancel.is_set()
+        return self._cancel.is_set() or self._over.is_set()
 
     def say(self, **event: Any) -> None:
         self._events.write(json.dumps(event) + "\n")
@@ -74,7 +85,13 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
     events = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # a library's print must not be taken for an event
-    serve(Conversation(sys.stdin, events), options.threads)
+    serve(Conversation(sys.stdin, events, _end_soon), options.threads)
+
+
+def _end_soon() -> None:
+    """Work that does not look whether it is still wanted (a hung network share) must not outlive the daemon."""
+    time.sleep(_END_SECONDS)
+    os._exit(1)
 
 
 def serve(conversation: Conversation, threads: int) -> None:
@@ -96,8 +113,10 @@ def classify(why: Exception) -> tuple[str, bool]:
     match why:
         case MemoryError():
             return "OUT_OF_MEMORY", True
-        case OSError() if why.errno == 28:
+        case OSError() if disk_code(why) == "DISK_FULL":
             return "DISK_FULL", True
+        case RuntimeError() if type(why).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(why):
+            return "OUT_OF_MEMORY", True  # torch's, on CUDA and on the processor
         case PermissionError():
             return "DATASET_UNREADABLE", False
         case BoundaryError():
@@ -143,7 +162,7 @@ def _evaluate(command: dict[str, Any], conversation: Conversation) -> dict[str, 
     from silo_agent.local_round import LocalRound, evaluate_round
 
     conversation.progress(0, 1)
-    return evaluate_round(LocalRound.of(command))
+    return evaluate_round(LocalRound.of(command), conversation.is_cancelled)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ class Stage:
             ],
             dict(os.environ) | {
                 "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
                 "DO_NOT_TRACK": "true",
             },
         )  # fmt: skip

@@ -57,12 +57,12 @@ async def put_range(
     try:
         party = await signed_range(request, parts)
         blob = BlobRef(digest=digest, size=size)
-        state = await run_in_threadpool(_state, parts, party, digest)
-        if state.complete:
+        begun = await run_in_threadpool(_begin, parts, party, blob, offset)
+        if isinstance(begun, BlobState):
             await swallow(request, MAX_RANGE_BYTES)
+            state = begun
         else:
-            writer = await run_in_threadpool(parts.uploads.begin, party, blob, offset, parts.clock())
-            state = await _receive(request, parts, party, blob, writer)
+            state = await _receive(request, parts, party, blob, begun)
     except (BoundaryError, StorageFull):
         await swallow(request, MAX_RANGE_BYTES)
         raise
@@ -114,7 +114,6 @@ class _Tally:
 
 async def _receive(request: Request, parts: Parts, party: str, blob: BlobRef, writer: RangeWriter) -> BlobState:
     """While one piece is written and hashed in a thread, the next one arrives. What arrived before a cut is kept."""
-    start = writer.offset
     writing_now: asyncio.Future[None] | None = None
     pieces: list[bytes] = []
     try:
@@ -131,12 +130,19 @@ async def _receive(request: Request, parts: Parts, party: str, blob: BlobRef, wr
         if writing_now is not None:
             await writing_now
         await run_in_threadpool(writer.write, pieces)
+        await run_in_threadpool(_count_up, parts, party, blob, writer)
         raise
     finally:
         if writing_now is not None:
             await asyncio.wait([writing_now])
             writing_now.exception()  # it was raised above, or something earlier was
-        await run_in_threadpool(_let_go, parts, party, blob, writer, start)
+        writer.close()
+
+
+def _begin(parts: Parts, party: str, blob: BlobRef, offset: int) -> RangeWriter | BlobState:
+    """Where to write, or the state when this party's blob is complete already."""
+    state = _state(parts, party, blob.digest)
+    return state if state.complete else parts.uploads.begin(party, blob, offset, parts.clock())
 
 
 def _finish(parts: Parts, party: str, blob: BlobRef, writer: RangeWriter, pieces: list[bytes]) -> BlobState:
@@ -145,25 +151,27 @@ def _finish(parts: Parts, party: str, blob: BlobRef, writer: RangeWriter, pieces
     if state.complete:
         with writing(parts.engine) as connection:
             holdings.record(connection, blob, owner=party, now=parts.clock())
+            holdings.moved(connection, party, blob.digest, up=writer.take_received())
     return state
 
 
-def _let_go(parts: Parts, party: str, blob: BlobRef, writer: RangeWriter, start: int) -> None:
-    writer.close()
+def _count_up(parts: Parts, party: str, blob: BlobRef, writer: RangeWriter) -> None:
+    """Bytes up are counted when an upload completes or its connection breaks, not at every range."""
     with noting(parts.engine) as connection:
-        holdings.moved(connection, party, blob.digest, up=writer.offset - start)
+        holdings.moved(connection, party, blob.digest, up=writer.take_received())
 
 
 def _state(parts: Parts, party: str, digest: str) -> BlobState:
+    return parts.uploads.state(party, digest, is_mine=lambda: _may_read(parts, party, digest))
+
+
+def _may_read(parts: Parts, party: str, digest: str) -> bool:
     with reading(parts.engine) as connection:
-        mine = holdings.may_read(connection, digest, party)
-    return parts.uploads.state(party, digest, complete=mine)
+        return holdings.may_read(connection, digest, party)
 
 
 def _readable_size(parts: Parts, party: str, digest: str) -> int:
-    with reading(parts.engine) as connection:
-        mine = holdings.may_read(connection, digest, party)
-    size = parts.blobs.size(digest) if mine else None
+    size = parts.blobs.size(digest) if _may_read(parts, party, digest) else None
     if size is None:
         raise UnknownBlob("there is no such blob for you here: wait for the message that names it")
     return size

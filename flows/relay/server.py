@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
 import signal
@@ -149,6 +150,8 @@ def _worker(settings: RelaySettings, alive: int, our_end: int) -> FastAPI:
 
     def on_start(parts: Parts) -> None:
         loop = asyncio.get_running_loop()
+        gc.collect()
+        gc.freeze()  # what was imported stays for ever: collecting garbage need not walk over it again
         loop.add_reader(alive, _let_go, loop, alive, parent, parts)
 
     return create_app(build(settings), on_start=on_start)

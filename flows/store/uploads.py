@@ -12,7 +12,7 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -82,6 +82,7 @@ class _Running:
     hash: "hashlib._Hash" = field(default_factory=hashlib.sha256)
     hashed: int = 0
     inode: int = 0  # of the file that was hashed: another process may have thrown it away and begun anew
+    received: int = 0  # bytes that were not reported yet, see `RangeWriter.take_received`
     writer: "RangeWriter | None" = None
 
 
@@ -93,12 +94,13 @@ class Uploads:
         self._lock = threading.Lock()
         self._running: OrderedDict[Path, _Running] = OrderedDict()
 
-    def state(self, party: str, digest: str, *, complete: bool) -> BlobState:
-        """`complete`: whether this party has shown that it holds the blob. What others have is not told."""
-        size = self._blobs.size(digest) if complete else None
-        if size is not None:
+    def state(self, party: str, digest: str, *, is_mine: Callable[[], bool]) -> BlobState:
+        """`is_mine` says whether this party has shown that it holds the blob. What others have is not told."""
+        begun = _length(self._path(party, digest))
+        size = self._blobs.size(digest) if begun is None else None
+        if size is not None and is_mine():
             return BlobState(digest=digest, offset=size, complete=True)
-        return BlobState(digest=digest, offset=_length(self._path(party, digest)), complete=False)
+        return BlobState(digest=digest, offset=begun or 0, complete=False)
 
     def begin(self, party: str, blob: BlobRef, offset: int, now: datetime) -> "RangeWriter":
         """Open the upload at `offset`. Raises `TooLarge`, `WrongOffset`, `UploadQuota`, `UploadBusy`, `StorageFull`."""
@@ -184,6 +186,7 @@ class RangeWriter:
                 self._running.hash.update(chunk)
                 self.offset += len(chunk)
                 self._running.hashed = self.offset
+                self._running.received += len(chunk)
 
     def finish(self) -> BlobState:
         """The range is in; with the last one the blob is verified and moved into place. Raises `WrongDigest`."""
@@ -194,6 +197,12 @@ class RangeWriter:
                 self._adopt()
             self.close()
         return BlobState(digest=self._blob.digest, offset=self.offset, complete=complete)
+
+    def take_received(self) -> int:
+        """Bytes that came in since this was last asked: for counting a whole upload at once."""
+        with self._running.lock:
+            received, self._running.received = self._running.received, 0
+        return received
 
     def close(self) -> None:
         """Let go of the file; what was written stays."""
@@ -239,11 +248,11 @@ def _full_or(why: OSError) -> Exception:
     return StorageFull() if why.errno in _FULL else why
 
 
-def _length(path: Path) -> int:
+def _length(path: Path) -> int | None:
     try:
         return path.stat().st_size
     except FileNotFoundError:
-        return 0
+        return None
 
 
 def _files(folder: Path) -> list[tuple[Path, os.stat_result]]:

@@ -1,5 +1,6 @@
 """A real relay process behind real TLS, and hospitals that dial it."""
 
+import contextlib
 import itertools
 import os
 import signal
@@ -95,7 +96,8 @@ class Relay:
         if process is None:
             return 0
         if how is signal.SIGKILL:
-            os.killpg(process.pid, how)
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself
+                os.killpg(process.pid, how)
         else:
             process.send_signal(how)
         return process.wait(20)
@@ -212,11 +214,14 @@ def canonical(value: Frozen) -> bytes:
 def make_relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Relay]]:
     made: list[Relay] = []
 
-    def make(database: str | None = None, options: str = "", folder: Path | None = None) -> Relay:
+    def make(
+        database: str | None = None, options: str = "", folder: Path | None = None, *, started: bool = True
+    ) -> Relay:
         folder = folder or tmp_path_factory.mktemp("relay")
         made.append(Relay(folder, database or f"sqlite:///{folder / 'store.db'}", options))
         made[-1].prepare()
-        made[-1].start()
+        if started:
+            made[-1].start()
         return made[-1]
 
     yield make

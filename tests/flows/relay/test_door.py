@@ -125,9 +125,8 @@ def test_an_oversized_range_is_refused(olavs: Any) -> None:
     target = f"/v1/blobs/{digest}?offset=0&size={size}"
     with olavs.socket() as raw:
         header = olavs.header("PUT", target, None)["wardround-request"]
-        raw.sendall(
-            f"PUT {target} HTTP/1.1\r\nhost: x\r\nwardround-request: {header}\r\ncontent-length: {size}\r\n\r\n".encode()
-        )
+        lines = [f"PUT {target} HTTP/1.1", "host: x", f"wardround-request: {header}", f"content-length: {size}"]
+        raw.sendall("\r\n".join([*lines, "", ""]).encode())
         assert b"413" in raw.recv(4096).split(b"\r\n")[0]
 
 

@@ -86,22 +86,18 @@ def test_a_wrong_configuration_is_said(
     assert says in capsys.readouterr().err
 
 
-def test_several_workers_need_postgresql(make_relay: Callable[..., Any]) -> None:
-    relay = make_relay()
-    relay.stop()
-    path = relay.folder / "relay.toml"
-    path.write_text(path.read_text() + "workers = 2\n")
-    answer = start(relay)
-    assert (answer.returncode, "use PostgreSQL" in answer.stderr) == (1, True)
+def test_several_workers_need_postgresql(make_relay: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+    relay = make_relay(options="workers = 2", started=False)
+    assert main(["--config", str(relay.folder / "relay.toml")]) == 1
+    assert "use PostgreSQL" in capsys.readouterr().err
 
 
-def test_a_newer_database_is_left_alone(make_relay: Callable[..., Any]) -> None:
-    relay = make_relay()
-    relay.stop()
+def test_a_newer_database_is_left_alone(make_relay: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+    relay = make_relay(started=False)
     with writing(relay.engine) as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    answer = start(relay)
-    assert (answer.returncode, "start the newer version again" in answer.stderr) == (1, True)
+    assert main(["--config", str(relay.folder / "relay.toml")]) == 1
+    assert "start the newer version again" in capsys.readouterr().err
 
 
 def test_two_workers_over_postgresql_are_one_relay(make_relay: Callable[..., Any], postgresql_url: str) -> None:

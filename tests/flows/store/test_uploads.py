@@ -74,7 +74,7 @@ def test_each_byte_is_hashed_once(send: Callable[..., BlobState], monkeypatch: p
 def test_a_restarted_relay_goes_on_where_the_old_one_was(blobs: BlobStore, send: Callable[..., BlobState]) -> None:
     send(DATA[:1_234_567])
     fresh = Uploads(blobs, LIMITS)
-    assert fresh.state("st-olavs", BLOB.digest, complete=False).offset == 1_234_567
+    assert fresh.state("st-olavs", BLOB.digest, is_mine=lambda: False).offset == 1_234_567
     assert send(DATA[1_234_567:], 1_234_567, to=fresh).complete
 
 
@@ -92,7 +92,7 @@ def test_all_bytes_there_but_not_finished_is_finished_by_an_empty_range(
     writer.write([DATA])
     writer.close()  # the relay dies here
     fresh = Uploads(blobs, LIMITS)
-    assert fresh.state("st-olavs", BLOB.digest, complete=False) == BlobState(
+    assert fresh.state("st-olavs", BLOB.digest, is_mine=lambda: False) == BlobState(
         digest=BLOB.digest, offset=len(DATA), complete=False
     )
     assert send(b"", len(DATA), to=fresh).complete
@@ -124,7 +124,7 @@ def test_another_hospitals_partial_upload_is_not_touched(blobs: BlobStore, send:
     with pytest.raises(WrongDigest):
         send(bytes(1_500_000), 1_500_000, party="charite")
     assert send(DATA[1_000_000:], 1_000_000).complete
-    assert Uploads(blobs, LIMITS).state("charite", BLOB.digest, complete=False).offset == 0
+    assert Uploads(blobs, LIMITS).state("charite", BLOB.digest, is_mine=lambda: False).offset == 0
 
 
 def test_limits_of_size_bytes_and_files(send: Callable[..., BlobState]) -> None:
@@ -170,7 +170,7 @@ def test_a_full_disk_costs_nothing_that_was_acknowledged(
     with pytest.raises(StorageFull, match="try again later"):
         send(DATA[1_000_000:2_000_000], 1_000_000)
     monkeypatch.undo()
-    assert Uploads(blobs, LIMITS).state("st-olavs", BLOB.digest, complete=False).offset == 1_000_000
+    assert Uploads(blobs, LIMITS).state("st-olavs", BLOB.digest, is_mine=lambda: False).offset == 1_000_000
     assert send(DATA[1_000_000:], 1_000_000).complete
 
 
@@ -207,8 +207,8 @@ def test_another_process_in_the_middle_of_a_range_is_waited_for(blobs: BlobStore
 def test_a_hospital_is_told_nothing_about_blobs_of_others(blobs: BlobStore) -> None:
     blobs.put_bytes(DATA)
     uploads = Uploads(blobs, LIMITS)
-    assert not uploads.state("st-olavs", BLOB.digest, complete=False).complete
-    assert uploads.state("st-olavs", BLOB.digest, complete=True).complete
+    assert not uploads.state("st-olavs", BLOB.digest, is_mine=lambda: False).complete
+    assert uploads.state("st-olavs", BLOB.digest, is_mine=lambda: True).complete
 
 
 def test_memory_does_not_grow_with_the_blob(blobs: BlobStore, real_now: datetime) -> None:

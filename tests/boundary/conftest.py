@@ -1,0 +1,170 @@
+"""The golden federation for examples, and a strategy per field of every message for properties.
+
+A new message, or a new field, without a strategy fails here: what is not generated is not tested.
+"""
+
+import importlib.util
+import sys
+from datetime import UTC, date, datetime
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from boundary import plan as plans
+from boundary.messages import PHASES, REGISTRY, BlobRef, Collection
+from boundary.sealing import CHUNK_BYTES, TAG_BYTES
+
+settings.register_profile("boundary", max_examples=40, deadline=None)
+settings.load_profile("boundary")
+
+
+def _load(name: str) -> ModuleType:
+    path = Path(__file__).parents[1] / "vectors" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"golden_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(module)
+    return module
+
+
+golden = _load("make")
+
+names = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", fullmatch=True).filter(lambda name: name != "coordinator")
+digests = st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True)
+studies = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?-[0-9a-f]{8}", fullmatch=True)
+codes = st.from_regex(r"[A-Z][A-Z0-9_]{1,40}", fullmatch=True)
+moments = st.datetimes(timezones=st.just(UTC))
+silos = st.lists(names, max_size=5).map(tuple)
+rounds = st.integers(1, 10_000)
+characters = st.characters(exclude_categories=["Cs", "Cc", "Cf", "Co", "Zl", "Zp", "Cn"])
+words = st.text(characters, min_size=1, max_size=20)
+sentences = st.text(characters | st.just("\n"), min_size=1, max_size=40)
+blobs = st.builds(BlobRef, digest=digests, size=st.integers(1, 2**33))
+collections = st.builds(
+    Collection, study=studies, round=rounds, phase=st.sampled_from(PHASES), attempt=st.integers(1, 1000)
+)
+
+
+def fractions(low: float, high: float, **options: Any) -> st.SearchStrategy[float]:
+    return st.floats(low, high, allow_nan=False, **options)
+
+
+@st.composite
+def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
+    members = draw(st.lists(names, min_size=3, max_size=6, unique=True))
+    low, high = sorted(draw(st.lists(fractions(-1e6, 1e6), min_size=2, max_size=2, unique=True)))
+    purpose = dict(zip(("title", "statement", "legal_basis", "ethics_reference"), draw(four_sentences), strict=True))
+    return plans.StudyPlan(
+        version=1,
+        name=draw(names),
+        revision=draw(st.integers(1, 1_000_000)),
+        purpose=plans.Purpose(
+            **purpose,
+            expires=draw(st.dates(date(1000, 1, 1))),
+            retain_years=draw(st.integers(1, 100)),
+        ),
+        hospitals=tuple(plans.Hospital(silo=s, signing_key=golden.key(s).public.text) for s in members),
+        model=plans.ModelChoice(
+            name=draw(names), version=draw(st.integers(1, 1_000_000)), initial_seed=draw(st.integers(0, 2**32 - 1))
+        ),
+        preprocessing=plans.Preprocessing(
+            size=draw(st.tuples(st.integers(16, 1024), st.integers(16, 1024))), intensity="window", low=low, high=high
+        ),
+        labels=plans.Labels(
+            column=draw(st.none() | words),
+            classes=draw(st.lists(words, min_size=2, max_size=5, unique=True).map(tuple)),
+            minimum_per_class=draw(st.integers(0, 10_000_000)),
+        ),
+        dataset=plans.Dataset(
+            name=draw(names),
+            modalities=draw(st.lists(st.sampled_from(("CT", "CR", "DX", "US", "MR")), min_size=1, unique=True)),
+            max_images_per_patient=draw(st.integers(1, 1000)),
+            min_patients=draw(st.integers(1, 10_000_000)),
+            max_excluded_share=draw(fractions(0, 1)),
+            holdout_share=draw(fractions(0, 1, exclude_min=True, exclude_max=True)),
+        ),
+        training=plans.Training(
+            rounds=draw(rounds),
+            local_epochs=draw(st.integers(1, 100)),
+            max_steps=draw(st.integers(1, 10_000_000)),
+            batch_size=draw(st.integers(1, 4096)),
+            optimizer=draw(st.sampled_from(("adam", "sgd"))),
+            learning_rate=draw(fractions(0, 10, exclude_min=True)),
+            weighting=draw(st.sampled_from(("images", "patients", "equal"))),
+        ),
+        aggregation=plans.Aggregation(
+            quorum=draw(st.integers(3, len(members))),
+            ready_minutes=draw(fractions(0, 20160, exclude_min=True)),
+            lost_after_seconds=draw(fractions(2, 86400)),
+            max_model_norm=draw(fractions(0, 1e12, exclude_min=True)),
+        ),
+    )
+
+
+four_sentences = st.lists(sentences, min_size=4, max_size=4)
+approvals = st.builds(golden.approval, silo=names, plan_digest=digests, dataset_digest=digests, approved_at=moments)
+
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "study": studies,
+    "plan": any_plan(),
+    "approval": approvals,
+    "plan_digest": digests,
+    "roster_digest": digests,
+    "order": digests,
+    "code": codes,
+    "collection": collections,
+    "model": blobs,
+    "vector": blobs,
+    "due": moments,
+    "members": silos,
+    "absent": silos,
+    "contributing": silos,
+    "sealed_key": st.binary(min_size=64, max_size=1200),
+    "reference": st.from_regex(r"[0-9a-f]{12}", fullmatch=True),
+    "retryable": st.booleans(),
+    "round": rounds,
+}
+MESSAGES = {
+    kind: st.builds(message, **{name: FIELDS[name] for name in message.model_fields})
+    for kind, message in REGISTRY.items()
+}
+NUMBERS = (
+    st.integers(-(2**53) + 1, 2**53 - 1)
+    | st.floats(-(2.0**52), 2.0**52, allow_nan=False)
+    | st.floats(1e21, allow_infinity=False)
+    | st.floats(max_value=-1e21, allow_infinity=False)
+)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+JSON = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@pytest.fixture(scope="session")
+def fed() -> ModuleType:
+    """The golden federation: `tests/vectors/make.py`."""
+    return golden
+
+
+@pytest.fixture
+def now() -> datetime:
+    moment: datetime = golden.NOW
+    return moment
+
+
+@pytest.fixture(scope="session")
+def strategies() -> SimpleNamespace:
+    return SimpleNamespace(messages=MESSAGES, plans=any_plan(), json=JSON, collections=collections, moments=moments)
+
+
+@pytest.fixture(scope="session")
+def sealed_chunk() -> int:
+    """Bytes of one full chunk of a sealed file."""
+    return CHUNK_BYTES + TAG_BYTES
