@@ -83,7 +83,7 @@ def _demo(choices: Choices, console: Console) -> None:
         stage.start_serve()
         stage.approve_all(label)
         processes.wait_until("MLflow", lambda: answers(f"{ports.mlflow_url}/health"), 120)
-        run = _start_run(stage, label, choices.rounds)
+        run = start_run(stage, label, choices.rounds)
         console.print(f"          watch it: {ports.prefect_url}/v2/runs/flow-run/{run}", highlight=False)
         _watch(stage, coordinator, label, run, console)
         _finish(stage, coordinator, label, choices, console)
@@ -104,7 +104,7 @@ def _phantoms(workdir: Path, hospitals: int, say: Any) -> list[Site]:
 
 
 # --- the flow run ----------------------------------------------------------------------------------------
-def _start_run(stage: Stage, label: str, count: int) -> str:
+def start_run(stage: Stage, label: str, count: int) -> str:
     """As the Run button does: through the deployment, by the API."""
     api = f"{stage.ports.prefect_url}/api"
 
@@ -129,7 +129,7 @@ def _watch(stage: Stage, coordinator: Coordinator, label: str, run: str, console
         while time.monotonic() < end:
             stage.processes.check()
             live.update(_progress(coordinator, study))
-            state = _flow_state(stage, run)
+            state = flow_state(stage, run)
             if state["type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}:
                 break
             time.sleep(0.5)
@@ -142,7 +142,7 @@ def _watch(stage: Stage, coordinator: Coordinator, label: str, run: str, console
     console.print(f"[bold green]{state['name']}[/bold green]  {state.get('message') or ''}", highlight=False)
 
 
-def _flow_state(stage: Stage, run: str) -> dict[str, Any]:
+def flow_state(stage: Stage, run: str) -> dict[str, Any]:
     try:
         found = httpx.get(f"{stage.ports.prefect_url}/api/flow_runs/{run}", trust_env=False, timeout=10)
         return dict(found.json()["state"] or {"type": "PENDING", "name": "Pending"})
