@@ -25,7 +25,7 @@ HOME_VARIABLE = "WARDROUND_HOME"
 SETTINGS_NAME = "coordinator.toml"
 DEFAULT_HOME = Path("/var/lib/wardround")
 ROSTER_LIFETIME = timedelta(days=90)
-DRIVER_LEASE = timedelta(seconds=30)
+DRIVER_LEASE = timedelta(seconds=15)  # how long a killed flow run keeps the next one waiting
 
 
 class SettingsError(Exception):

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import signal
 from typing import Any
 
 from flows.coordinator import Coordinator
@@ -36,24 +35,24 @@ async def serve(coordinator: Coordinator) -> None:
 
     runner = Runner(name="wardround", pause_on_shutdown=False)
     await _ensure_zombie_automation()
-    known: list[str] | None = None
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    running: asyncio.Task[None] | None = None
-    while not stop.is_set():
-        offered = labels(coordinator)
-        if offered != known:
-            await runner.aadd_deployment(_deployment(offered))
-            known = offered
-        if running is None:
-            running = asyncio.create_task(runner.start())
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), _LOOK_SECONDS)
-    if running is not None:
-        runner.stop()
-        with contextlib.suppress(asyncio.CancelledError, RuntimeError):
-            await running
+    offered = labels(coordinator)
+    await runner.aadd_deployment(_deployment(offered))
+    keeping = asyncio.create_task(_keep_form(runner, coordinator, offered))
+    try:
+        await runner.start()  # ends by itself on SIGTERM and SIGINT
+    finally:
+        keeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeping
+
+
+async def _keep_form(runner: Any, coordinator: Coordinator, offered: list[str]) -> None:
+    while True:
+        await asyncio.sleep(_LOOK_SECONDS)
+        now = labels(coordinator)
+        if now != offered:
+            await runner.aadd_deployment(_deployment(now))
+            offered = now
 
 
 def _deployment(offered: list[str]) -> Any:

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 
 from boundary.messages import BlobRef, PlanApproved, PlanDeclined, StudyClosed
 from boundary.names import COORDINATOR
@@ -110,9 +111,7 @@ class StudyDriver:
 @asynccontextmanager
 async def driving(coordinator: Coordinator, wanted: str, driver: str) -> AsyncIterator[StudyDriver]:
     """Hold a study's reins for the block; raises `StudyUnknown` or `DrivenElsewhere`."""
-    with writing(coordinator.store) as connection:
-        study = studies.find(connection, wanted)
-        reins = studies.take_reins(connection, study.study, driver, coordinator.now(), DRIVER_LEASE)
+    study, reins = await _take_reins(coordinator, wanted, driver)
     holding = asyncio.create_task(_hold(coordinator, reins))
     try:
         yield StudyDriver(coordinator, study, reins)
@@ -122,6 +121,23 @@ async def driving(coordinator: Coordinator, wanted: str, driver: str) -> AsyncIt
             await holding
         with writing(coordinator.store) as connection:
             studies.let_go(connection, reins)
+
+
+async def _take_reins(coordinator: Coordinator, wanted: str, driver: str) -> tuple[Study, Reins]:
+    """Wait for a dead driver's lease to run out; a lease that is renewed meanwhile means it lives."""
+    held_until: datetime | None = None
+    while True:
+        try:
+            with writing(coordinator.store) as connection:
+                study = studies.find(connection, wanted)
+                reins = studies.take_reins(connection, study.study, driver, coordinator.now(), DRIVER_LEASE)
+        except studies.DrivenElsewhere as why:
+            if held_until is not None and why.until > held_until:
+                raise
+            held_until = why.until
+            await asyncio.sleep(_LOOK_SECONDS)
+        else:
+            return study, reins
 
 
 async def _hold(coordinator: Coordinator, reins: Reins) -> None:

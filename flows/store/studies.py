@@ -36,6 +36,7 @@ class DrivenElsewhere(RuntimeError):
         super().__init__(
             f"{study} is being run by {driver} (its lease runs to {until:%H:%M:%S} UTC): wait for it or cancel it"
         )
+        self.until = until
 
 
 class NoLongerDriver(RuntimeError):

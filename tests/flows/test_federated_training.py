@@ -1,0 +1,165 @@
+"""The flow on a real Prefect server: states a person can read, partial success that shows, runs that go on."""
+
+import asyncio
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from boundary.messages import Collection
+from flows.store import rounds
+from flows.store.database import reading
+from infra.federation import SimulatedFederation, make_federation
+from models.metrics import MetricLayout, measure
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning"),
+]
+
+
+@pytest.fixture(scope="session")
+def prefect() -> Iterator[None]:
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def vector(collection: Collection) -> NDArray[np.float32]:
+    if collection.phase == "evaluate":
+        return measure(np.eye(2, dtype=np.float32), np.array([0, 1]), MetricLayout(2)).astype(np.float32)
+    return np.array([1.0] * 10 + [0.5, 1.0, 1.0], dtype=np.float32)
+
+
+@pytest.fixture
+def federation(tmp_path: Path, prefect: None, monkeypatch: pytest.MonkeyPatch) -> SimulatedFederation:
+    made = make_federation(tmp_path / "home", {f"h{n}": vector for n in (1, 2, 3, 4)}, rounds=3)
+    monkeypatch.setenv("WARDROUND_HOME", str(tmp_path / "home"))
+    return made
+
+
+def run(federation: SimulatedFederation, plan: str | None = None, *, count: int = 10, dry: bool = False) -> Any:
+    """Run the flow with the hospitals answering beside it; returns its final state."""
+    from flows.federated_training import federated_training
+
+    async def together() -> Any:
+        turning = asyncio.create_task(federation.keep_turning())
+        try:
+            return await federated_training(plan or federation.plan.label, count, dry, return_state=True)
+        finally:
+            turning.cancel()
+            with suppress(asyncio.CancelledError):
+                await turning
+
+    return asyncio.run(asyncio.wait_for(together(), 120))
+
+
+def committed(federation: SimulatedFederation) -> list[int]:
+    with reading(federation.coordinator.store) as connection:
+        return [record.round for record in rounds.committed(connection, federation.study.study)]
+
+
+def ask(question: Callable[[Any], Any]) -> Any:
+    """Ask the Prefect server something."""
+    from prefect.client.orchestration import get_client
+
+    async def answer() -> Any:
+        async with get_client() as client:
+            return await question(client)
+
+    return asyncio.run(answer())
+
+
+def test_a_study_runs_some_rounds_at_a_time_and_ends(federation: SimulatedFederation) -> None:
+    first = run(federation, count=2)
+    assert (first.name, first.message) == ("RoundsDone", "2 of 3 rounds are committed")
+    assert committed(federation) == [1, 2]
+    last = run(federation)
+    assert (last.name, last.message) == ("Completed", "all 3 rounds with all 4 hospitals")
+    assert committed(federation) == [1, 2, 3]
+    again = run(federation)
+    assert again.is_completed()
+    assert committed(federation) == [1, 2, 3]
+
+
+def test_the_timeline_reads_like_the_study(federation: SimulatedFederation) -> None:
+    run(federation, count=1)
+
+    async def names(client: Any) -> tuple[set[str], set[str], set[str]]:
+        flows = {one.name for one in await client.read_flow_runs(limit=200)}
+        tasks = {one.name for one in await client.read_task_runs(limit=200)}
+        artifacts = {one.key for one in await client.read_artifacts(limit=200)}
+        return flows, tasks, artifacts
+
+    flows, tasks, artifacts = ask(names)
+    study = federation.study.study
+    assert {f"simulated · study {study[-8:]}", "round 01 of 3"} <= flows
+    assert {"h1 · approval", "h1 · train", "h4 · send train", "h2 · evaluate", "aggregate", "commit"} <= tasks
+    assert {f"{study}-summary", f"{study}-round-001"} <= artifacts
+
+
+def test_a_round_without_some_hospital_is_never_called_a_plain_success(federation: SimulatedFederation) -> None:
+    run(federation, count=1)
+    federation.hospitals["h4"].silence()
+    state = run(federation)
+    assert state.name == "QuorumMet"
+    assert "2 of 3 rounds ran without some hospital" in state.message
+
+    async def page(client: Any) -> str:
+        found = await client.read_artifacts(limit=200)
+        return next(one.data for one in found if one.key == f"{federation.study.study}-round-002")
+
+    assert re.search(r"4 registered, 3 ready, 3 contributing", ask(page))
+    assert "| h4 | no: SILENT |" in ask(page)
+
+
+def test_without_a_quorum_the_run_fails_by_name_and_the_next_one_goes_on(federation: SimulatedFederation) -> None:
+    for silo in ("h1", "h2"):
+        federation.hospitals[silo].refuse("train")
+    state = run(federation, count=1)
+    assert (state.name, committed(federation)) == ("NoQuorum", [])
+    for silo in ("h1", "h2"):
+        federation.hospitals[silo].relent()
+    assert run(federation, count=1).name == "RoundsDone"
+    assert committed(federation) == [1]
+
+
+def test_an_unknown_plan_names_those_there_are(federation: SimulatedFederation) -> None:
+    state = run(federation, "nothing@1")
+    assert state.name == "UnknownPlan"
+    assert "simulated@1" in state.message
+
+
+def test_too_few_approvals_start_nothing(federation: SimulatedFederation) -> None:
+    for silo in ("h1", "h2"):
+        federation.hospitals[silo].declines = True
+    state = run(federation)
+    assert state.name == "NotApproved"
+    assert committed(federation) == []
+
+
+def test_a_dry_run_checks_and_trains_nothing(federation: SimulatedFederation) -> None:
+    state = run(federation, dry=True)
+    assert state.name == "NotReady"
+    assert "0 of 3 approvals" in state.message
+    run(federation, count=1)
+    assert run(federation, dry=True).name == "Ready"
+    assert committed(federation) == [1]
+
+
+def test_the_form_offers_the_published_plans(federation: SimulatedFederation) -> None:
+    from flows.deployment import _deployment, labels
+
+    offered = labels(federation.coordinator)
+    assert offered == ["simulated@1"]
+    deployment = _deployment(offered)
+    schema = deployment._parameter_openapi_schema
+    assert schema.properties["plan"]["enum"] == ["simulated@1"]
+    assert schema.required == ["plan", "rounds"]
+    assert deployment.entrypoint == "flows.federated_training.federated_training"

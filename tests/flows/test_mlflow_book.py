@@ -1,0 +1,186 @@
+"""MLflow as the reading room: a real server, away at first, and never a doubled point."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from boundary.messages import BlobRef
+from boundary.tensors import flatten, manifest_of, pack
+from flows.mlflow_book import Publisher
+from flows.records import CohortDecision, GlobalMetrics, ModelStart, RoundRecord, Timing, Traffic
+from flows.store import holdings, rounds, studies
+from flows.store.database import reading, writing
+from infra.federation import SimulatedFederation, make_federation
+from models.parameters import initial_tensors
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning", "ignore::ResourceWarning"),
+]
+
+
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Callable[[], None]]]:
+    """(its URL, how to start it): it is down until a test starts it."""
+    folder, port, running = tmp_path_factory.mktemp("mlflow"), free_port(), []
+
+    def start() -> None:
+        if running:
+            return
+        environment = dict(os.environ) | {
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }  # fmt: skip
+        command = [
+            str(Path(sys.executable).parent / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port),
+            "--workers", "1", "--serve-artifacts", "--backend-store-uri", f"sqlite:///{folder / 'm.db'}",
+            "--artifacts-destination", str(folder / "artifacts"),
+        ]  # fmt: skip
+        with (folder / "log").open("wb") as log:
+            running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
+        for _ in range(600):
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200:
+                    return
+            except httpx.HTTPError:
+                time.sleep(0.2)
+        raise TimeoutError((folder / "log").read_text())
+
+    yield f"http://127.0.0.1:{port}", start
+    for process in running:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(20)
+
+
+@pytest.fixture
+def federation(tmp_path: Path, mlflow_server: tuple[str, Callable[[], None]]) -> SimulatedFederation:
+    """A study over the real small network, so that its model can be registered."""
+    made = make_federation(
+        tmp_path / "home", {f"h{n}": lambda _: np.zeros(1, np.float32) for n in (1, 2, 3)}, rounds=2,
+        mlflow_url=mlflow_server[0], name=f"book-{tmp_path.name[-8:].strip('_').lower().replace('_', '-')}",
+    )  # fmt: skip
+    tensors = initial_tensors(made.plan.model, 2)
+    manifest = manifest_of(tensors)
+    model = made.coordinator.blobs.put_bytes(pack(flatten(tensors, manifest), manifest))
+    with writing(made.coordinator.store) as connection:
+        start = ModelStart(manifest=manifest, initial=model)
+        connection.execute(studies.studies.update().values(model=start.model_dump_json().encode()))
+        holdings.record(connection, model, owner="coordinator", now=made.coordinator.now())
+    with reading(made.coordinator.store) as connection:
+        made.study = studies.find(connection, made.plan.label)
+    return made
+
+
+def commit(federation: SimulatedFederation, number: int) -> None:
+    now, study = federation.coordinator.now(), federation.study
+    model: BlobRef = study.model.initial
+    cohort = CohortDecision(
+        phase="train", attempt=1, reason="ALL_THERE", members=study.plan.silos, absent={}, closed_at=now
+    )
+    record = RoundRecord(
+        study=study.study, round=number, model_in=model.digest, model_out=model, registered=study.plan.silos,
+        ready=study.plan.silos, contributing=study.plan.silos, absent={}, train=cohort, evaluate=cohort,
+        train_loss=1.0 / number,
+        metrics=GlobalMetrics(count=9, loss=0.5 / number, accuracy=0.5, auroc=None if number == 1 else 0.75,
+                              balanced_accuracy=0.5, confusion=((1, 2), (3, 3))),
+        timing=Timing(training=1, transport=1, aggregation=1, evaluation=1, total=4),
+        traffic={silo: Traffic(up=1, down=2) for silo in study.plan.silos}, committed_at=now,
+    )  # fmt: skip
+    with writing(federation.coordinator.store) as connection:
+        from flows.coordinator import DRIVER_LEASE
+
+        reins = studies.take_reins(connection, study.study, "test", now, DRIVER_LEASE)
+        rounds.open_round(connection, reins, number, model.digest, now)
+        rounds.commit(connection, reins, record, now)
+
+
+def test_an_outage_stops_nothing_and_is_made_up_for_without_doubled_points(
+    federation: SimulatedFederation, mlflow_server: tuple[str, Callable[[], None]]
+) -> None:
+    url, start = mlflow_server
+    commit(federation, 1)
+    publisher = Publisher(federation.coordinator, federation.study)
+    publisher.catch_up()
+    assert publisher.problem is not None
+    assert url in publisher.problem
+
+    start()
+    publisher.catch_up()
+    assert publisher.problem is None
+    commit(federation, 2)
+    publisher.catch_up()
+    with writing(federation.coordinator.store) as connection:  # as after a crash between sending and remembering
+        connection.execute(rounds.published.delete().where(rounds.published.c.what.like("round-%")))
+    Publisher(federation.coordinator, federation.study).catch_up()
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(url)
+    experiment = client.get_experiment_by_name(federation.plan.name)
+    (run,) = client.search_runs([experiment.experiment_id])
+    for metric, values in {"global/train_loss": [1.0, 0.5], "global/loss": [0.5, 0.25], "global/auroc": [0.75]}.items():
+        history = client.get_metric_history(run.info.run_id, metric)
+        assert [point.value for point in sorted(history, key=lambda point: point.step)] == values, metric
+    assert run.data.params["plan_digest"] == federation.study.plan_digest
+    assert run.info.status == "FINISHED"
+    names = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert {"1-plan.json", "2-roster.json", "3-dataset-digests.json", "checkpoints", "figures"} <= names
+    assert len(client.list_artifacts(run.info.run_id, "checkpoints")) == 2
+
+    (version,) = client.search_model_versions(f"name = '{federation.plan.name}'")
+    assert version.tags["wardround.model_digest"] == federation.study.model.initial.digest
+
+
+def test_the_registered_model_loads_without_pickle_and_is_the_global_model(
+    federation: SimulatedFederation, mlflow_server: tuple[str, Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, start = mlflow_server
+    start()
+    commit(federation, 1)
+    commit(federation, 2)
+    publisher = Publisher(federation.coordinator, federation.study)
+    publisher.catch_up()
+    assert publisher.problem is None
+
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    import mlflow
+    import torch
+
+    from boundary.tensors import unflatten, unpack
+    from models.catalogue import build
+    from models.parameters import load_tensors
+
+    mlflow.set_tracking_uri(url)
+    loaded = mlflow.pytorch.load_model(f"models:/{federation.plan.name}/1")
+    module = build(federation.plan.model, 2).eval()
+    with federation.coordinator.blobs.open(federation.study.model.initial.digest) as source:
+        weights = unpack(source.read(), federation.study.model.manifest)
+    load_tensors(module, unflatten(weights, federation.study.model.manifest))
+    images = torch.rand(3, 1, 16, 16)
+    with torch.inference_mode():
+        assert torch.allclose(loaded(images), module(images), atol=1e-5)
+
+
+def test_without_mlflow_there_is_nothing_to_do_and_nothing_wrong(tmp_path: Path) -> None:
+    made = make_federation(tmp_path / "home", {f"h{n}": lambda _: np.zeros(1, np.float32) for n in (1, 2, 3)})
+    publisher = Publisher(made.coordinator, made.study)
+    with publisher:
+        publisher.wake()
+    publisher.catch_up()
+    assert (publisher.problem, publisher.link) == (None, None)

@@ -1,0 +1,260 @@
+"""Rounds with hospitals that speak the production messages: what is applied, what is refused, what a crash costs."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from boundary.messages import Collection
+from boundary.tensors import unpack
+from compliance.trail import AttemptFailed, CohortDecided, RoundClosed, StudyDriven, read_leaf
+from flows.collecting import CollectionFailed
+from flows.driver import StudyDriver, driving
+from flows.publication import propose
+from flows.records import RoundRecord
+from flows.round_work import Gathered, RoundWork
+from flows.store import audit, rounds, studies
+from flows.store.database import reading, writing
+from infra.federation import SimulatedFederation, make_federation
+from models.metrics import MetricLayout, measure
+
+PARAMETERS = 10
+METRICS = MetricLayout(2)
+
+
+def vectors_of(number: int) -> Callable[[Collection], NDArray[np.float32]]:
+    """Hospital `number` moves every weight by `number`, with weight `number`."""
+
+    def vector(collection: Collection) -> NDArray[np.float32]:
+        if collection.phase == "evaluate":
+            logits = np.array([[0.0, 1.0], [1.0, 0.0]] * number, dtype=np.float32)
+            return measure(logits, np.array([1, 0] * number), METRICS).astype(np.float32)
+        return np.array([number * number] * PARAMETERS + [2.0 * number, number, number], dtype=np.float32)
+
+    return vector
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> SimulatedFederation:
+    return make_federation(
+        tmp_path / "home", {f"h{n}": vectors_of(n) for n in (1, 2, 3, 4)}, parameters=PARAMETERS, quorum=3
+    )
+
+
+def run(federation: SimulatedFederation, story: Callable[[StudyDriver], Awaitable[Any]], driver: str = "test") -> Any:
+    """Drive the study with the hospitals answering beside it."""
+
+    async def together() -> Any:
+        turning = asyncio.create_task(federation.keep_turning())
+        try:
+            async with driving(federation.coordinator, federation.plan.label, driver) as one:
+                propose(federation.coordinator, federation.study)
+                await asyncio.gather(*(one.consent_of(silo) for silo in answering(federation)))
+                return await story(one)
+        finally:
+            turning.cancel()
+            with suppress(asyncio.CancelledError):
+                await turning
+
+    return asyncio.run(asyncio.wait_for(together(), 60))
+
+
+def answering(federation: SimulatedFederation) -> list[str]:
+    return [silo for silo, hospital in federation.hospitals.items() if not hospital.is_silent]
+
+
+async def collect(work: RoundWork, phase: Any, model: Any) -> Gathered:
+    async with work.collecting(phase, model) as watch:
+        decision = await work.close(watch)
+        sealed = await work.gather(watch, decision)
+    return Gathered(decision, sealed, 0.0, 0.0)
+
+
+async def one_round(driver: StudyDriver, number: int = 1) -> RoundRecord:
+    work = driver.open_round(number)
+    candidate = work.opened.candidate or work.aggregate(await collect(work, "train", work.model_in))
+    evaluated = work.measure(await collect(work, "evaluate", candidate.model))
+    return work.commit(candidate, evaluated, 0.0)
+
+
+def weights(federation: SimulatedFederation, record: RoundRecord) -> NDArray[np.float32]:
+    with federation.coordinator.blobs.open(record.model_out.digest) as source:
+        return unpack(source.read(), federation.study.model.manifest)
+
+
+def test_a_round_moves_the_model_by_the_weighted_mean(federation: SimulatedFederation) -> None:
+    record = run(federation, one_round)
+    mean = sum(n * n for n in (1, 2, 3, 4)) / sum((1, 2, 3, 4))
+    assert weights(federation, record) == pytest.approx(np.full(PARAMETERS, mean))
+    assert record.train_loss == pytest.approx(2.0)
+    assert record.contributing == ("h1", "h2", "h3", "h4")
+    assert record.metrics is not None
+    assert (record.metrics.count, record.metrics.accuracy, record.metrics.auroc) == (20, 1.0, 1.0)
+    assert all(traffic.up > 0 for traffic in record.traffic.values())
+
+
+def test_a_silent_hospital_is_left_out_by_name_and_joins_the_next_round(federation: SimulatedFederation) -> None:
+    async def story(driver: StudyDriver) -> tuple[RoundRecord, RoundRecord]:
+        federation.hospitals["h4"].silence()
+        first = await one_round(driver, 1)
+        federation.hospitals["h4"].speak()
+        return first, await one_round(driver, 2)
+
+    first, second = run(federation, story)
+    assert first.contributing == ("h1", "h2", "h3")
+    assert first.absent == {"h4": "SILENT"}
+    assert first.train.reason == "REST_SILENT"
+    assert weights(federation, first) == pytest.approx(np.full(PARAMETERS, 14 / 6))
+    assert second.absent == {}
+    assert second.model_in == first.model_out.digest
+
+
+def test_a_refusing_hospital_is_left_out_with_its_code(federation: SimulatedFederation) -> None:
+    federation.hospitals["h2"].refuse("train", "NO_IMAGES")
+    record = run(federation, one_round)
+    assert record.absent == {"h2": "NO_IMAGES"}
+    assert record.train.reason == "REST_REFUSED"
+
+
+def test_a_spoilt_contribution_is_left_out_and_the_rest_is_summed(federation: SimulatedFederation) -> None:
+    federation.hospitals["h1"].spoil(lambda data: bytes([data[0] ^ 1]) + data[1:])
+    record = run(federation, one_round)
+    assert record.absent == {"h1": "BAD_CONTRIBUTION"}
+    assert record.ready == ("h1", "h2", "h3", "h4")
+    assert weights(federation, record) == pytest.approx(np.full(PARAMETERS, 29 / 9))
+
+
+def test_too_many_refusals_fail_the_attempt_and_the_next_one_may_go_through(federation: SimulatedFederation) -> None:
+    async def story(driver: StudyDriver) -> RoundRecord:
+        for silo in ("h1", "h2"):
+            federation.hospitals[silo].refuse("train")
+        work = driver.open_round(1)
+        with pytest.raises(CollectionFailed) as failed:
+            await collect(work, "train", work.model_in)
+        for silo in ("h1", "h2"):
+            federation.hospitals[silo].relent()
+        again = work.give_up(failed.value)
+        assert again is not None
+        candidate = again.aggregate(await collect(again, "train", again.model_in))
+        return again.commit(candidate, None, 0.0)
+
+    record = run(federation, story)
+    assert record.train.attempt == 2
+    assert record.metrics is None
+    failures = [leaf.event for leaf in trail(federation) if isinstance(leaf.event, AttemptFailed)]
+    assert [(event.attempt, event.reason) for event in failures] == [(1, "TOO_MANY_REFUSED")]
+
+
+def test_attempts_come_to_an_end(federation: SimulatedFederation) -> None:
+    for silo in ("h1", "h2"):
+        federation.hospitals[silo].refuse("train")
+
+    async def story(driver: StudyDriver) -> int:
+        work: RoundWork | None = driver.open_round(1)
+        tries = 0
+        while work is not None:
+            tries += 1
+            try:
+                await collect(work, "train", work.model_in)
+            except CollectionFailed as failed:
+                work = work.give_up(failed)
+        return tries
+
+    assert run(federation, story) == 3
+
+
+def test_a_hospital_that_declined_is_never_asked_to_work(federation: SimulatedFederation) -> None:
+    federation.hospitals["h3"].declines = True
+    record = run(federation, one_round)
+    assert record.absent == {"h3": "NOT_APPROVED"}
+    assert federation.hospitals["h3"].orders == {}
+
+
+STOPS = ("after the orders", "after the cohort was closed", "after the sum", "after the evaluation")
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_driver_that_died_is_continued_by_the_next_one(stop: str, federation: SimulatedFederation) -> None:
+    async def die(driver: StudyDriver) -> None:
+        work = driver.open_round(1)
+        async with work.collecting("train", work.model_in) as watch:
+            if stop == STOPS[0]:
+                return
+            decision = await work.close(watch)
+            if stop == STOPS[1]:
+                return
+            gathered = Gathered(decision, await work.gather(watch, decision), 0.0, 0.0)
+        candidate = work.aggregate(gathered)
+        if stop == STOPS[3]:
+            work.measure(await collect(work, "evaluate", candidate.model))
+
+    run(federation, die, "first driver")
+    record = run(federation, one_round, "second driver")
+    assert weights(federation, record) == pytest.approx(np.full(PARAMETERS, 3.0))
+    for hospital in federation.hospitals.values():
+        assert len(hospital.sent) == len(set(hospital.sent)) == 2, "nobody was asked twice for one sum"
+    closed = [leaf.event for leaf in trail(federation) if isinstance(leaf.event, RoundClosed)]
+    decided = [leaf.event for leaf in trail(federation) if isinstance(leaf.event, CohortDecided)]
+    assert len(closed) == 1
+    assert len(decided) == 2
+    assert [leaf.event.fence for leaf in trail(federation) if isinstance(leaf.event, StudyDriven)] == [1, 2]
+
+
+def test_committing_twice_changes_nothing(federation: SimulatedFederation) -> None:
+    async def story(driver: StudyDriver) -> tuple[RoundRecord, RoundRecord]:
+        work = driver.open_round(1)
+        candidate = work.aggregate(await collect(work, "train", work.model_in))
+        return work.commit(candidate, None, 0.0), work.commit(candidate, None, 5.0)
+
+    first, _ = run(federation, story)
+    with reading(federation.coordinator.store) as connection:
+        assert rounds.committed(connection, federation.study.study) == [first]
+    assert len([leaf for leaf in trail(federation) if isinstance(leaf.event, RoundClosed)]) == 1
+
+
+def test_a_driver_that_lost_the_reins_cannot_write(federation: SimulatedFederation) -> None:
+    coordinator = federation.coordinator
+
+    async def story(driver: StudyDriver) -> None:
+        with writing(coordinator.store) as connection:
+            connection.execute(studies.studies.update().values(driver_until=coordinator.now()))
+            studies.take_reins(connection, driver.study.study, "another", coordinator.now(), studies_lease())
+        with pytest.raises(studies.NoLongerDriver):
+            driver.open_round(1)
+
+    run(federation, story)
+
+
+def test_a_study_that_is_driven_is_not_taken_over_while_its_lease_is_renewed(federation: SimulatedFederation) -> None:
+    coordinator = federation.coordinator
+
+    async def story(driver: StudyDriver) -> None:
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(0.2)
+                with writing(coordinator.store) as connection:
+                    studies.hold(connection, driver.reins, coordinator.now(), studies_lease())
+
+        renewing = asyncio.create_task(renew())
+        with pytest.raises(studies.DrivenElsewhere, match="is being run by first"):
+            async with driving(coordinator, federation.plan.label, "second"):
+                pass
+        renewing.cancel()
+
+    run(federation, story, "first")
+
+
+def studies_lease() -> Any:
+    from flows.coordinator import DRIVER_LEASE
+
+    return DRIVER_LEASE
+
+
+def trail(federation: SimulatedFederation) -> list[Any]:
+    with reading(federation.coordinator.store) as connection:
+        return [read_leaf(leaf) for leaf in audit.leaves(connection)]
