@@ -47,6 +47,9 @@ class Processes:
 
     def start(self, name: str, command: list[str], environment: dict[str, str]) -> None:
         """Start in a session of its own, so that Ctrl-C reaches us first and we end it in order."""
+        former = self._children.pop(name, None)
+        if former is not None:
+            former.wait()  # it ended, or nobody would start it again
         with (self.logs / f"{name}.log").open("ab") as log:
             self._children[name] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
