@@ -44,7 +44,6 @@ bench: $(STAMP)
 # regenerate what is generated; CI fails when that changes anything
 docs: $(STAMP)
 	$(BIN)/python -m flows.relay.openapi > docs/openapi.json
-	$(BIN)/python -m infra.reference
 
 lock: $(STAMP)
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | grep -v -i '^setuptools=' > infra/requirements.lock

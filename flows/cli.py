@@ -1,6 +1,7 @@
 """`wardround`: what the study coordinator types."""
 
 import asyncio
+import logging
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from flows.coordinator import DEFAULT_HOME, SettingsError
 
 app = typer.Typer(
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="""Training rounds across hospitals.
@@ -63,8 +65,6 @@ def init(
 @app.command()
 def relay(home: HomeOption = DEFAULT_HOME) -> None:
     """Run the relay, the only address hospitals reach. Keep it running (systemd, container)."""
-    import logging
-
     from flows.coordinator import load
     from flows.relay.server import CannotServe, RelaySettings, serve
 
@@ -95,6 +95,7 @@ def serve(home: HomeOption = DEFAULT_HOME) -> None:
     from flows.deployment import environment
     from flows.deployment import serve as serve_deployment
 
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     coordinator = load(home)
     if coordinator.settings.prefect_url is None:
         raise SettingsError(f"set prefect_url in {home / 'coordinator.toml'}")

@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 from typing import Any
+
+import httpx
 
 from flows.coordinator import Coordinator
 from flows.store import studies
@@ -12,6 +15,8 @@ from flows.store.database import reading
 DEPLOYMENT = "federated-training/study"
 ENTRYPOINT = "flows.federated_training.federated_training"
 _LOOK_SECONDS = 2.0  # for newly published plans
+_LONGEST_PAUSE = 30.0  # between two tries to reach Prefect
+_log = logging.getLogger("wardround.serve")
 
 PREFECT_ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -33,6 +38,7 @@ async def serve(coordinator: Coordinator) -> None:
     """Keep the deployment's form in step with the published plans and run what is asked for, until SIGTERM."""
     from prefect.runner import Runner
 
+    await _await_prefect(str(coordinator.settings.prefect_url))
     runner = Runner(name="wardround", pause_on_shutdown=False)
     await _ensure_zombie_automation()
     offered = labels(coordinator)
@@ -44,6 +50,21 @@ async def serve(coordinator: Coordinator) -> None:
         keeping.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await keeping
+
+
+async def _await_prefect(url: str) -> None:
+    """Prefect may start after us, or be away for a while: say so and try again."""
+    pause = 1.0
+    while True:
+        try:
+            async with httpx.AsyncClient(trust_env=False, timeout=5.0) as client:
+                (await client.get(f"{url}/health")).raise_for_status()
+        except httpx.HTTPError as why:
+            _log.warning("Prefect at %s does not answer (%s); again in %.0f s", url, type(why).__name__, pause)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        else:
+            return
 
 
 async def _keep_form(runner: Any, coordinator: Coordinator, offered: list[str]) -> None:

@@ -1,5 +1,7 @@
 """`wardround status`: the federation at a glance, in the terminal."""
 
+from datetime import datetime
+
 from rich.console import Console
 from rich.table import Table
 
@@ -49,7 +51,16 @@ def _studies(coordinator: Coordinator) -> Table:
             metrics = records[-1].metrics if records else None
             auroc = "" if metrics is None or metrics.auroc is None else f"{metrics.auroc:.3f}"
             table.add_row(
-                study.label, study.study, study.state, f"{len(approved)} of {len(study.plan.hospitals)}",
+                study.label, study.study, _state(study, coordinator.now()),
+                f"{len(approved)} of {len(study.plan.hospitals)}",
                 f"{len(records)} of {study.plan.training.rounds}", auroc,
             )  # fmt: skip
     return table
+
+
+def _state(study: studies.Study, now: datetime) -> str:
+    """What a person should know: a study that is "running" but has no living driver waits for the next run."""
+    is_driven = study.driver_until is not None and study.driver_until > now
+    if study.state == "running":
+        return "running" if is_driven else "waits for the next run"
+    return study.state
