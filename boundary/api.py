@@ -15,7 +15,7 @@ from boundary.version import ProtocolRange
 
 MAX_POLL_SECONDS = 25.0  # below the 30 s after which common proxies drop an idle connection
 MAX_ENVELOPES_PER_POLL = 64
-MAX_RANGE_BYTES = 8 * 1024 * 1024  # one blob range; what a broken link costs
+MAX_RANGE_BYTES = 64 * 1024 * 1024  # one blob range; what arrived of it before a cut is kept
 ENROLMENT_CONTEXT = "enrolment request"
 
 

@@ -4,9 +4,9 @@ Everything a hospital says about its patients is a coordinate of this vector, an
 the sum of such vectors. That is why masking can take the place of sealing without anybody else noticing.
 """
 
-from typing import Annotated, Any, assert_never
+from typing import Annotated, Any, Self, assert_never
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from boundary.errors import CallerFault
 from boundary.messages import Phase
@@ -30,6 +30,12 @@ class VectorLayout(Frozen):
     """The sections in order. Both sides derive it from the plan; it is never sent."""
 
     sections: Annotated[tuple[Section, ...], BeforeValidator(_list_in)]
+
+    @model_validator(mode="after")
+    def _sane(self) -> Self:
+        if len({section.name for section in self.sections}) != len(self.sections):
+            raise ValueError("sections: a name appears twice")
+        return self
 
     @property
     def size(self) -> int:

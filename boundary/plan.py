@@ -244,9 +244,9 @@ def parse_plan(value: Any) -> StudyPlan:
 
 def plan_from_toml(text: str) -> StudyPlan:
     """Read a `study.toml`; raises `InvalidPlan`."""
-    if len(text.encode()) > MAX_PLAN_BYTES:
-        raise InvalidPlan(f"the plan is larger than {MAX_PLAN_BYTES} bytes")
     try:
+        if len(text.encode()) > MAX_PLAN_BYTES:
+            raise InvalidPlan(f"the plan is larger than {MAX_PLAN_BYTES} bytes")
         value = tomllib.loads(text)
     except (ValueError, RecursionError) as why:  # ValueError: also an integer of more than 4300 digits
         raise InvalidPlan(f"not TOML: {why}") from why

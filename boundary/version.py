@@ -18,7 +18,7 @@ class ProtocolRange(Frozen):
 
     @model_validator(mode="after")
     def _sane(self) -> Self:
-        if not 1 <= self.oldest <= self.newest:
+        if not 0 <= self.oldest <= self.newest:  # 0: before the first release
             raise ValueError("protocol: oldest and newest are versions, in this order")
         return self
 

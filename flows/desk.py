@@ -7,6 +7,7 @@ database is not what we trust.
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 
 from sqlalchemy import Connection
 
@@ -40,14 +41,11 @@ class Desk:
     def heard(self, connection: Connection, kind: str, slot: str) -> dict[str, Envelope]:
         """What hospitals of the plan said, by hospital. What does not verify counts as not said."""
         found = {}
-        keys = {hospital.silo: PublicIdentity(hospital.signing_key) for hospital in self.plan.hospitals}
+        keys = {hospital.silo: hospital.signing_key for hospital in self.plan.hospitals}
         for silo, data in mail.said(connection, COORDINATOR, kind, slot).items():
-            if silo not in keys:
-                continue
-            try:
-                found[silo] = open_envelope(data, recipient=COORDINATOR, signer=keys[silo], sender=silo)
-            except PeerFault:
-                continue
+            envelope = None if silo not in keys else _opened(data, silo, keys[silo])
+            if envelope is not None:
+                found[silo] = envelope
         return found
 
     def roster(self, connection: Connection) -> TrustedRoster:
@@ -58,6 +56,15 @@ class Desk:
         roster = TrustedRoster.first(data, self.key.public, self.now())
         roster.check_plan(self.plan)
         return roster
+
+
+@lru_cache(maxsize=1024)
+def _opened(data: bytes, silo: str, key: str) -> Envelope | None:
+    """None if it does not verify. The same bytes are looked at many times while the others are waited for."""
+    try:
+        return open_envelope(data, recipient=COORDINATOR, signer=PublicIdentity(key), sender=silo)
+    except PeerFault:
+        return None
 
 
 class RosterMissing(LookupError):

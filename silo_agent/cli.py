@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import secrets
+import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +55,9 @@ def main() -> None:
     except BoundaryError as why:
         sys.stderr.write(f"silo-agent: {why.code}: {why}\n")
         raise SystemExit(1) from why
+    except (sqlite3.Error, OSError) as why:
+        sys.stderr.write(f"silo-agent: the state folder or its disk: {why}. Nothing was half done; try again\n")
+        raise SystemExit(1) from why
 
 
 @app.command()
@@ -67,7 +71,7 @@ def init(
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Make the state folder: keys that never leave it, and an agent.toml to look through."""
-    from silo_agent.config import CONFIG_NAME, load_config, starting_config
+    from silo_agent.config import CONFIG_NAME, parse_config, starting_config
     from silo_agent.state import StateFolder
 
     for path, what in ((dicom, "the DICOM folder"), (labels, "the label table")):
@@ -75,9 +79,8 @@ def init(
             raise ConfigError(f"{what} {path} does not exist")
     folder = StateFolder(state)
     text = starting_config(site, dataset, dicom.resolve(), labels.resolve(), threads=threads, heartbeat=heartbeat)
-    folder.create(secrets.token_bytes)
-    (state / CONFIG_NAME).write_text(text, "utf-8")
-    load_config(state)
+    parse_config(text, f"{state / CONFIG_NAME}, as it would be,")
+    folder.create(secrets.token_bytes, text)
     typer.echo(f"made {state} for {site}")
     typer.echo(f"fingerprint: {folder.identity.public.fingerprint}")
     typer.echo("next: ask the coordinator for an invitation file, then `silo-agent enrol INVITATION`")
@@ -89,13 +92,19 @@ def enrol(
     wait: Annotated[float, typer.Option(help="Seconds to wait for the coordinator to admit us.")] = 600.0,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Ask to be admitted. Both fingerprints are then compared by telephone, each side reading the other's."""
+    """Ask to be admitted. Both fingerprints are then compared by telephone, each side reading the other's.
+
+    On an agent that is enrolled already, a new invitation renews the certificate. All keys are kept, and a running
+    agent takes the new certificate up by itself.
+    """
     from boundary.identity import PublicIdentity
     from silo_agent.config import load_config
     from silo_agent.enrolment import Enrolment, read_invitation
     from silo_agent.state import StateFolder
 
     config, folder = load_config(state), StateFolder(state)
+    folder.check_private()
+    enrolled = folder.tls_certificate.exists()
     paper = read_invitation(invitation, config.site)
     typer.echo(f"our fingerprint:         {folder.identity.public.fingerprint}")
     typer.echo(f"coordinator fingerprint: {PublicIdentity(paper.coordinator_key).fingerprint}")
@@ -103,7 +112,10 @@ def enrol(
     admitted = asyncio.run(Enrolment(config, folder, paper, _world()).ask_and_wait(wait, lambda: None))
     if not admitted:
         raise ConfigError("not admitted yet: run the same command again later, nothing is lost")
-    typer.echo("admitted: start the agent with `silo-agent run`")
+    if enrolled:
+        typer.echo("renewed: a running agent uses the new certificate within seconds")
+    else:
+        typer.echo("admitted: start the agent with `silo-agent run`")
 
 
 @app.command()
@@ -121,19 +133,21 @@ def run(
     from silo_agent.worker import Worker
 
     config, folder = load_config(state), StateFolder(state)
-    _log_to(folder.log, verbose=verbose)
+    folder.check_private()
     with folder.only_one():
+        _log_to(folder.log, verbose=verbose)
         worker = Worker(folder.root / "child.log", config.resources.threads)
         asyncio.run(Agent(config, folder, _world(), worker).run())
 
 
 @app.command()
 def status(state: StateOption = DEFAULT_STATE) -> None:
-    """Show, to the hospital's own staff: contact, plans, rounds, and everything that has left."""
+    """Show, to the hospital's own staff: contact, trouble, plans, rounds, and everything that has left."""
+    from silo_agent.state import StateFolder
     from silo_agent.status import print_status
 
     with _journal(state) as journal:
-        print_status(journal, state)
+        print_status(journal, StateFolder(state), datetime.now(UTC))
 
 
 @plan_app.command("list")
@@ -180,12 +194,11 @@ def plan_decline(
     reason: Annotated[str, typer.Option(help="Why, for the hospital's own records; it does not leave.")],
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Say no. The coordinator learns that we decline, not why."""
-    from silo_agent.steward import find_plan
+    """Say no, also to a plan that was approved: work on it stops. The coordinator learns that we decline, not why."""
+    from silo_agent.steward import decline
 
     with _journal(state) as journal:
-        kept = find_plan(journal, plan)
-        _outbound(state, journal).decline(kept.study, kept.digest, "DECLINED_BY_STEWARD", reason)
+        kept = decline(journal, _outbound(state, journal), plan, reason)
     typer.echo(f"declined {kept.study}")
 
 
@@ -229,7 +242,10 @@ def _world() -> "Surroundings":
 
 
 def _log_to(path: Path, *, verbose: bool) -> None:
-    handlers: list[logging.Handler] = [RotatingFileHandler(path, maxBytes=5_000_000, backupCount=5)]
+    try:
+        handlers: list[logging.Handler] = [RotatingFileHandler(path, maxBytes=5_000_000, backupCount=5)]
+    except OSError as why:
+        raise ConfigError(f"{path} cannot be written: {why}") from why
     if verbose:
         handlers.append(logging.StreamHandler())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", handlers=handlers)

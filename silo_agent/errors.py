@@ -1,5 +1,7 @@
 """What can go wrong on the hospital's side. Each has a code; the sentence is for the hospital's own people."""
 
+import errno
+
 
 class AgentError(Exception):
     """Root of the agent's own errors. `exit_code` is what the process ends with when it is fatal."""
@@ -92,3 +94,8 @@ class EgressRefused(AgentError):
     """Something tried to leave that the gate does not know. A defect; nothing left."""
 
     code = "EGRESS_REFUSED"
+
+
+def disk_code(why: OSError) -> str:
+    """The releasable code of a disk that failed us."""
+    return "DISK_FULL" if why.errno in {errno.ENOSPC, errno.EDQUOT} else "INTERNAL"

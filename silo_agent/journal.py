@@ -195,12 +195,16 @@ class Journal:
         return None if row is None else KeptPlan(*row)
 
     def set_plan(
-        self, study: str, state: PlanState, *, dataset_digest: str | None = None, reason: str | None = None
-    ) -> None:
-        self._db.execute(
-            "UPDATE plans SET state = ?, dataset_digest = COALESCE(?, dataset_digest), reason = ? WHERE study = ?",
-            (state, dataset_digest, reason, study),
+        self, study: str, state: PlanState, *,
+        dataset_digest: str | None = None, reason: str | None = None, only_from: PlanState | None = None,
+    ) -> bool:  # fmt: skip
+        """Whether it was done: with `only_from` not if somebody else has decided in the meantime."""
+        cursor = self._db.execute(
+            "UPDATE plans SET state = ?, dataset_digest = COALESCE(?, dataset_digest), reason = ? "
+            "WHERE study = ? AND state = COALESCE(?, state)",
+            (state, dataset_digest, reason, study, only_from),
         )
+        return cursor.rowcount == 1
 
     def keep_approval(self, study: str, approval: bytes, reason: str) -> None:
         self._db.execute(

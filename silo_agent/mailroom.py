@@ -18,12 +18,12 @@ from boundary.names import COORDINATOR
 from boundary.plan import digest_of, to_json
 from boundary.protocol import FINAL, Heard, Step
 from boundary.sealing import SealingKey
-from silo_agent.errors import EgressRefused, StoredFileLost, WrongCoordinator
+from silo_agent.errors import EgressRefused, StoredFileLost, WrongCoordinator, disk_code
 from silo_agent.inbound import OwnSide, approved_plan, check_closing, check_order, check_proposal
 from silo_agent.journal import Journal, KeptOrder
 from silo_agent.outbound import Outbound
 from silo_agent.results import StoredResult, forget_rounds, forget_study
-from silo_agent.state import StateFolder, disk_code
+from silo_agent.state import StateFolder
 
 _log = logging.getLogger("silo_agent.mailroom")
 CURSOR = "inbox cursor"

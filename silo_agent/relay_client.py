@@ -44,6 +44,7 @@ from silo_agent.errors import (
 from silo_agent.journal import Parcel
 from silo_agent.plain import plain
 from silo_agent.state import sync_folder
+from silo_agent.streams import Backend
 
 Answer = TypeVar("Answer", bound=Frozen)
 
@@ -107,17 +108,16 @@ class RelayClient:
         self._tls, self._context = tls, tls.context()
         self._http = httpx.AsyncClient(
             base_url=url,
-            verify=self._context,
+            transport=_transport(self._context, proxy),
             headers={"accept-encoding": "identity"},  # answers are read raw, against a limit
             timeout=_TIMEOUT,
-            proxy=proxy,
             trust_env=False,
             follow_redirects=False,
-            limits=httpx.Limits(max_connections=6, max_keepalive_connections=6, keepalive_expiry=60),
         )
 
     def renewed(self) -> None:
         """The certificate file was replaced: use it from the next connection on. Raises `ConfigError`."""
+        self._tls.context()  # first apart from the one in use, which half a success would spoil
         self._tls.load_into(self._context)
 
     async def __aenter__(self) -> Self:
@@ -213,7 +213,7 @@ class RelayClient:
         headers = self._signed("GET", path, b"") | {"range": f"bytes={have}-{blob.size - 1}"}
         async with self._talk("GET", path, headers, None) as answer:
             unwanted = have if answer.status_code == 200 else 0  # a proxy that drops Range sends all of it again
-            async for piece in answer.aiter_raw(_PIECE):
+            async for piece in answer.aiter_raw():
                 fresh = piece[unwanted:]
                 unwanted -= len(piece) - len(fresh)
                 have += len(fresh)
@@ -258,6 +258,13 @@ class RelayClient:
             raise RelayUnreachable(f"{self._http.base_url}: {type(why).__name__} {why}") from why
         except ssl.SSLError as why:
             raise RelayUnreachable(f"{self._http.base_url}: TLS: {why.reason}") from why
+
+
+def _transport(context: ssl.SSLContext, proxy: str | None) -> httpx.AsyncHTTPTransport:
+    limits = httpx.Limits(max_connections=6, max_keepalive_connections=6, keepalive_expiry=60)
+    made = httpx.AsyncHTTPTransport(verify=context, trust_env=False, limits=limits, proxy=proxy)
+    made._pool._network_backend = Backend()  # noqa: SLF001 - httpcore takes it as an argument, httpx does not pass it on
+    return made
 
 
 def _is_stranger(why: BaseException | None) -> bool:

@@ -1,6 +1,5 @@
 """The agent's state folder: keys made here that never leave, mode 0600 in a folder of mode 0700."""
 
-import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
@@ -177,11 +176,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def disk_code(why: OSError) -> str:
-    """The releasable code of a disk that failed us."""
-    return "DISK_FULL" if why.errno in {errno.ENOSPC, errno.EDQUOT} else "INTERNAL"
 
 
 def _curve_key(pem: bytes) -> ec.EllipticCurvePrivateKey:

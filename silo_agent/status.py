@@ -1,14 +1,21 @@
 """What the hospital's own staff see in the terminal."""
 
-from pathlib import Path
+from datetime import datetime
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from boundary.canonical import parse_json
+from boundary.errors import BoundaryError
 from boundary.plan import plan_from_json
-from silo_agent.daemon import CONTACT, RELAY_URL
+from boundary.roster import TrustedRoster
+from silo_agent.certificate import read_certificate
+from silo_agent.daemon import CONTACT, RELAY_URL, ROSTER, TROUBLES
+from silo_agent.errors import ConfigError
 from silo_agent.journal import Journal
+from silo_agent.plain import plain
+from silo_agent.state import StateFolder
 from silo_agent.steward import Dossier, difference, lines
 
 
@@ -16,11 +23,10 @@ def _text(data: bytes | None, otherwise: str) -> str:
     return otherwise if data is None else data.decode()
 
 
-def print_status(journal: Journal, state: Path) -> None:
-    console = Console()
-    console.print(f"relay          {_text(journal.fact(RELAY_URL), 'not enrolled: silo-agent enrol INVITATION')}")
-    console.print(f"last contact   {_text(journal.fact(CONTACT), 'never')}")
-    console.print(f"state folder   {state}")
+def print_status(journal: Journal, folder: StateFolder, now: datetime) -> None:
+    console = Console(markup=False, highlight=False)
+    for heading, text in summary(journal, folder, now):
+        console.print(f"{heading:<14} {text}", soft_wrap=True)
     print_plans(journal)
     orders = Table("work", "step", title="Rounds", title_justify="left")
     kept = [order for plan in journal.plans() for order in journal.orders_of(plan.study)]
@@ -31,6 +37,42 @@ def print_status(journal: Journal, state: Path) -> None:
     for slot, _kind, parcel_state, size in journal.left()[-20:]:
         left.add_row(slot, parcel_state, "" if size is None else f"{size:,}")
     console.print(left)
+
+
+def summary(journal: Journal, folder: StateFolder, now: datetime) -> list[tuple[str, str]]:
+    """(heading, text): contact, certificate, roster, and what does not work at present."""
+    said = [
+        ("relay", _text(journal.fact(RELAY_URL), "not enrolled: silo-agent enrol INVITATION")),
+        ("last contact", _text(journal.fact(CONTACT), "never")),
+        ("certificate", _certificate(folder, now)),
+        ("roster", _roster(journal, now)),
+        ("state folder", str(folder.root)),
+    ]
+    troubles = [(f"TROUBLE {name}", _text(journal.fact(f"trouble {name}"), "")) for name in TROUBLES]
+    return [(heading, plain(text)) for heading, text in said + [trouble for trouble in troubles if trouble[1]]]
+
+
+def _certificate(folder: StateFolder, now: datetime) -> str:
+    if not folder.tls_certificate.exists():
+        return "none yet"
+    try:
+        return read_certificate(folder.tls_certificate).sentence(now)
+    except ConfigError as why:
+        return f"TROUBLE: {why}"
+
+
+def _roster(journal: Journal, now: datetime) -> str:
+    data = journal.fact(ROSTER)
+    if data is None:
+        return "none yet"
+    try:
+        roster = TrustedRoster.kept(data).roster
+    except (BoundaryError, ValueError, LookupError, TypeError):
+        return "TROUBLE: damaged, see docs/hospital.md"
+    ends = f"{roster.expires_at:%Y-%m-%d %H:%M} UTC"
+    if now >= roster.expires_at:
+        return f"version {roster.version}, EXPIRED at {ends}: the coordinator must issue a new one"
+    return f"version {roster.version} of {len(roster.members)} hospitals, until {ends}"
 
 
 def print_plans(journal: Journal) -> None:
@@ -51,7 +93,7 @@ def print_dossier(file: Dossier) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for heading, text in lines(file):
-        table.add_row(heading, text)
+        table.add_row(heading, Text(text))  # not str: square brackets in a plan are no markup
     console.print(table)
     changes = difference(file)
     if changes:

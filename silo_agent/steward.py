@@ -13,6 +13,7 @@ from boundary.plan import StudyPlan, plan_from_json
 from silo_agent.errors import ConfigError, ContractNotMet
 from silo_agent.journal import Journal, KeptPlan
 from silo_agent.outbound import Outbound
+from silo_agent.plain import plain
 from silo_agent.state import StateFolder
 
 
@@ -27,20 +28,24 @@ class Dossier:
 
 
 def find_plan(journal: Journal, wanted: str) -> KeptPlan:
-    """By study, plan digest or `name@revision`; raises `ConfigError` listing what there is."""
+    """By study, plan digest or `name@revision`; raises `ConfigError` listing what there is, also if several fit."""
     plans = journal.plans()
-    for kept in plans:
-        label = plan_from_json(parse_json(kept.plan)).label
-        if wanted in {kept.study, kept.digest, label}:
-            return kept
+    found = [k for k in plans if wanted in {k.study, k.digest, plan_from_json(parse_json(k.plan)).label}]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        several = ", ".join(kept.study for kept in found)
+        raise ConfigError(f"{wanted!r} fits several plans: {several}. Ask the coordinator why, and name one by study")
     known = ", ".join(kept.study for kept in plans) or "none has arrived yet: is `silo-agent run` running?"
     raise ConfigError(f"no plan {wanted!r}; known: {known}")
 
 
 def dossier(journal: Journal, folder: StateFolder, kept: KeptPlan) -> Dossier:
     plan = plan_from_json(parse_json(kept.plan))
-    report_path = folder.cache / kept.study / "report.json"
-    report = json.loads(report_path.read_bytes()) if report_path.exists() else None
+    try:
+        report = json.loads((folder.cache / kept.study / "report.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        report = None
     earlier = [
         plan_from_json(parse_json(other.plan))
         for other in journal.plans()
@@ -51,25 +56,37 @@ def dossier(journal: Journal, folder: StateFolder, kept: KeptPlan) -> Dossier:
 
 
 def approve(journal: Journal, folder: StateFolder, outbound: Outbound, wanted: str, role: str, reason: str) -> KeptPlan:
-    """Sign exactly this digest. Raises `ContractNotMet` or `ConfigError`."""
-    kept = find_plan(journal, wanted)
-    if kept.state == "approved":
+    """Sign exactly this digest, as it stands at this instant. Raises `ContractNotMet` or `ConfigError`."""
+    with journal.transaction():  # the daemon may be closing the study, or scanning again
+        kept = find_plan(journal, wanted)
+        if kept.state == "approved":
+            return kept
+        if kept.state != "scanned" or kept.dataset_digest is None:
+            raise ContractNotMet(_why_not(kept))
+        plan = plan_from_json(parse_json(kept.plan))
+        now: datetime = outbound.now()
+        if now.date() > plan.purpose.expires:
+            raise ContractNotMet(f"the plan expired on {plan.purpose.expires}")
+        approval = Approval(
+            silo=outbound.silo,
+            plan_digest=kept.digest,
+            dataset_digest=kept.dataset_digest,
+            role=role,
+            approved_at=now,
+        )
+        outbound.approve(kept.study, sign_approval(approval, folder.steward), reason)
         return kept
-    if kept.state != "scanned" or kept.dataset_digest is None:
-        raise ContractNotMet(_why_not(kept))
-    plan = plan_from_json(parse_json(kept.plan))
-    now: datetime = outbound.now()
-    if now.date() > plan.purpose.expires:
-        raise ContractNotMet(f"the plan expired on {plan.purpose.expires}")
-    approval = Approval(
-        silo=outbound.silo,
-        plan_digest=kept.digest,
-        dataset_digest=kept.dataset_digest,
-        role=role,
-        approved_at=now,
-    )
-    outbound.approve(kept.study, sign_approval(approval, folder.steward), reason)
-    return kept
+
+
+def decline(journal: Journal, outbound: Outbound, wanted: str, reason: str) -> KeptPlan:
+    """Take no part, or no part any more. Raises `ConfigError` for a study that is over."""
+    with journal.transaction():
+        kept = find_plan(journal, wanted)
+        if kept.state == "closed":
+            raise ConfigError(f"{kept.study} is closed: nothing is done for it any more")
+        if kept.state != "declined":
+            outbound.decline(kept.study, kept.digest, "DECLINED_BY_STEWARD", reason)
+        return kept
 
 
 def wait_for_scan(journal: Journal, wanted: str, seconds: float) -> None:
@@ -98,7 +115,7 @@ def _why_not(kept: KeptPlan) -> str:
 
 
 def lines(file: Dossier) -> list[tuple[str, str]]:
-    """(heading, text) pairs in plain words, in the order a steward asks."""
+    """(heading, text) pairs in plain words, in the order a steward asks. Nothing in them can hide or move text."""
     plan, purpose = file.plan, file.plan.purpose
     hospitals = ", ".join(plan.silos)
     training, dataset = plan.training, plan.dataset
@@ -121,7 +138,7 @@ def lines(file: Dossier) -> list[tuple[str, str]]:
          "no path, no error text"),
         ("What stays", "images, labels, identifiers, the intake report, your reason for the decision"),
     ]  # fmt: skip
-    return said + _data_lines(file.report)
+    return [(heading, plain(text)) for heading, text in said + _data_lines(file.report)]
 
 
 def _data_lines(report: dict[str, Any] | None) -> list[tuple[str, str]]:
@@ -156,9 +173,9 @@ def difference(file: Dossier) -> list[str]:
 
 def forget_scan(journal: Journal, wanted: str) -> KeptPlan:
     """Have the agent look at our data again, after the label table or agent.toml was corrected."""
-    kept = find_plan(journal, wanted)
-    if kept.state not in {"scanned", "unsuitable"}:
-        raise ConfigError(f"the plan is {kept.state}: only a plan that waits for a decision can be scanned again")
     with journal.transaction():
+        kept = find_plan(journal, wanted)
+        if kept.state not in {"scanned", "unsuitable"}:
+            raise ConfigError(f"the plan is {kept.state}: only a plan that waits for a decision can be scanned again")
         journal.set_plan(kept.study, "received")
     return kept

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from boundary.errors import BoundaryError
-from silo_agent.errors import WorkCancelled
-from silo_agent.state import disk_code
+from silo_agent.errors import WorkCancelled, disk_code
 
 CANCEL = "cancel"
 _END_SECONDS = 10.0

@@ -12,22 +12,23 @@ from typing import Any
 from boundary.api import Activity
 from boundary.canonical import parse_json
 from boundary.envelope import open_envelope
-from boundary.errors import PeerFault
+from boundary.errors import MalformedMessage, PeerFault
 from boundary.messages import Collection, WorkOrder
 from boundary.names import COORDINATOR
 from boundary.protocol import Step
 from silo_agent.config import AgentConfig, DatasetConfig
-from silo_agent.errors import RelayRefused, RelayUnreachable, WorkCancelled, WorkFailed
+from silo_agent.errors import RelayRefused, RelayUnreachable, WorkCancelled, WorkFailed, disk_code
 from silo_agent.inbound import OwnSide, approved_plan
 from silo_agent.journal import Journal, KeptOrder, KeptPlan, PlanState
 from silo_agent.outbound import Outbound
 from silo_agent.relay_client import RelayClient
-from silo_agent.results import StoredResult
+from silo_agent.results import StoredResult, forget_study, result_folder
 from silo_agent.state import StateFolder
 from silo_agent.worker import Worker
 
 _log = logging.getLogger("silo_agent.workbench")
 MOST_STARTS = 5  # a work that killed its child five times will do so again
+_NO_MODEL = {"UNKNOWN_BLOB", "RANGE_NOT_SATISFIABLE"}  # asking again cannot help; everything else may pass
 
 
 @dataclass(slots=True)
@@ -46,15 +47,14 @@ class Workbench:
     _warm: set[str] = field(default_factory=set)
 
     async def do_next(self) -> bool:
-        """Whether there was anything to do."""
+        """Whether there was anything to do: the oldest order, else a proposed plan, else warming up."""
         working = [order for order in self.journal.open_orders() if order.step is Step.WORKING]
         if working:
-            await self._work(working[-1])
+            await self._work(working[0])
             return True
         for plan in self.journal.plans():
             if plan.state == "received":
-                await self._consider(plan)
-                return True
+                return await self._consider(plan)
             if plan.state in {"scanned", "approved"} and plan.study not in self._warm:
                 await self._warm_up(plan)
                 return True
@@ -63,9 +63,17 @@ class Workbench:
             self._warm.clear()
         return False
 
-    async def drop(self, collection: str) -> None:
-        """Stop the work on this collection if it is the one in progress."""
-        if self.current == collection:
+    async def drop(self, what: str) -> None:
+        """Stop the work on this collection, or the scan for this study, if it is what is in progress."""
+        if self.current == what:
+            await self.worker.cancel()
+
+    async def drop_unapproved(self) -> None:
+        """Stop what the steward has said no to meanwhile, in a process of their own."""
+        study = None if self.current is None else self.current.partition("/")[0]
+        kept = None if study is None else self.journal.plan(study)
+        if self.current is not None and (kept is None or kept.state in {"declined", "closed"}):
+            _log.info("%s is no longer wanted here", self.current)
             await self.worker.cancel()
 
     # --- orders --------------------------------------------------------------------------------------
@@ -78,15 +86,19 @@ class Workbench:
             if self._still_wanted(order):
                 self.outbound.ready(order, collection, result)
         except WorkCancelled:
-            _log.info("%s was stopped", collection)
+            _log.info("%s was stopped", collection)  # if it still counts as work, the next look says why not
         except WorkFailed as why:
-            if self._still_wanted(order):
-                self.outbound.refuse(order, collection, why.code, str(why), retryable=why.retryable)
+            self._no(order, collection, why)
         except PeerFault as why:
-            if self._still_wanted(order):
-                self.outbound.refuse(order, collection, why.code, str(why), retryable=False)
+            self._no(order, collection, WorkFailed(why.code, str(why)))
+        except OSError as why:
+            self._no(order, collection, WorkFailed(disk_code(why), str(why), retryable=True))
         finally:
             self.activity = self.current = None
+
+    def _no(self, order: KeptOrder, collection: Collection, why: WorkFailed) -> None:
+        if self._still_wanted(order):
+            self.outbound.refuse(order, collection, why.code, str(why), retryable=why.retryable)
 
     def _still_wanted(self, order: KeptOrder) -> bool:
         now = self.journal.order(order.collection)
@@ -95,27 +107,37 @@ class Workbench:
     async def _result(self, order: KeptOrder, collection: Collection) -> Path:
         """The folder of the finished result: the stored one if there is one, else after doing the work."""
         message = self._order(order)
-        model = message.model.digest.removeprefix("sha256:")
-        folder = self.folder.work / order.study / f"{order.round:04d}-{collection.phase}-{model[:16]}"
+        folder = result_folder(self.folder, order.study, order.round, collection.phase, message.model.digest)
         if (folder / "result.json").exists():
             return folder  # finished before a restart, or for an attempt that failed: never trained twice
+        kept = self._may_start(order, message)
+        self._check_disk()
+        await self._same_data(kept)
+        weights = await self._model(order, message)
+        if not self._still_wanted(order):
+            raise WorkCancelled("while the model was fetched")
+        vector = folder / "vector.f32"
+        command = self._command(order.phase, kept) | {"model": str(weights), "out": str(vector)}
+        match await self.worker.run(command, self._progress):
+            case {"parameters": int(parameters), "metrics": int(metrics), **rest} if not rest:
+                StoredResult(vector, parameters, metrics).save(folder)
+                return folder
+            case other:
+                raise WorkFailed("INTERNAL", f"the child's result is {other!r:.200}")
+
+    def _may_start(self, order: KeptOrder, message: WorkOrder) -> KeptPlan:
+        """Asked again at every start: days may have passed since the order was accepted."""
         with self.journal.transaction():
             starts = self.journal.starting(order.collection)
         if starts > MOST_STARTS:
             raise WorkFailed("TOO_MANY_STARTS", f"the work was started {MOST_STARTS} times and never finished")
-        kept = self.journal.plan(order.study)
-        approved_plan(kept, self.own())
+        own, kept = self.own(), self.journal.plan(order.study)
+        approved_plan(kept, own)
         if kept is None:
             raise WorkFailed("NOT_APPROVED", "the plan is gone")
-        self._check_disk()
-        await self._same_data(kept)
-        weights = await self._model(order, message)
-        vector = folder / "vector.f32"
-        command = self._command(order.phase, kept) | {"model": str(weights), "out": str(vector)}
-        done = await self.worker.run(command, self._progress)
-        result = StoredResult(vector, int(done["parameters"]), int(done["metrics"]))
-        result.save(folder)
-        return folder
+        if own.now >= message.due:
+            raise WorkFailed("STALE", f"the work was due at {message.due:%Y-%m-%d %H:%M} UTC", retryable=True)
+        return kept
 
     def _order(self, order: KeptOrder) -> WorkOrder:
         own = self.own()
@@ -132,14 +154,16 @@ class Workbench:
         while True:
             try:
                 await self.relay.download(message.model, path)
-            except RelayUnreachable as why:
+            except MalformedMessage as why:
+                raise WorkFailed("MODEL_UNAVAILABLE", str(why), retryable=True) from why
+            except (RelayUnreachable, RelayRefused) as why:
+                if isinstance(why, RelayRefused) and why.relay_code in _NO_MODEL:
+                    raise WorkFailed("MODEL_UNAVAILABLE", str(why)) from why
                 if self.own().now >= message.due or not self._still_wanted(order):
                     raise WorkFailed("MODEL_UNAVAILABLE", str(why), retryable=True) from why
-                _log.warning("the model cannot be fetched yet (%s); again in %.0f s", why, pause)
+                _log.warning("the model cannot be fetched yet (%s); again in %.1f s", why, pause)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, self.config.timing.retry_most)
-            except RelayRefused as why:
-                raise WorkFailed("MODEL_UNAVAILABLE", str(why)) from why
             else:
                 return path
 
@@ -153,30 +177,43 @@ class Workbench:
         """Train only on the data the steward approved; a lost cache is built again and compared."""
         try:
             report = json.loads((self.folder.cache / kept.study / "report.json").read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             report = await self._scan(kept)
         if report["dataset_digest"] != kept.dataset_digest:
-            raise WorkFailed("DATASET_CHANGED", "the data are not those the steward approved: approve anew")
+            raise WorkFailed(
+                "DATASET_CHANGED",
+                "the data are not those the steward approved: the coordinator must propose a new revision of the plan",
+            )
 
-    async def _consider(self, kept: KeptPlan) -> None:
-        """Scan our data for a proposed plan, so that the steward decides on facts."""
+    async def _consider(self, kept: KeptPlan) -> bool:
+        """Scan our data for a proposed plan, so that the steward decides on facts. Whether there is an outcome."""
+        self.current = kept.study
+        state: PlanState = "unsuitable"
+        digest = None
         try:
             report = await self._scan(kept)
+            digest, problems = report["dataset_digest"], "; ".join(report["problems"])
         except WorkCancelled:
-            return
+            return False
         except WorkFailed as why:
-            _log.warning("the data could not be checked for %s: %s %s", kept.study, why.code, why)
-            with self.journal.transaction():
-                self.journal.set_plan(kept.study, "unsuitable", reason=f"{why.code}: {why}")
-            return
-        problems = "; ".join(report["problems"])
+            problems = f"{why.code}: {why}"
+        except OSError as why:
+            problems = f"{disk_code(why)}: {why}"
+        finally:
+            self.current = None
+        if not problems:
+            state = "scanned"
         with self.journal.transaction():
-            state: PlanState = "unsuitable" if problems else "scanned"
-            self.journal.set_plan(kept.study, state, dataset_digest=report["dataset_digest"], reason=problems or None)
-        if problems:
+            decided = not self.journal.set_plan(
+                kept.study, state, dataset_digest=digest, reason=problems or None, only_from="received"
+            )
+        if decided:  # the study was closed, or the steward declined, while we looked
+            forget_study(self.folder, kept.study)
+        elif problems:
             _log.warning("our data do not meet the contract of %s: %s", kept.study, problems)
         else:
             _log.info("plan %s waits for the steward: silo-agent plan show %s", kept.study, kept.study)
+        return True
 
     async def _scan(self, kept: KeptPlan) -> dict[str, Any]:
         return await self.worker.run(self._command("scan", kept), self._scan_progress)
@@ -185,10 +222,8 @@ class Workbench:
         self._warm.add(kept.study)
         try:
             await self.worker.run(self._command("warm", kept), lambda _step, _steps: None)
-        except WorkFailed as why:
-            if why.retryable:
-                return
-            _log.warning("the plan's model cannot be built here: %s %s", why.code, why)
+        except (WorkFailed, WorkCancelled, OSError) as why:
+            _log.warning("the plan's model cannot be built here yet: %s", why)
 
     def _command(self, do: str, kept: KeptPlan) -> dict[str, Any]:
         plan = parse_json(kept.plan)

@@ -122,15 +122,17 @@ class Worker:
         if self._process is None:
             return WorkFailed("CHILD_DIED", "the child process was not running", retryable=True)
         process, self._process = self._process, None
+        ours = False
         try:
             status = await asyncio.wait_for(process.wait(), _STOP_SECONDS)
         except TimeoutError:  # it closed its output and lives on
+            ours = True
             process.kill()
             status = await process.wait()
         if self._cancelled:
             return WorkCancelled("the child was ended")
         # -9 without our doing is nearly always the kernel's out-of-memory killer
-        code = "OUT_OF_MEMORY" if status == -9 else "CHILD_DIED"
+        code = "OUT_OF_MEMORY" if status == -9 and not ours else "CHILD_DIED"
         how = f"signal {-status}" if status < 0 else f"exit status {status}"
         return WorkFailed(code, f"the child process ended with {how}; see {self._log_path}", retryable=True)
 
@@ -149,16 +151,19 @@ class Worker:
                 self._process.kill()
 
     async def stop(self) -> None:
-        """End the child: close its input, wait, then kill."""
-        process, self._process = self._process, None
-        if process is None or process.returncode is not None:
+        """End the child: close its input, wait, then kill. Cancelled in between, the next call goes on with it."""
+        process = self._process
+        if process is None:
             return
         self._cancelled = True
-        if process.stdin is not None:
-            process.stdin.close()
-        try:
-            await asyncio.wait_for(process.wait(), _STOP_SECONDS)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-        _log.info("child process ended")
+        if process.returncode is None:
+            if process.stdin is not None:
+                process.stdin.close()
+            try:
+                await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+            _log.info("child process ended")
+        if self._process is process:
+            self._process = None

@@ -2,14 +2,18 @@
 
 In this order: form, clock, key, signature, nonce. The nonce comes last, so that only the key's holder can fill the
 table. The TLS client certificate has opened the door before; it is not told to us (docs/adr/0002).
+
+What an endpoint does with the store is done in the same change of thread, which costs as much as a small query.
 """
 
+import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
 from fastapi import Request
 from sqlalchemy import Connection
-from starlette.concurrency import run_in_threadpool
 
 from boundary.identity import PublicIdentity
 from boundary.requests import RequestClaim, read_claim
@@ -19,44 +23,83 @@ from flows.store import members, nonces
 from flows.store.database import noting, reading
 
 FindKey = Callable[[Connection, str], PublicIdentity]
+Result = TypeVar("Result")
 
 
-async def signed_body(request: Request, parts: Parts, limit: int) -> tuple[str, bytes]:
-    """(party, body) of an admitted hospital's request; raises what `refusals` has a status for."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request whose header has its form and a fresh time, and nothing more yet."""
+
+    parts: Parts
+    claim: RequestClaim
+    method: str
+    target: str
+    body: bytes | None
+    now: datetime
+
+    def verify(self, find: FindKey) -> None:
+        """Is it signed by its party's key?"""
+        with reading(self.parts.engine) as connection:
+            key = find(connection, self.claim.party)
+        self.claim.verify(key, self.method, self.target, self.body)
+
+    def remember(self, connection: Connection) -> None:
+        """Is it here for the first time?"""
+        nonces.remember(connection, self.claim, self.now)
+        if self.parts.pruner.is_due(self.now):
+            nonces.prune(connection, self.now)
+
+
+async def admitted(request: Request, parts: Parts, limit: int, act: Callable[[str, bytes], Result]) -> Result:
+    """What `act(party, body)` gives for an admitted hospital; raises what `refusals` has a status for."""
     body = await body_of(request, limit)
-    return await _check(request, parts, body, members.key_of), body
+    return await _checked(request, parts, body, members.key_of, lambda party: act(party, body))
 
 
-async def signed_by_asker(request: Request, parts: Parts) -> str:
-    """The hospital whose card waits, or is admitted: it may ask what became of its enrolment."""
-    body = await body_of(request, 0)
-    return await _check(request, parts, body, members.asking_key_of)
+async def heard(request: Request, parts: Parts, limit: int, note: Callable[[Connection, str, bytes], Result]) -> Result:
+    """As `admitted`; `note` writes in the transaction that remembers the nonce, so not what a receipt promises."""
+    body = await body_of(request, limit)
+    asked = _asked(request, parts, body)
+
+    def check() -> Result:
+        asked.verify(members.key_of)
+        request.state.party = asked.claim.party  # for the access log
+        with noting(parts.engine) as connection:
+            asked.remember(connection)
+            return note(connection, asked.claim.party, body)
+
+    return await asyncio.to_thread(check)
 
 
-async def signed_range(request: Request, parts: Parts) -> str:
-    """The party behind a blob range, whose body is not read yet."""
-    return await _check(request, parts, None, members.key_of)
+async def asking(request: Request, parts: Parts, act: Callable[[str], Result]) -> Result:
+    """For the hospital whose card waits, or is admitted: it may ask what became of its enrolment."""
+    return await _checked(request, parts, await body_of(request, 0), members.asking_key_of, act)
 
 
-async def _check(request: Request, parts: Parts, body: bytes | None, find: FindKey) -> str:
-    claim = read_claim(request.headers)
-    now = parts.clock()
+async def admitted_range(request: Request, parts: Parts, act: Callable[[str], Result]) -> Result:
+    """For the party behind a blob range, whose body is not read yet."""
+    return await _checked(request, parts, None, members.key_of, act)
+
+
+async def _checked(
+    request: Request, parts: Parts, body: bytes | None, find: FindKey, act: Callable[[str], Result]
+) -> Result:
+    asked = _asked(request, parts, body)
+
+    def check() -> Result:
+        asked.verify(find)
+        request.state.party = asked.claim.party  # for the access log
+        with noting(parts.engine) as connection:
+            asked.remember(connection)
+        return act(asked.claim.party)
+
+    return await asyncio.to_thread(check)
+
+
+def _asked(request: Request, parts: Parts, body: bytes | None) -> Asked:
+    claim, now = read_claim(request.headers), parts.clock()
     claim.check_fresh(now)
-    await run_in_threadpool(_verify, parts, claim, request.method, target_of(request), body, find, now)
-    request.state.party = claim.party  # for the access log
-    return claim.party
-
-
-def _verify(
-    parts: Parts, claim: RequestClaim, method: str, target: str, body: bytes | None, find: FindKey, now: datetime
-) -> None:
-    with reading(parts.engine) as connection:
-        key = find(connection, claim.party)
-    claim.verify(key, method, target, body)
-    with noting(parts.engine) as connection:
-        nonces.remember(connection, claim, now)
-        if parts.pruner.is_due(now):
-            nonces.prune(connection, now)
+    return Asked(parts, claim, request.method, target_of(request), body, now)
 
 
 def target_of(request: Request) -> str:

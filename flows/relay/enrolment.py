@@ -1,11 +1,13 @@
 """A hospital asks to be admitted, asks again what became of it, and fetches the roster."""
 
+import asyncio
+from functools import partial
+
 from fastapi import APIRouter, Request, Response
-from starlette.concurrency import run_in_threadpool
 
 from boundary.api import EnrolmentState, SignedEnrolment
 from flows.authority import read_csr
-from flows.relay.auth import signed_body, signed_by_asker
+from flows.relay.auth import admitted, asking
 from flows.relay.limits import MAX_SMALL_BYTES, body_of
 from flows.relay.parts import Parts, Tools
 from flows.relay.refusals import NoRoster
@@ -25,7 +27,7 @@ async def enrol(request: Request, parts: Tools) -> Response:
     """Ask to be admitted. The same request again gets the same answer."""
     signed = parse(SignedEnrolment, await body_of(request, MAX_SMALL_BYTES))
     read_csr(signed.request.csr_pem, signed.request.silo)
-    state = await run_in_threadpool(_enrol, parts, signed)
+    state = await asyncio.to_thread(_enrol, parts, signed)
     request.state.party = signed.request.silo
     return answer(state)
 
@@ -33,15 +35,13 @@ async def enrol(request: Request, parts: Tools) -> Response:
 @router.post("/v1/enrolment/state", response_model=EnrolmentState)
 async def enrolment_state(request: Request, parts: Tools) -> Response:
     """What became of the request; signed by the key that asked. The body is empty."""
-    party = await signed_by_asker(request, parts)
-    return answer(await run_in_threadpool(_state, parts, party))
+    return answer(await asking(request, parts, partial(_state, parts)))
 
 
 @router.get("/v1/roster", response_class=Response, responses={200: {"content": {"application/json": {}}}})
 async def roster(request: Request, parts: Tools) -> Response:
     """The exact bytes of the current signed roster."""
-    await signed_body(request, parts, 0)
-    data = await run_in_threadpool(_roster, parts)
+    data = await admitted(request, parts, 0, lambda _party, _body: _roster(parts))
     if data is None:
         raise NoRoster("no roster was issued yet: the coordinator must admit a hospital first")
     return Response(data, media_type="application/json")

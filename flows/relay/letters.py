@@ -1,11 +1,11 @@
 """Envelopes: hospitals poll for theirs and post their own. The poll carries the heartbeat."""
 
 import asyncio
+from functools import partial
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import Connection
-from starlette.concurrency import run_in_threadpool
 
 from boundary.api import Heartbeat, PollAnswer, PollRequest
 from boundary.canonical import MAX_MESSAGE_BYTES
@@ -13,12 +13,12 @@ from boundary.envelope import open_envelope, peek
 from boundary.errors import BadSignature, UnknownMember
 from boundary.names import COORDINATOR
 from boundary.version import ProtocolRange
-from flows.relay.auth import signed_body
+from flows.relay.auth import admitted, heard
 from flows.relay.limits import MAX_SMALL_BYTES
 from flows.relay.parts import Parts, Tools
 from flows.relay.wire import Receipt, answer, parse, takes
 from flows.store import mail, members
-from flows.store.database import noting, reading, writing
+from flows.store.database import reading, writing
 
 router = APIRouter()
 
@@ -28,11 +28,9 @@ router = APIRouter()
 )
 async def poll(request: Request, parts: Tools) -> Response:
     """What came after `after`; waits for it up to `wait_seconds`. A newer roster than the one held answers at once."""
-    party, body = await signed_body(request, parts, MAX_SMALL_BYTES)
-    asked = parse(PollRequest, body)
-    await run_in_threadpool(_beat, parts, party, asked.heartbeat)
+    party, asked = await heard(request, parts, MAX_SMALL_BYTES, partial(_polled, parts))
     with parts.inbox.place(party) as woken:
-        found = await run_in_threadpool(_inbox, parts, party, asked)
+        found = await asyncio.to_thread(_inbox, parts, party, asked)
         if not found.deliveries and found.roster_version <= asked.heartbeat.roster_version and asked.wait_seconds:
             try:
                 async with asyncio.timeout(asked.wait_seconds):
@@ -40,7 +38,7 @@ async def poll(request: Request, parts: Tools) -> Response:
             except TimeoutError:
                 pass
             else:
-                found = await run_in_threadpool(_inbox, parts, party, asked)
+                found = await asyncio.to_thread(_inbox, parts, party, asked)
     return answer(found)
 
 
@@ -52,8 +50,7 @@ async def poll(request: Request, parts: Tools) -> Response:
 )
 async def heartbeat(request: Request, parts: Tools) -> Response:
     """Still here, at step n of N."""
-    party, body = await signed_body(request, parts, MAX_SMALL_BYTES)
-    await run_in_threadpool(_beat, parts, party, parse(Heartbeat, body))
+    await heard(request, parts, MAX_SMALL_BYTES, partial(_beaten, parts))
     return Response(status_code=204)
 
 
@@ -70,8 +67,7 @@ async def heartbeat(request: Request, parts: Tools) -> Response:
 )
 async def post_envelope(request: Request, parts: Tools) -> Response:
     """Keep an envelope for its recipient. The same bytes again get the same receipt."""
-    party, body = await signed_body(request, parts, MAX_MESSAGE_BYTES)
-    return answer(await run_in_threadpool(_post, parts, party, body))
+    return answer(await admitted(request, parts, MAX_MESSAGE_BYTES, partial(_post, parts)))
 
 
 def upgrade_for(theirs: ProtocolRange, ours: ProtocolRange) -> Literal["none", "agent", "relay"]:
@@ -81,9 +77,14 @@ def upgrade_for(theirs: ProtocolRange, ours: ProtocolRange) -> Literal["none", "
     return "agent" if theirs.newest < ours.oldest else "relay"
 
 
-def _beat(parts: Parts, party: str, said: Heartbeat) -> None:
-    with noting(parts.engine) as connection:
-        members.beat(connection, party, said, parts.clock(), parts.lease)
+def _polled(parts: Parts, connection: Connection, party: str, body: bytes) -> tuple[str, PollRequest]:
+    asked = parse(PollRequest, body)
+    members.beat(connection, party, asked.heartbeat, parts.clock(), parts.lease)
+    return party, asked
+
+
+def _beaten(parts: Parts, connection: Connection, party: str, body: bytes) -> None:
+    members.beat(connection, party, parse(Heartbeat, body), parts.clock(), parts.lease)
 
 
 def _inbox(parts: Parts, party: str, asked: PollRequest) -> PollAnswer:

@@ -4,19 +4,19 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, BinaryIO
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.background import BackgroundTask
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from boundary.api import MAX_RANGE_BYTES, BlobState
 from boundary.errors import BoundaryError
 from boundary.messages import BlobRef
 from boundary.names import DIGEST_PATTERN
-from flows.relay.auth import signed_body, signed_range
+from flows.relay.auth import admitted, admitted_range
 from flows.relay.limits import pieces_of, swallow
 from flows.relay.parts import Parts, Tools
 from flows.relay.refusals import TooSlow, UnknownBlob, UnservableRange
@@ -35,8 +35,7 @@ router = APIRouter()
 @router.get("/v1/blobs/{digest}/state", response_model=BlobState)
 async def blob_state(digest: DigestPath, request: Request, parts: Tools) -> Response:
     """How much of this blob the relay has from you. What others have sent is not told."""
-    party, _ = await signed_body(request, parts, 0)
-    return answer(await run_in_threadpool(_state, parts, party, digest))
+    return answer(await admitted(request, parts, 0, lambda party, _body: _state(parts, party, digest)))
 
 
 @router.put(
@@ -55,9 +54,8 @@ async def put_range(
 ) -> Response:
     """The bytes of a blob of `size` bytes from `offset` on. An empty body finishes an upload that is all there."""
     try:
-        party = await signed_range(request, parts)
         blob = BlobRef(digest=digest, size=size)
-        begun = await run_in_threadpool(_begin, parts, party, blob, offset)
+        party, begun = await admitted_range(request, parts, partial(_begin, parts, blob, offset))
         if isinstance(begun, BlobState):
             await swallow(request, MAX_RANGE_BYTES)
             state = begun
@@ -74,10 +72,10 @@ async def put_range(
 )
 async def get_blob(digest: DigestPath, request: Request, parts: Tools) -> Response:
     """The blob, or one range of it: for the hospital that put it here, and for whom a message with it was sent to."""
-    party, _ = await signed_body(request, parts, 0)
-    size = await run_in_threadpool(_readable_size, parts, party, digest)
-    start, stop = range_of(request.headers.get("range"), size)
-    file = await run_in_threadpool(parts.blobs.open, digest)
+    wanted = request.headers.get("range")
+    party, file, (start, stop), size = await admitted(
+        request, parts, 0, lambda party, _body: _open(parts, party, digest, wanted)
+    )
     sent = _Tally()
     headers = {"content-length": str(stop - start), "accept-ranges": "bytes", "etag": f'"{digest}"'}
     if stop - start < size:
@@ -122,15 +120,15 @@ async def _receive(request: Request, parts: Parts, party: str, blob: BlobRef, wr
             if sum(map(len, pieces)) >= PIECE_BYTES:
                 if writing_now is not None:
                     await writing_now
-                writing_now, pieces = asyncio.ensure_future(run_in_threadpool(writer.write, pieces)), []
+                writing_now, pieces = asyncio.ensure_future(asyncio.to_thread(writer.write, pieces)), []
         if writing_now is not None:
             await writing_now
-        return await run_in_threadpool(_finish, parts, party, blob, writer, pieces)
+        return await asyncio.to_thread(_finish, parts, party, blob, writer, pieces)
     except (ClientDisconnect, TooSlow):
         if writing_now is not None:
             await writing_now
-        await run_in_threadpool(writer.write, pieces)
-        await run_in_threadpool(_count_up, parts, party, blob, writer)
+        await asyncio.to_thread(writer.write, pieces)
+        await asyncio.to_thread(_count_up, parts, party, blob, writer)
         raise
     finally:
         if writing_now is not None:
@@ -139,10 +137,10 @@ async def _receive(request: Request, parts: Parts, party: str, blob: BlobRef, wr
         writer.close()
 
 
-def _begin(parts: Parts, party: str, blob: BlobRef, offset: int) -> RangeWriter | BlobState:
-    """Where to write, or the state when this party's blob is complete already."""
+def _begin(parts: Parts, blob: BlobRef, offset: int, party: str) -> tuple[str, RangeWriter | BlobState]:
+    """The party, and where to write, or the state when this party's blob is complete already."""
     state = _state(parts, party, blob.digest)
-    return state if state.complete else parts.uploads.begin(party, blob, offset, parts.clock())
+    return party, state if state.complete else parts.uploads.begin(party, blob, offset, parts.clock())
 
 
 def _finish(parts: Parts, party: str, blob: BlobRef, writer: RangeWriter, pieces: list[bytes]) -> BlobState:
@@ -170,11 +168,13 @@ def _may_read(parts: Parts, party: str, digest: str) -> bool:
         return holdings.may_read(connection, digest, party)
 
 
-def _readable_size(parts: Parts, party: str, digest: str) -> int:
+def _open(parts: Parts, party: str, digest: str, wanted: str | None) -> tuple[str, BinaryIO, tuple[int, int], int]:
+    """(party, the open blob, [start, stop) of it, its size)."""
     size = parts.blobs.size(digest) if _may_read(parts, party, digest) else None
     if size is None:
         raise UnknownBlob("there is no such blob for you here: wait for the message that names it")
-    return size
+    span = range_of(wanted, size)
+    return party, parts.blobs.open(digest), span, size
 
 
 async def _pieces(file: BinaryIO, start: int, stop: int, sent: _Tally) -> AsyncIterator[bytes]:
@@ -184,15 +184,15 @@ async def _pieces(file: BinaryIO, start: int, stop: int, sent: _Tally) -> AsyncI
         return file.read(length)
 
     try:
-        await run_in_threadpool(file.seek, start)
+        await asyncio.to_thread(file.seek, start)
         left = stop - start
-        upcoming = asyncio.ensure_future(run_in_threadpool(read, min(left, PIECE_BYTES)))
+        upcoming = asyncio.ensure_future(asyncio.to_thread(read, min(left, PIECE_BYTES)))
         while left:
             piece = await upcoming
             if not piece:
                 raise EOFError("a stored blob became shorter")
             left -= len(piece)
-            upcoming = asyncio.ensure_future(run_in_threadpool(read, min(left, PIECE_BYTES)))
+            upcoming = asyncio.ensure_future(asyncio.to_thread(read, min(left, PIECE_BYTES)))
             yield piece
             sent.count += len(piece)
         await upcoming

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from flows.store.blobs import BlobStore
 from flows.store.database import StoreTooNew, StoreUnsupported, migrate, open_store
 from flows.store.uploads import UploadLimits, Uploads
 
+THREADS = 40  # for the store and the disk: as many hospitals can write at a time
 _STOP_SECONDS = 10  # for requests in flight; then a worker is killed
 _ORPHAN_SECONDS = 1.0  # a dying process closes its pipes a moment before its children get a new parent
 _DEFAULT = UploadLimits()
@@ -150,6 +152,7 @@ def _worker(settings: RelaySettings, alive: int, our_end: int) -> FastAPI:
 
     def on_start(parts: Parts) -> None:
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="store"))
         gc.collect()
         gc.freeze()  # what was imported stays for ever: collecting garbage need not walk over it again
         loop.add_reader(alive, _let_go, loop, alive, parent, parts)

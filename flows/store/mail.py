@@ -7,7 +7,7 @@ names a blob also gives its recipient the right to fetch that blob.
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, bindparam, func, insert, select
 
 from boundary.api import MAX_ENVELOPES_PER_POLL, Delivery
 from boundary.canonical import Digest
@@ -33,6 +33,31 @@ from flows.store import holdings
 from flows.store.schema import envelopes
 
 MAX_INBOX_BYTES = 4 * 1024 * 1024  # of envelopes in one answer; one envelope always fits
+
+# made once: putting them together costs as much as running them, and they run many times a second
+_MINE = (envelopes.c.recipient == bindparam("recipient"), envelopes.c.sequence > bindparam("after"))
+_SIZES = (
+    select(envelopes.c.sequence, func.length(envelopes.c.data))
+    .where(*_MINE)
+    .order_by(envelopes.c.sequence)
+    .limit(bindparam("most"))
+)
+_INBOX = (
+    select(envelopes.c.sequence, envelopes.c.data)
+    .where(*_MINE, envelopes.c.sequence <= bindparam("last"))
+    .order_by(envelopes.c.sequence)
+)
+_SAID = (
+    select(envelopes.c.sender, envelopes.c.data)
+    .where(
+        envelopes.c.recipient == bindparam("recipient"),
+        envelopes.c.kind == bindparam("kind"),
+        envelopes.c.slot == bindparam("slot"),
+    )
+    .order_by(envelopes.c.sequence)
+)
+_LATEST = select(func.coalesce(func.max(envelopes.c.sequence), 0))
+_RECIPIENTS = select(envelopes.c.recipient).where(envelopes.c.sequence > bindparam("after")).distinct()
 
 
 class SlotTaken(PeerFault):
@@ -100,37 +125,31 @@ def inbox(
     connection: Connection, recipient: str, *, after: int, limit: int = MAX_ENVELOPES_PER_POLL
 ) -> tuple[Delivery, ...]:
     """What came for `recipient` behind `after`, in order: at most `limit` and about `MAX_INBOX_BYTES`."""
-    mine = (envelopes.c.recipient == recipient, envelopes.c.sequence > after)
-    sizes = select(envelopes.c.sequence, func.length(envelopes.c.data)).where(*mine).order_by(envelopes.c.sequence)
+    mine = {"recipient": recipient, "after": after}
     last, total = after, 0
-    for sequence, size in connection.execute(sizes.limit(limit)).all():
+    for sequence, size in connection.execute(_SIZES, {**mine, "most": limit}).all():
         total += size
         if last > after and total > MAX_INBOX_BYTES:
             break
         last = sequence
-    found = (
-        select(envelopes.c.sequence, envelopes.c.data)
-        .where(*mine, envelopes.c.sequence <= last)
-        .order_by(envelopes.c.sequence)
-    )
-    return tuple(Delivery(sequence=at, envelope=bytes(data)) for at, data in connection.execute(found))
+    if last == after:
+        return ()
+    found = connection.execute(_INBOX, {**mine, "last": last})
+    return tuple(Delivery(sequence=at, envelope=bytes(data)) for at, data in found)
 
 
 def said(connection: Connection, recipient: str, kind: str, slot: str) -> dict[str, bytes]:
     """The envelopes of one kind and slot, by sender."""
-    found = select(envelopes.c.sender, envelopes.c.data).where(
-        envelopes.c.recipient == recipient, envelopes.c.kind == kind, envelopes.c.slot == slot
-    )
-    return {sender: bytes(data) for sender, data in connection.execute(found.order_by(envelopes.c.sequence))}
+    found = connection.execute(_SAID, {"recipient": recipient, "kind": kind, "slot": slot})
+    return {sender: bytes(data) for sender, data in found}
 
 
 def latest_sequence(connection: Connection) -> int:
     """0 before the first."""
-    found: int = connection.execute(select(func.coalesce(func.max(envelopes.c.sequence), 0))).scalar_one()
+    found: int = connection.execute(_LATEST).scalar_one()
     return found
 
 
 def recipients_after(connection: Connection, after: int) -> frozenset[str]:
     """For whom something came behind `after`."""
-    found = select(envelopes.c.recipient).where(envelopes.c.sequence > after).distinct()
-    return frozenset(connection.execute(found).scalars())
+    return frozenset(connection.execute(_RECIPIENTS, {"after": after}).scalars())

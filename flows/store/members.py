@@ -8,9 +8,10 @@ Every step is one transaction of the caller with its audit event in it.
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 
 from boundary.api import ENROLMENT_CONTEXT, EnrolmentState, Heartbeat, SignedEnrolment
 from boundary.canonical import Digest, canonical_bytes, digest, parse_json
@@ -23,6 +24,15 @@ from flows.store import audit
 from flows.store.schema import invitations, rosters, silos
 
 _ADMITTED = ("admitted", "renewing")  # "renewing" keeps working on its old certificate
+
+# made once: they run with every request of a hospital
+_KEY = select(silos.c.state, silos.c.card).where(silos.c.silo == bindparam("asking"))
+_VERSION = select(func.coalesce(func.max(rosters.c.version), 0))
+_BEAT = (
+    update(silos)
+    .where(silos.c.silo == bindparam("asking"))
+    .values(last_seen_at=bindparam("now"), lease_until=bindparam("until"), heartbeat=bindparam("said"))
+)
 
 
 class InvitationRefused(PeerFault):
@@ -176,13 +186,13 @@ def current_roster(connection: Connection) -> bytes | None:
 
 def roster_version(connection: Connection) -> int:
     """0 before the first."""
-    found: int = connection.execute(select(func.coalesce(func.max(rosters.c.version), 0))).scalar_one()
+    found: int = connection.execute(_VERSION).scalar_one()
     return found
 
 
 def key_of(connection: Connection, silo: str) -> PublicIdentity:
     """The key an admitted hospital signs with; raises `UnknownMember`."""
-    row = _row(connection, silo)
+    row = connection.execute(_KEY, {"asking": silo}).one_or_none()
     if row is None or row.state not in _ADMITTED:
         raise UnknownMember(f"{silo} is not admitted: finish the enrolment first")
     return _card(row).identity
@@ -198,15 +208,8 @@ def asking_key_of(connection: Connection, silo: str) -> PublicIdentity:
 
 def beat(connection: Connection, silo: str, heartbeat: Heartbeat, now: datetime, lease: timedelta) -> None:
     """Note that `silo` was heard; until `now + lease` it counts as there."""
-    connection.execute(
-        update(silos)
-        .where(silos.c.silo == silo)
-        .values(
-            last_seen_at=now,
-            lease_until=now + lease,
-            heartbeat=canonical_bytes(heartbeat.model_dump(mode="json")),
-        )
-    )
+    said = canonical_bytes(heartbeat.model_dump(mode="json"))
+    connection.execute(_BEAT, {"asking": silo, "now": now, "until": now + lease, "said": said})
 
 
 def members(connection: Connection) -> tuple[Member, ...]:
@@ -239,7 +242,12 @@ def _row(connection: Connection, silo: str) -> Row[Any] | None:
 
 
 def _card(row: Row[Any]) -> KeyCard:
-    return KeyCard.model_validate(parse_json(bytes(row.card)))
+    return _parsed_card(bytes(row.card))
+
+
+@lru_cache(maxsize=1024)
+def _parsed_card(data: bytes) -> KeyCard:
+    return KeyCard.model_validate(parse_json(data))
 
 
 def _member(row: Row[Any]) -> Member:

@@ -3,17 +3,22 @@
 from datetime import datetime
 
 from sqlalchemy import Connection, delete
+from sqlalchemy.dialects import postgresql, sqlite
 
 from boundary.errors import Replayed
 from boundary.requests import CLOCK_SKEW, RequestClaim
-from flows.store.holdings import upsert
 from flows.store.schema import nonces
+
+_REMEMBER = {  # made once per database: it runs with every request
+    name: dialect(nonces).on_conflict_do_nothing().returning(nonces.c.nonce)
+    for name, dialect in (("sqlite", sqlite.Insert), ("postgresql", postgresql.Insert))
+}
 
 
 def remember(connection: Connection, claim: RequestClaim, now: datetime) -> None:
     """Raises `Replayed`. The claim was verified before, so that only its party can fill the table."""
-    row = upsert(connection)(nonces).values(party=claim.party, nonce=claim.nonce, forget_at=now + 2 * CLOCK_SKEW)
-    fresh = connection.execute(row.on_conflict_do_nothing().returning(nonces.c.nonce)).scalar()
+    row = {"party": claim.party, "nonce": claim.nonce, "forget_at": now + 2 * CLOCK_SKEW}
+    fresh = connection.execute(_REMEMBER[connection.dialect.name], row).scalar()
     if fresh is None:
         raise Replayed("this very request was made before: sign a new one with a new nonce")
 

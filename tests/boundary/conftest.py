@@ -4,6 +4,7 @@ A new message, or a new field, without a strategy fails here: what is not genera
 """
 
 import importlib.util
+import os
 import sys
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -18,7 +19,8 @@ from boundary import plan as plans
 from boundary.messages import PHASES, REGISTRY, BlobRef, Collection
 from boundary.sealing import CHUNK_BYTES, TAG_BYTES
 
-settings.register_profile("boundary", max_examples=40, deadline=None)
+# A scheduled run sets BOUNDARY_EXAMPLES=2000.
+settings.register_profile("boundary", max_examples=int(os.environ.get("BOUNDARY_EXAMPLES", "25")), deadline=None)
 settings.load_profile("boundary")
 
 
@@ -34,10 +36,11 @@ def _load(name: str) -> ModuleType:
 
 golden = _load("make")
 
-names = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", fullmatch=True).filter(lambda name: name != "coordinator")
-digests = st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True)
-studies = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?-[0-9a-f]{8}", fullmatch=True)
-codes = st.from_regex(r"[A-Z][A-Z0-9_]{1,40}", fullmatch=True)
+letters = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=6)
+names = (st.lists(letters, min_size=1, max_size=3).map("-".join) | st.just("a" * 40)).filter("coordinator".__ne__)
+digests = st.binary(min_size=32, max_size=32).map(lambda raw: "sha256:" + raw.hex())
+studies = st.builds(lambda name, raw: f"{name}-{raw.hex()}", names, st.binary(min_size=4, max_size=4))
+codes = st.text("ABCXYZ019_", min_size=1, max_size=40).map(lambda text: "N" + text)
 moments = st.datetimes(timezones=st.just(UTC))
 silos = st.lists(names, max_size=5).map(tuple)
 rounds = st.integers(1, 10_000)
@@ -48,6 +51,7 @@ blobs = st.builds(BlobRef, digest=digests, size=st.integers(1, 2**33))
 collections = st.builds(
     Collection, study=studies, round=rounds, phase=st.sampled_from(PHASES), attempt=st.integers(1, 1000)
 )
+MODALITIES = ("CT", "CR", "DX", "US", "MR")
 
 
 def fractions(low: float, high: float, **options: Any) -> st.SearchStrategy[float]:
@@ -82,7 +86,9 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
         ),
         dataset=plans.Dataset(
             name=draw(names),
-            modalities=draw(st.lists(st.sampled_from(("CT", "CR", "DX", "US", "MR")), min_size=1, unique=True)),
+            modalities=draw(
+                st.lists(st.sampled_from(("CT", "CR", "DX", "US", "MR")), min_size=1, unique=True).map(tuple)
+            ),
             max_images_per_patient=draw(st.integers(1, 1000)),
             min_patients=draw(st.integers(1, 10_000_000)),
             max_excluded_share=draw(fractions(0, 1)),
@@ -125,7 +131,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "absent": silos,
     "contributing": silos,
     "sealed_key": st.binary(min_size=64, max_size=1200),
-    "reference": st.from_regex(r"[0-9a-f]{12}", fullmatch=True),
+    "reference": st.binary(min_size=6, max_size=6).map(bytes.hex),
     "retryable": st.booleans(),
     "round": rounds,
 }

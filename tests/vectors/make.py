@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from boundary.messages import (
     StudyClosed,
     WorkOrder,
 )
-from boundary.names import COORDINATOR
+from boundary.names import COORDINATOR, Frozen
 from boundary.plan import StudyPlan, digest_of, plan_from_toml, study_id, to_json
 from boundary.requests import HEADER, sign_request
 from boundary.roster import KeyCard, Roster, SignedRoster, make_card, sign_roster
@@ -52,19 +53,27 @@ SILOS = ("charite", "st-olavs", "ucl")
 TOKEN = "t" * 43
 NONCE = bytes(range(16))
 FILE_KEY = bytes(range(32))
+DEFAULTED = {
+    "retain_years", "initial_seed", "column", "minimum_per_class", "max_images_per_patient", "min_patients",
+    "max_excluded_share", "holdout_share", "strategy", "local_epochs", "max_steps", "batch_size", "optimizer",
+    "learning_rate", "weighting", "mechanism", "quorum", "ready_minutes", "lost_after_seconds", "max_model_norm",
+}  # fmt: skip
 
 
+@cache
 def key(name: str) -> SigningIdentity:
     """A signing key whose seed is the hash of `name`. For tests only: anybody can make it."""
     seed = hashlib.sha256(b"wardround golden key " + name.encode()).digest()
     return SigningIdentity(Ed25519PrivateKey.from_private_bytes(seed))
 
 
+@cache
 def unsealing(name: str) -> UnsealingKey:
     seed = hashlib.shake_256(b"wardround golden sealing key " + name.encode()).digest(96)
     return UnsealingKey.from_raw(seed)
 
 
+@cache
 def card(party: str, *, owner: str | None = None, sealing: str | None = None) -> KeyCard:
     return make_card(party, key(owner or party), unsealing(sealing or party).public)
 
@@ -126,6 +135,7 @@ max_model_norm = 2500
 """
 
 
+@cache
 def plan() -> StudyPlan:
     return plan_from_toml(plan_toml())
 
@@ -149,6 +159,7 @@ def approval(steward: str = "steward of st-olavs", **changes: Any) -> SignedAppr
     return sign_approval(Approval(**said | changes), key(steward))
 
 
+@cache
 def messages() -> dict[str, AnyMessage]:
     """One message of every kind."""
     model, order = BlobRef(digest=sha("model"), size=28_000_000), sha("order")
@@ -192,9 +203,11 @@ def roster(*signers: str, coordinator: str = COORDINATOR, **changes: Any) -> Sig
     return sign_roster(Roster(**content | changes), *(key(name) for name in signers or (coordinator,)))
 
 
+@cache
 def events() -> dict[str, trail.AnyEvent]:
     """One audit event of every kind."""
-    fingerprint, at = key("st-olavs").public.fingerprint, {"study": study(), "round": 2, "phase": "train"}
+    fingerprint = key("st-olavs").public.fingerprint
+    at: dict[str, Any] = {"study": study(), "round": 2, "phase": "train"}
     all_of_them: list[trail.AnyEvent] = [
         trail.HospitalInvited(silo="st-olavs"),
         trail.EnrolmentAsked(silo="st-olavs", fingerprint=fingerprint),
@@ -234,7 +247,7 @@ def enrolment() -> api.SignedEnrolment:
     return api.SignedEnrolment(request=request, signature=key("st-olavs").sign(api.ENROLMENT_CONTEXT, signed))
 
 
-def api_bodies() -> dict[str, api.Frozen]:
+def api_bodies() -> dict[str, Frozen]:
     """One value of every body the relay's door takes or gives."""
     activity = api.Activity(study=study(), round=2, phase="train", step=3, steps=40)
     heartbeat = api.Heartbeat(
@@ -266,9 +279,9 @@ def api_bodies() -> dict[str, api.Frozen]:
 
 
 def weights() -> tuple[tensors.Vector, tensors.TensorManifest]:
-    named = {
+    named: dict[str, tensors.Vector] = {
         "head.bias": np.array(-0.5, dtype=np.float32),
-        "body.0.weight": np.arange(6, dtype=np.float32).reshape(2, 3) / 7,
+        "body.0.weight": (np.arange(6) / 7).astype(np.float32).reshape(2, 3),
         "head.weight": np.array([1e-40, 3.4e38], dtype=np.float32),
     }
     manifest = tensors.manifest_of(named)
@@ -293,15 +306,23 @@ def _rosters() -> Any:
 
 
 def _plan() -> Any:
-    return {"toml": plan_toml(), "study": study(), **_text(to_json(plan()))}
+    """The whole plan, and the shortest one: a default is as much of a digest as what is written."""
+    shortest = "".join(line for line in plan_toml().splitlines(keepends=True) if line.split(" = ")[0] not in DEFAULTED)
+    return {
+        "toml": plan_toml(),
+        "study": study(),
+        **_text(to_json(plan())),
+        "shortest": {"toml": shortest, **_text(to_json(plan_from_toml(shortest)))},
+    }
 
 
 def _request() -> Any:
     asked = {"party": "st-olavs", "method": "POST", "target": "/v1/poll?x=1"}
-    signer = key("st-olavs")
-    with_body = sign_request(signer, *asked.values(), b"{}", NOW, NONCE)  # type: ignore[misc]
-    without = sign_request(signer, *asked.values(), None, NOW, NONCE)  # type: ignore[misc]
-    return asked | {"body {}": with_body[HEADER], "a blob range": without[HEADER]}
+
+    def header(body: bytes | None) -> str:
+        return sign_request(key("st-olavs"), **asked, body=body, now=NOW, nonce=NONCE)[HEADER]
+
+    return asked | {"body {}": header(b"{}"), "a blob range": header(None)}
 
 
 def _approval() -> Any:
@@ -329,7 +350,12 @@ def _tensors() -> Any:
 def _stream() -> Any:
     context = contribution_context(collection(), "st-olavs", sha("order"))
     sealed = b"".join(seal_stream(io.BytesIO(b"twelve bytes").read, FILE_KEY, context))
-    return {"context": context.decode(), "sealed": base64.b64encode(sealed).decode()}
+    longer = b"".join(seal_stream(io.BytesIO(bytes(3 * 1024 * 1024)).read, FILE_KEY, context))
+    return {
+        "context": context.decode(),
+        "sealed": base64.b64encode(sealed).decode(),
+        "digest of 3 MiB of zeros, sealed": digest(longer),
+    }
 
 
 def sealed_once() -> Any:

@@ -79,6 +79,7 @@ def test_the_stored_plan_has_its_digest_from_toml_and_from_json() -> None:
     assert parse_plan(json.loads(vector["text"])) == plan
     assert (digest_of(plan), study_id(plan)) == (vector["digest"], vector["study"])
     assert digest(vector["text"].encode()) == vector["digest"]
+    assert digest_of(plan_from_toml(vector["shortest"]["toml"])) == vector["shortest"]["digest"] != vector["digest"]
 
 
 def test_the_stored_requests_verify() -> None:

@@ -1,0 +1,85 @@
+"""A child process that returns at once: the protocol of `silo_agent.trainer`, no images, no training.
+
+So that what is left of a round is the orchestration. A train order is answered with a zero change of the right
+length, an evaluate order with the metrics of two made-up images. Vectors are synced to disk as the real child does.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boundary.layout import layout_for
+from models.metrics import MetricLayout, measure
+
+Command = dict[str, Any]
+
+
+def main() -> None:
+    os.umask(0o077)
+    events = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        command = json.loads(line)
+        if command["do"] != "cancel":
+            events.write(json.dumps({"event": "done", "result": _ANSWERS[command["do"]](command)}) + "\n")
+            events.flush()
+
+
+def _scan(command: Command) -> dict[str, Any]:
+    report = {"dataset_digest": "sha256:" + "0" * 64, "problems": []}
+    folder = Path(command["cache"])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(report))
+    return report
+
+
+def _warm(_command: Command) -> dict[str, Any]:
+    return {"parameters": 0}
+
+
+def _train(command: Command) -> dict[str, Any]:
+    parameters = _parameters(Path(command["model"]))
+    layout = layout_for("train", parameters=parameters, metrics=0)
+    vector = np.zeros(layout.size, dtype="<f4")
+    vector[layout.where("images")] = vector[layout.where("weight")] = 1
+    _write(vector, Path(command["out"]))
+    return {"parameters": parameters, "metrics": 0}
+
+
+def _evaluate(command: Command) -> dict[str, Any]:
+    layout = MetricLayout(len(command["plan"]["labels"]["classes"]))
+    metrics = measure(np.eye(2, layout.classes, dtype=np.float32), np.arange(2), layout)
+    _write(metrics.astype("<f4"), Path(command["out"]))
+    return {"parameters": _parameters(Path(command["model"])), "metrics": layout.size}
+
+
+def _parameters(model: Path) -> int:
+    """From the length of the safetensors file and of its header."""
+    with model.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    return (model.stat().st_size - 8 - header) // 4
+
+
+def _write(vector: NDArray[np.float32], out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("wb") as file:
+        vector.tofile(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+_ANSWERS: dict[str, Callable[[Command], dict[str, Any]]] = {
+    "scan": _scan,
+    "warm": _warm,
+    "train": _train,
+    "evaluate": _evaluate,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""The closed registry: what is not in it cannot cross, and each message has one body."""
+
+from types import ModuleType, SimpleNamespace
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from boundary.canonical import canonical_bytes, parse_canonical
+from boundary.errors import MalformedMessage
+from boundary.messages import (
+    REGISTRY,
+    AnyMessage,
+    Collection,
+    Message,
+    from_body,
+    slot_of,
+    study_of,
+    to_body,
+)
+
+
+def test_the_registry_holds_every_message_by_its_kind(fed: ModuleType, strategies: SimpleNamespace) -> None:
+    assert set(REGISTRY.values()) == set(get_args(AnyMessage)) == set(Message.__subclasses__())
+    assert all(message.kind == kind for kind, message in REGISTRY.items())
+    assert {message.sender for message in REGISTRY.values()} == {"coordinator", "silo"}
+    assert set(fed.messages()) == set(strategies.messages) == set(REGISTRY)
+
+
+SAID_BY_A_HOSPITAL = {"plan-approved", "plan-declined", "ready", "contribution", "refused"}
+
+
+@pytest.mark.parametrize("kind", REGISTRY)
+def test_who_may_say_what(kind: str) -> None:
+    assert REGISTRY[kind].sender == ("silo" if kind in SAID_BY_A_HOSPITAL else "coordinator")
+
+
+@pytest.mark.parametrize("kind", REGISTRY)
+@given(data=st.data())
+def test_a_body_round_trips(strategies: SimpleNamespace, kind: str, data: st.DataObject) -> None:
+    message = data.draw(strategies.messages[kind])
+    body = parse_canonical(canonical_bytes(to_body(message)))
+    assert from_body(kind, body) == message
+    assert study_of(message) in slot_of(message)
+
+
+UNKNOWN_KINDS: dict[str, object] = {
+    "unknown kind": "train",
+    "another spelling": "Work-Order",
+    "a line end": "work-order\n",
+    "the name of a class": "WorkOrder",
+    "nothing": None,
+    "a list": ["work-order"],
+    "an object": {},
+    "a number": 1,
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN_KINDS.values(), ids=UNKNOWN_KINDS)
+def test_an_unknown_kind_is_refused(kind: object) -> None:
+    with pytest.raises(MalformedMessage, match="unknown kind"):
+        from_body(kind, {})
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths of all leaf values and all keys of a body."""
+    if isinstance(value, dict):
+        return [path, *(deep for key, inner in value.items() for deep in leaves(inner, (*path, key)))]
+    if isinstance(value, list) and value:
+        return [deep for at, inner in enumerate(value) for deep in leaves(inner, (*path, at))]
+    return [path]
+
+
+def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new(value)
+    inner = replaced(value[path[0]], path[1:], new)
+    if isinstance(value, dict):
+        return value | {path[0]: inner}
+    return [inner if at == path[0] else old for at, old in enumerate(value)]
+
+
+def is_refused(kind: str, body: object) -> bool:
+    try:
+        from_body(kind, body)
+    except MalformedMessage:
+        return True
+    return False
+
+
+WRONG_VALUES: dict[str, Any] = {
+    "null": lambda old: None if old is not None else 1,
+    "an object": lambda _: {"$ref": "x"},
+    "a list in a list": lambda _: [[]],
+    "half a number": lambda old: 0.5 if not isinstance(old, int | float) or isinstance(old, bool) else old - 0.5,
+    "a bool": lambda old: True if not isinstance(old, bool) else 1,
+    "a number beyond all limits": lambda _: 2**53 - 1,
+    "text with a line end": lambda old: f"{old}\n",
+    "empty text": lambda _: "",
+}
+ANYTHING_GOES = {  # free text and free numbers of a plan: other values are other plans, not malformed ones
+    "low",
+    "high",
+    "max_model_norm",
+    "ready_minutes",
+    "lost_after_seconds",
+    "title",
+    "statement",
+    "legal_basis",
+    "ethics_reference",
+    "column",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_VALUES.values(), ids=WRONG_VALUES)
+@pytest.mark.parametrize("kind", REGISTRY)
+def test_every_leaf_of_every_message_is_checked(fed: ModuleType, kind: str, wrong: Any) -> None:
+    body = to_body(fed.messages()[kind])
+    for path in leaves(body):
+        if path and (path[-1] in ANYTHING_GOES or "classes" in path):
+            continue
+        assert is_refused(kind, replaced(body, path, wrong)), path
+
+
+@pytest.mark.parametrize("kind", REGISTRY)
+def test_an_extra_key_is_refused_at_every_level(fed: ModuleType, kind: str) -> None:
+    body = to_body(fed.messages()[kind])
+    objects = {path[:cut] for path in leaves(body) for cut in range(len(path)) if not isinstance(path[cut], int)}
+    assert () in objects
+    for path in objects:
+        assert is_refused(kind, replaced(body, path, lambda old: old | {"note": "patient 17"})), path
+
+
+@pytest.mark.parametrize("kind", REGISTRY)
+def test_a_key_that_is_missing_is_refused_at_every_level(fed: ModuleType, kind: str) -> None:
+    """Also one with a default: one meaning has one body."""
+    body = to_body(fed.messages()[kind])
+    for path in leaves(body):
+        if path and not isinstance(path[-1], int):
+            shorter = replaced(body, path[:-1], lambda old, key=path[-1]: {k: old[k] for k in old if k != key})
+            assert is_refused(kind, shorter), path
+
+
+BAD_BODIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "round 0": ("round-committed", {"round": 0}),
+    "round 10001": ("round-committed", {"round": 10_001}),
+    "a blob of no bytes": ("round-committed", {"model": {"digest": "sha256:" + "0" * 64, "size": 0}}),
+    "a blob larger than 8 GiB": ("round-committed", {"model": {"digest": "sha256:" + "0" * 64, "size": 2**33 + 1}}),
+    "a digest in capitals": ("ready", {"order": "sha256:" + "A" * 64}),
+    "a hospital called coordinator": ("cohort-closed", {"members": ["coordinator"]}),
+    "a hospital in capitals": ("cohort-closed", {"members": ["UCL"]}),
+    "a sealed key with stray bits": ("contribution", {"sealed_key": "A" * 97 + "B=="}),
+    "a sealed key that is too short": ("contribution", {"sealed_key": "A" * 80}),
+    "a sealed key that is too long": ("contribution", {"sealed_key": "A" * 5600}),
+    "a reference with free text": ("refused", {"reference": "John Smith 17"}),
+    "a code with free text": ("refused", {"code": "patient John Smith"}),
+    "a study without its digest": ("study-closed", {"study": "ct-contrast"}),
+    "an unknown phase": ("ready", {"collection": {"study": "a-00000000", "round": 1, "phase": "x", "attempt": 1}}),
+    "attempt 1001": ("ready", {"collection": {"study": "a-00000000", "round": 1, "phase": "train", "attempt": 1001}}),
+}
+
+
+@pytest.mark.parametrize(("kind", "changes"), BAD_BODIES.values(), ids=BAD_BODIES)
+def test_a_value_out_of_its_range_is_refused(fed: ModuleType, kind: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(MalformedMessage, match=kind):
+        from_body(kind, to_body(fed.messages()[kind]) | changes)
+
+
+def test_the_refusal_names_the_place_and_does_not_repeat_the_value(fed: ModuleType) -> None:
+    body = to_body(fed.messages()["ready"])
+    with pytest.raises(MalformedMessage) as why:
+        from_body("ready", body | {"order": "John Smith"})
+    assert "ready: order:" in str(why.value)
+    assert "John" not in str(why.value)
+
+
+SLOTS = {
+    "plan-proposed": "{study}",
+    "plan-approved": "{study}",
+    "plan-declined": "{study}",
+    "work-order": "{study}/2/train/3",
+    "ready": "{study}/2/train/3",
+    "cohort-closed": "{study}/2/train/3",
+    "contribution": "{study}/2/train/3",
+    "refused": "{study}/2/train/3",
+    "round-committed": "{study}/2",
+    "study-closed": "{study}",
+}
+
+
+@pytest.mark.parametrize("kind", REGISTRY)
+def test_a_message_has_one_slot(fed: ModuleType, kind: str) -> None:
+    message = fed.messages()[kind]
+    assert slot_of(message) == SLOTS[kind].format(study=fed.study())
+    assert study_of(message) == fed.study()
+
+
+@given(st.data())
+def test_a_collection_is_read_as_it_was_written(strategies: SimpleNamespace, data: st.DataObject) -> None:
+    collection = data.draw(strategies.collections)
+    assert Collection.parse(str(collection)) == collection
+
+
+NOT_A_COLLECTION = {
+    "too few parts": "a-00000000/1/train",
+    "too many parts": "a-00000000/1/train/1/1",
+    "a space": "a-00000000/ 1/train/1",
+    "a plus": "a-00000000/+1/train/1",
+    "a leading zero": "a-00000000/01/train/1",
+    "an underscore": "a-00000000/1_0/train/1",
+    "digits of another script": "a-00000000/\u0661/train/1",
+    "no number": "a-00000000/x/train/1",
+    "round 0": "a-00000000/0/train/1",
+    "an unknown phase": "a-00000000/1/export/1",
+    "a line end": "a-00000000/1/train/1\n",
+    "a number of 5000 digits": "a-00000000/" + "1" * 5000 + "/train/1",
+}
+
+
+@pytest.mark.parametrize("text", NOT_A_COLLECTION.values(), ids=NOT_A_COLLECTION)
+def test_another_form_of_a_collection_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Collection.parse(text)

@@ -1,0 +1,294 @@
+"""The study plan: one file, one value, one digest; what contradicts itself is refused with its place."""
+
+import json
+from copy import deepcopy
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from boundary.canonical import canonical_bytes, parse_canonical
+from boundary.errors import InvalidPlan, MalformedMessage
+from boundary.plan import (
+    MAX_PLAN_BYTES,
+    StudyPlan,
+    digest_of,
+    parse_plan,
+    plan_from_json,
+    plan_from_toml,
+    study_id,
+    to_json,
+)
+
+
+def value_of(fed: ModuleType) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(to_json(fed.plan()))
+    return value
+
+
+def changed(fed: ModuleType, place: str, value: Any) -> dict[str, Any]:
+    """The golden plan with the value at `a.b.0` replaced (`...` removes it)."""
+    plan = deepcopy(value_of(fed))
+    *way, last = [int(step) if step.isdigit() else step for step in place.split(".")]
+    at: Any = plan
+    for step in way:
+        at = at[step]
+    if value is ...:
+        del at[last]
+    else:
+        at[last] = value
+    return plan
+
+
+REFUSED: dict[str, tuple[str, Any]] = {
+    "an unknown key": ("note", "hello"),
+    "an unknown key deep inside": ("purpose.note", "hello"),
+    "an unknown key in a hospital": ("hospitals.1.address", "x"),
+    "no purpose": ("purpose", ...),
+    "no legal basis": ("purpose.legal_basis", ...),
+    "an empty title": ("purpose.title", ""),
+    "a statement of 2001 characters": ("purpose.statement", "x" * 2001),
+    "a title with a terminal escape": ("purpose.title", "safe\x1b[2Kstudy"),
+    "a title that reads backwards": ("purpose.title", "\u202eydutS"),
+    "a title with an invisible character": ("purpose.title", "Study\u200b"),
+    "a title with a NUL": ("purpose.title", "Study\0"),
+    "a title with a carriage return": ("purpose.title", "harmful\rharmless"),
+    "a title with half of a surrogate pair": ("purpose.title", "\ud800"),
+    "a date in another form": ("purpose.expires", "20261231"),
+    "a week date": ("purpose.expires", "2026-W53-4"),
+    "a date with a time": ("purpose.expires", "2026-12-31T00:00:00"),
+    "a date as a number": ("purpose.expires", 20261231),
+    "a date that never was": ("purpose.expires", "2026-02-30"),
+    "kept for 101 years": ("purpose.retain_years", 101),
+    "two hospitals": ("hospitals.2", ...),
+    "hospitals that are no list": ("hospitals", "all"),
+    "a hospital twice": ("hospitals.1.silo", "charite"),
+    "a hospital called coordinator": ("hospitals.1.silo", "coordinator"),
+    "a name with a line end": ("name", "ct-contrast\n"),
+    "a key that is no key": ("hospitals.1.signing_key", "ed25519:abc"),
+    "a key of another kind": ("hospitals.1.signing_key", "rsa:" + "A" * 43 + "="),
+    "a key with stray bits, a second name for the first key": ("hospitals.1.signing_key", "ed25519:" + "A" * 42 + "B="),
+    "true for version 1": ("version", True),
+    "1.0 for version 1": ("version", 1.0),
+    "version 2": ("version", 2),
+    "revision 0": ("revision", 0),
+    "a revision beyond 2^53": ("revision", 2**53),
+    "bool where int is due": ("training.rounds", True),
+    "float where int is due": ("training.rounds", 12.0),
+    "a word where int is due": ("training.rounds", "12"),
+    "bool where float is due": ("training.learning_rate", True),
+    "NaN": ("training.learning_rate", float("nan")),
+    "infinity": ("aggregation.max_model_norm", float("inf")),
+    "a norm whose digest could not be read back": ("aggregation.max_model_norm", 1e16),
+    "a window whose digest could not be read back": ("preprocessing.high", 2.0**53),
+    "steps whose digest could not be computed": ("training.max_steps", 2**60),
+    "a window upside down": ("preprocessing.low", 301),
+    "a window of no width": ("preprocessing.low", 300.5),
+    "an image of 15 pixels": ("preprocessing.size", [15, 64]),
+    "an image of 1025 pixels": ("preprocessing.size", [64, 1025]),
+    "an image of three sides": ("preprocessing.size", [64, 64, 64]),
+    "half a pixel": ("preprocessing.size", [64.0, 64]),
+    "percentiles below 0": ("preprocessing.intensity", "percentiles"),
+    "an unknown intensity": ("preprocessing.intensity", "eval(x)"),
+    "one class": ("labels.classes", ["yes"]),
+    "101 classes": ("labels.classes", [str(number) for number in range(101)]),
+    "a class twice": ("labels.classes", ["yes", "yes"]),
+    "a class of no characters": ("labels.classes", ["yes", ""]),
+    "a class with a line break": ("labels.classes", ["yes", "no\n"]),
+    "a class that looks like another": ("labels.classes", ["yes", "yes\u200b"]),
+    "a class of 65 characters": ("labels.classes", ["yes", "n" * 65]),
+    "a class that is a number": ("labels.classes", ["yes", 0]),
+    "a column of 65 characters": ("labels.column", "c" * 65),
+    "no modality": ("dataset.modalities", []),
+    "an unknown modality": ("dataset.modalities", ["CT", "PT"]),
+    "a modality twice": ("dataset.modalities", ["CT", "CT"]),
+    "no patients": ("dataset.min_patients", 0),
+    "all data held out": ("dataset.holdout_share", 1),
+    "an unknown strategy": ("training.strategy", "my.module:strategy"),
+    "an unknown mechanism": ("privacy.mechanism", "trust-me"),
+    "a sum over two": ("aggregation.quorum", 2),
+    "a quorum of more than there are": ("aggregation.quorum", 4),
+    "a wait of no time": ("aggregation.ready_minutes", 0),
+}
+
+
+@pytest.mark.parametrize(("place", "value"), REFUSED.values(), ids=REFUSED)
+def test_a_plan_that_contradicts_itself_is_refused(fed: ModuleType, place: str, value: Any) -> None:
+    with pytest.raises(InvalidPlan) as why:
+        parse_plan(changed(fed, place, value))
+    assert place.split(".", maxsplit=1)[0] in str(why.value) or "hospitals" in str(why.value)
+    with pytest.raises(MalformedMessage, match="not a plan"):
+        plan_from_json(changed(fed, place, value))
+
+
+@pytest.mark.parametrize("value", [None, [], "plan", 1])
+def test_what_is_no_plan_at_all_is_refused(value: object) -> None:
+    with pytest.raises(InvalidPlan, match="the plan: "):
+        parse_plan(value)
+
+
+def test_201_hospitals_are_too_many(fed: ModuleType) -> None:
+    hospitals = [{"silo": f"h{at}", "signing_key": fed.key(f"h{at}").public.text} for at in range(201)]
+    parse_plan(value_of(fed) | {"hospitals": hospitals[:200]})
+    with pytest.raises(InvalidPlan, match="3 to 200"):
+        parse_plan(value_of(fed) | {"hospitals": hospitals})
+
+
+def test_one_key_under_two_names_is_refused(fed: ModuleType) -> None:
+    key = value_of(fed)["hospitals"][0]["signing_key"]
+    with pytest.raises(InvalidPlan, match="a name or a key appears twice"):
+        parse_plan(changed(fed, "hospitals.1.signing_key", key))
+
+
+def test_percentiles_lie_between_0_and_100(fed: ModuleType) -> None:
+    plan = value_of(fed)
+    for low, high in ((-1, 50), (1, 101)):
+        with pytest.raises(InvalidPlan, match="percentiles"):
+            parse_plan(
+                plan | {"preprocessing": {"size": [64, 64], "intensity": "percentiles", "low": low, "high": high}}
+            )
+    parse_plan(plan | {"preprocessing": {"size": [64, 64], "intensity": "percentiles", "low": 0, "high": 100}})
+
+
+def test_every_fault_is_told_with_its_place(fed: ModuleType) -> None:
+    plan = changed(fed, "training.rounds", 0) | {"note": 1}
+    plan["hospitals"][1]["silo"] = "Ucl"
+    with pytest.raises(InvalidPlan) as why:
+        parse_plan(plan)
+    lines = str(why.value).splitlines()
+    assert len(lines) == 3
+    assert "note: unknown key" in lines
+    assert any(line.startswith("training.rounds: ") for line in lines)
+    assert any(line.startswith("hospitals.1.silo: ") for line in lines)
+
+
+NOT_TOML = {
+    "no TOML": "version: 1",
+    "a key twice": "version = 1\nversion = 1",
+    "an integer of 5000 digits": "version = " + "1" * 5000,
+    "nested until the parser gives up": "a = " + "[" * 100_000,
+    "half of a surrogate pair": "a = '\ud800'",
+}
+
+
+@pytest.mark.parametrize("text", NOT_TOML.values(), ids=NOT_TOML)
+def test_what_is_not_toml_is_refused(text: str) -> None:
+    with pytest.raises(InvalidPlan, match="not TOML"):
+        plan_from_toml(text)
+
+
+def test_the_size_is_looked_at_before_the_text() -> None:
+    with pytest.raises(InvalidPlan, match="larger than"):
+        plan_from_toml("é" * (MAX_PLAN_BYTES // 2 + 1))
+
+
+def test_toml_dates_are_plain_dates(fed: ModuleType) -> None:
+    for wrong in ("2026-12-31T12:00:00Z", "2026-12-31 12:00:00", "12:00:00"):
+        with pytest.raises(InvalidPlan, match=r"purpose\.expires: a plain date"):
+            plan_from_toml(fed.plan_toml().replace("expires = 2026-12-31", f"expires = {wrong}"))
+
+
+SAME_PLAN = {
+    "a comment": lambda toml: "# approved by nobody yet\n" + toml,
+    "other spaces": lambda toml: toml.replace(" = ", "   =  "),
+    "a float written as an integer": lambda toml: toml.replace(
+        "lost_after_seconds = 45.5", "lost_after_seconds = 455e-1"
+    ),
+    "the date as text": lambda toml: toml.replace("expires = 2026-12-31", 'expires = "2026-12-31"'),
+    "a default spelled out or not": lambda toml: toml.replace('[privacy]\nmechanism = "none"\n', ""),
+    "an integer with underscores": lambda toml: toml.replace("max_model_norm = 2500", "max_model_norm = 2_500"),
+}
+
+
+@pytest.mark.parametrize("write", SAME_PLAN.values(), ids=SAME_PLAN)
+def test_layout_does_not_matter_to_the_digest(fed: ModuleType, write: Any) -> None:
+    text = write(fed.plan_toml())
+    assert text != fed.plan_toml()
+    assert digest_of(plan_from_toml(text)) == digest_of(fed.plan())
+
+
+def test_a_plan_has_a_label_and_a_study(fed: ModuleType) -> None:
+    plan: StudyPlan = fed.plan()
+    assert plan.label == "ct-contrast@3"
+    assert study_id(plan) == "ct-contrast-" + digest_of(plan)[7:15]
+    assert plan.silos == ("charite", "st-olavs", "ucl")
+
+
+def toml_of(plan: StudyPlan) -> str:
+    """A plan as a person would write it. JSON's strings, numbers and lists of them are TOML's as well."""
+    plain, tables = [], []
+    for key, value in plan.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            tables += [f"[{key}]", *pairs_of(value)]
+        elif isinstance(value, list):
+            tables += [line for entry in value for line in (f"[[{key}]]", *pairs_of(entry))]
+        else:
+            plain += pairs_of({key: value})
+    return "\n".join(plain + tables)
+
+
+def pairs_of(table: dict[str, Any]) -> list[str]:
+    return [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items() if value is not None]
+
+
+@given(st.data())
+def test_toml_to_plan_to_json_to_plan_keeps_the_digest(strategies: SimpleNamespace, data: st.DataObject) -> None:
+    plan = data.draw(strategies.plans)
+    assert plan_from_toml(toml_of(plan)) == plan
+    from_wire = plan_from_json(parse_canonical(to_json(plan)))
+    assert from_wire == plan
+    assert digest_of(from_wire) == digest_of(plan)
+    assert to_json(from_wire) == to_json(plan)
+
+
+def leaf_places(model: BaseModel, way: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    places: list[tuple[str, ...]] = []
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        places += leaf_places(value, (*way, name)) if isinstance(value, BaseModel) else [(*way, name)]
+    return places
+
+
+OTHER_VALUES: dict[type, Any] = {
+    int: lambda old: old + 1,
+    float: lambda old: old * 1.0000001 + 1e-9,
+    str: lambda old: old + "x",
+    tuple: lambda old: old[::-1] if len(old) > 1 else (*old, *old),
+    bool: lambda old: not old,
+}
+
+
+def test_every_leaf_is_in_the_digest(fed: ModuleType) -> None:
+    plan: StudyPlan = fed.plan()
+    places = leaf_places(plan)
+    assert len(places) == 39
+    digests = {digest_of(plan)}
+    for way in places:
+        at: Any = plan
+        parents = [at := getattr(at, step) for step in way[:-1]]
+        holder = parents[-1] if parents else plan
+        old = getattr(holder, way[-1])
+        new: Any = OTHER_VALUES[type(old)](old) if type(old) in OTHER_VALUES else old.replace(year=old.year + 1)
+        for level, step in zip([plan, *parents][::-1], way[::-1], strict=True):
+            new = level.model_copy(update={step: new})
+        digests.add(digest_of(new))
+    for at in (0, 1, 2):
+        for change in ({"silo": "other"}, {"signing_key": fed.key("other").public.text}):
+            hospitals = list(plan.hospitals)
+            hospitals[at] = hospitals[at].model_copy(update=change)
+            digests.add(digest_of(plan.model_copy(update={"hospitals": tuple(hospitals)})))
+    assert len(digests) == 1 + len(places) + 6
+
+
+@settings(max_examples=8)
+@given(st.data())
+def test_two_plans_share_a_digest_only_if_they_are_equal(strategies: SimpleNamespace, data: st.DataObject) -> None:
+    one, other = data.draw(strategies.plans), data.draw(strategies.plans)
+    assert (digest_of(one) == digest_of(other)) == (one == other)
+
+
+def test_the_canonical_form_is_the_plan(fed: ModuleType) -> None:
+    assert canonical_bytes(value_of(fed)) == to_json(fed.plan())

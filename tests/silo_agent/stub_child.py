@@ -1,0 +1,54 @@
+"""A child that speaks the line protocol and knows no torch: it answers by the script in $STUB_SCRIPT."""
+
+import array
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def say(**event: Any) -> None:
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
+
+
+def perform(do: str, what: Any, command: dict[str, Any]) -> None:  # noqa: C901 - a list of verbs
+    match do:
+        case "say":
+            say(**what)
+        case "raw":
+            sys.stdout.write(what)
+            sys.stdout.flush()
+        case "endless":
+            sys.stdout.write("x" * what)
+            sys.stdout.flush()
+        case "sleep":
+            time.sleep(what)
+        case "exit":
+            os._exit(what)
+        case "kill":
+            os.kill(os.getpid(), 9)
+        case "close":
+            os.close(1)
+        case "touch":
+            Path(what).touch()
+        case "vector":
+            out = Path(command["out"])
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_bytes(array.array("f", [1.0] * what).tobytes())
+        case "obey":
+            while json.loads(sys.stdin.readline() or '{"do": "cancel"}')["do"] != "cancel":
+                pass
+            say(event="cancelled")
+        case _:
+            raise ValueError(do)
+
+
+if __name__ == "__main__":
+    script = json.loads(os.environ["STUB_SCRIPT"])
+    for line in sys.stdin:
+        command = json.loads(line)
+        for do, what in script.get(command["do"], [["say", {"event": "done", "result": {}}]]):
+            perform(do, what, command)

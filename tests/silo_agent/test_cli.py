@@ -1,0 +1,279 @@
+"""What people type, and what the process says when it ends."""
+
+import fcntl
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from boundary.canonical import canonical_bytes
+from flows.store import members
+from flows.store.database import reading
+from silo_agent import cli
+from silo_agent.cli import app
+from silo_agent.errors import ConfigError
+from silo_agent.state import StateFolder
+
+run = CliRunner()
+
+
+def commands() -> Iterator[list[str]]:
+    top = typer.main.get_command(app)
+    yield []
+    for name, command in top.commands.items():  # type: ignore[attr-defined]
+        yield [name]
+        for inner in getattr(command, "commands", {}):
+            yield [name, inner]
+
+
+@pytest.mark.parametrize("command", list(commands()), ids=lambda command: " ".join(["silo-agent", *command]))
+def test_every_command_explains_itself(command: list[str]) -> None:
+    said = run.invoke(app, [*command, "--help"])
+    assert said.exit_code == 0
+    assert len(said.output.splitlines()) > 5
+
+
+def agent(*arguments: str | Path, program: str = "silo-agent") -> subprocess.CompletedProcess[str]:
+    """The installed command, as hospital IT runs it."""
+    return subprocess.run(
+        [Path(sys.executable).parent / program, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def init(state: Path, data: Path, site: str = "st-olavs") -> Any:
+    return run.invoke(app, ["init", "--site", site, "--dicom", str(data), "--labels", str(data), "--state", str(state)])
+
+
+# --- init --------------------------------------------------------------------------------------------
+def test_init_makes_keys_and_says_what_to_do_next(tmp_path: Path) -> None:
+    said = init(tmp_path / "state", tmp_path)
+    assert said.exit_code == 0, said.output
+    assert re.search(r"fingerprint: ([0-9a-f]{4} ){15}[0-9a-f]{4}", said.output)
+    assert "then `silo-agent enrol INVITATION`" in said.output
+
+
+def test_a_wrong_site_name_can_be_corrected(tmp_path: Path) -> None:
+    """Found by reading: keys were made before the name was looked at, and the second try was refused."""
+    first = init(tmp_path / "state", tmp_path, site="St Olavs")
+    assert isinstance(first.exception, ConfigError)
+    assert "site: String should match" in str(first.exception)
+    assert not (tmp_path / "state").exists()
+    assert init(tmp_path / "state", tmp_path).exit_code == 0
+
+
+def test_init_never_replaces_keys(tmp_path: Path) -> None:
+    init(tmp_path / "state", tmp_path)
+    before = (tmp_path / "state" / "identity.pem").read_bytes()
+    assert isinstance(init(tmp_path / "state", tmp_path).exception, ConfigError)
+    assert (tmp_path / "state" / "identity.pem").read_bytes() == before
+
+
+def test_a_missing_folder_is_said_before_anything_is_made(tmp_path: Path) -> None:
+    said = init(tmp_path / "state", tmp_path / "nowhere")
+    assert "the DICOM folder" in str(said.exception)
+    assert not (tmp_path / "state").exists()
+
+
+# --- exit codes --------------------------------------------------------------------------------------
+def open_folder(site: Any) -> None:
+    site.folder.root.chmod(0o755)
+
+
+def open_key(site: Any) -> None:
+    (site.folder.root / "identity.pem").chmod(0o644)
+
+
+def unknown_key(site: Any) -> None:
+    path = site.folder.root / "agent.toml"
+    path.write_text(path.read_text() + "\nlisten = 80\n")
+
+
+def damaged_journal(site: Any) -> None:
+    site.journal.close()
+    site.folder.journal.with_name("journal.sqlite-wal").unlink(missing_ok=True)
+    site.folder.journal.write_bytes(b"no database" * 1000)
+
+
+def no_ca(site: Any) -> None:
+    site.folder.relay_ca.unlink()
+
+
+def damaged_roster(site: Any) -> None:
+    site.journal.set_fact("roster", b"[]")
+
+
+def newer_journal(site: Any) -> None:
+    site.journal._db.execute("PRAGMA user_version=2")
+
+
+def not_enrolled(site: Any) -> None:
+    site.folder.tls_certificate.unlink()
+
+
+def running(site: Any) -> None:
+    site.lock = (site.folder.root / "lock").open("w")
+    fcntl.flock(site.lock, fcntl.LOCK_EX)
+
+
+ENDS: dict[str, tuple[Callable[[Any], None], int, str]] = {
+    "the state folder is open to others": (open_folder, 2, "run `chmod 700"),
+    "a key can be read by others": (open_key, 2, "run `chmod 600"),
+    "agent.toml has an unknown key": (unknown_key, 2, "unknown key"),
+    "the journal is damaged": (damaged_journal, 2, "never delete it"),
+    "the relay's CA is missing": (no_ca, 2, "relay-ca.crt cannot be used"),
+    "the roster in the journal is damaged": (damaged_roster, 2, "all keys are kept"),
+    "another agent runs": (running, 2, "another silo-agent already runs"),
+    "the agent is not enrolled": (not_enrolled, 3, "run `silo-agent enrol INVITATION` first"),
+    "the journal is a newer agent's": (newer_journal, 5, "install the newer agent again"),
+}
+
+
+@pytest.mark.parametrize(("prepare", "code", "says"), ENDS.values(), ids=ENDS)
+def test_run_ends_with_a_code_and_one_line(
+    site: Any, authority: Any, prepare: Callable[[Any], None], code: int, says: str
+) -> None:
+    site.lock = None
+    site.enrol_offline("https://localhost:9", authority)
+    prepare(site)
+    ended = agent("run", "--state", site.folder.root)
+    if site.lock:
+        site.lock.close()
+    assert (ended.returncode, ended.stdout) == (code, "")
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("silo-agent: ")
+    assert says in line
+
+
+def test_a_state_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+    for command in (["run"], ["status"], ["plan", "list"], ["plan", "show", "x"]):
+        ended = agent(*command, "--state", tmp_path / "nowhere")
+        assert ended.returncode == 2
+        assert ended.stderr.count("\n") == 1
+        assert "run `silo-agent init` first" in ended.stderr
+
+
+ERRORS = {
+    "a journal that another process holds": sqlite3.OperationalError("database is locked"),
+    "a full disk": OSError(28, "No space left on device"),
+}
+
+
+@pytest.mark.parametrize("why", ERRORS.values(), ids=ERRORS)
+def test_trouble_with_the_disk_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], why: Exception
+) -> None:
+    def fail() -> None:
+        raise why
+
+    umask = os.umask(0o077)
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    os.umask(umask)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith("silo-agent: the state folder or its disk: ")
+
+
+# --- status and plans --------------------------------------------------------------------------------
+def invoke(site: Any, *arguments: str) -> str:
+    said = run.invoke(app, [*arguments, "--state", str(site.folder.root)], env={"COLUMNS": "250"})
+    if said.exception is not None and not isinstance(said.exception, SystemExit):
+        raise said.exception
+    return said.output
+
+
+def test_status_before_and_after_enrolment(site: Any, authority: Any) -> None:
+    assert "not enrolled: silo-agent enrol INVITATION" in invoke(site, "status")
+    site.enrol_offline("https://localhost:9", authority)
+    said = invoke(site, "status")
+    assert re.search(r"relay +https://localhost:9", said)
+    assert re.search(r"last contact +never", said)
+    assert re.search(r"certificate +valid until", said)
+    assert re.search(r"roster +version 1 of 4 hospitals, until", said)
+    assert "TROUBLE" not in said
+
+
+def test_status_tells_what_does_not_work_at_present(site: Any, authority: Any) -> None:
+    site.enrol_offline("https://localhost:9", authority)
+    site.journal.set_fact("trouble listen", b"since 2026-11-20: https://localhost:9: refused")
+    site.folder.tls_certificate.write_bytes(b"no")
+    site.journal.set_fact("roster", b"[]")
+    said = invoke(site, "status")
+    assert re.search(r"TROUBLE listen +since 2026-11-20: https://localhost:9: refused", said)
+    assert re.search(r"certificate +TROUBLE", said)
+    assert re.search(r"roster +TROUBLE: damaged", said)
+
+
+def test_status_shows_rounds_and_everything_that_has_left(site: Any) -> None:
+    site.approve()
+    site.released()
+    said = invoke(site, "status")
+    assert re.search(rf"{site.study}/1/train/1 .* released", said)
+    assert re.search(rf"contribution/{site.study}/1/train/1 .* waiting .* 56 ", said)
+
+
+def test_a_plan_from_arrival_to_approval_and_back(site: Any) -> None:
+    assert "Plans" in invoke(site, "plan", "list")
+    site.propose()
+    assert "wait: our data are being checked" in invoke(site, "plan", "list")
+    site.scanned()
+    assert "--reason" in invoke(site, "plan", "show", "ct-contrast@1")
+    assert f"approved {site.study}: sha256:" in invoke(site, "plan", "approve", site.study, "--reason", "agreed")
+    assert "approved" in invoke(site, "plan", "list")
+    assert f"declined {site.study}" in invoke(site, "plan", "decline", site.study, "--reason", "stop")
+    assert [message.kind for message in site.outbox()] == ["plan-approved", "plan-declined"]
+
+
+def test_a_rescan_after_a_correction(site: Any) -> None:
+    site.propose()
+    site.scanned("no '1'")
+    assert "will check our data" in invoke(site, "plan", "rescan", site.study)
+    assert site.journal.plan(site.study).state == "received"
+
+
+def test_an_invitation_is_read_before_anything_else(site: Any, authority: Any, tmp_path: Path) -> None:
+    invitation = authority.invite("charite", "https://localhost:9", site.coordinator.key.public)
+    path = tmp_path / "invitation.json"
+    path.write_bytes(canonical_bytes(invitation.model_dump(mode="json")))
+    with pytest.raises(ConfigError, match="the invitation is for charite"):
+        invoke(site, "enrol", str(path))
+
+
+def test_enrol_by_hand(federation: Any, tmp_path: Path, until: Any) -> None:
+    """init, enrol in a terminal, admit on the other side, enrol again: renewal."""
+    state = tmp_path / "state"
+    init(state, tmp_path, site="by-hand")
+    for expected in ("admitted: start the agent", "renewed: a running agent uses the new certificate"):
+        invitation = federation.invite("by-hand", tmp_path)
+        process = subprocess.Popen(
+            [Path(sys.executable).parent / "silo-agent", "enrol", invitation, "--wait", "30", "--state", state],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+        def asks() -> bool:
+            with reading(federation.coordinator.store) as connection:
+                return any(member.silo == "by-hand" for member in members.waiting(connection))
+
+        until(asks)
+        federation.admit(StateFolder(state), "by-hand")
+        said, _ = process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert expected in said
+        assert StateFolder(state).identity.public.fingerprint in said
+
+
+def test_not_admitted_yet_is_no_disaster(federation: Any, tmp_path: Path) -> None:
+    init(tmp_path / "state", tmp_path, site="patient")
+    invitation = federation.invite("patient", tmp_path)
+    for _ in range(2):
+        ended = agent("enrol", invitation, "--wait", "0", "--state", tmp_path / "state")
+        assert ended.returncode == 2
+        assert "run the same command again later, nothing is lost" in ended.stderr

@@ -1,0 +1,333 @@
+"""The agent's memory: what is promised is kept, what fails leaves nothing, and every step has its entry."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from boundary.canonical import digest
+from boundary.errors import OutOfTurn
+from boundary.protocol import Heard, Step
+from compliance.trail import WorkDone, read_leaf
+from silo_agent.errors import ConfigError, UpgradeNeeded
+from silo_agent.journal import Journal, KeptOrder
+
+NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+STUDY = "ct-contrast-0123abcd"
+DONE = WorkDone(study=STUDY, round=1, phase="train", order=digest(b"order"))
+
+
+def order(number: int = 1, attempt: int = 1, envelope: bytes = b"order") -> KeptOrder:
+    name = f"{STUDY}/{number}/train/{attempt}"
+    return KeptOrder(name, STUDY, number, "train", digest(envelope), envelope, Step.WORKING, 0, None)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.sqlite"
+
+
+@pytest.fixture
+def journal(path: Path) -> Iterator[Journal]:
+    opened = Journal(path, "st-olavs")
+    yield opened
+    opened.close()
+
+
+def finish(journal: Journal, kept: KeptOrder) -> None:
+    """What the workbench does when work is done: step, entry, parcel."""
+    with journal.transaction():
+        journal.advance(kept.collection, Heard.DONE, result="folder")
+        journal.record(DONE, NOW)
+        journal.put_out(f"ready/{kept.collection}", STUDY, "ready", b"envelope")
+
+
+def snapshot(path: Path) -> list[Any]:
+    with sqlite3.connect(path) as db:
+        tables = ("facts", "plans", "orders", "outbox", "trail")
+        found = [db.execute(f"SELECT * FROM {table}").fetchall() for table in tables]  # noqa: S608 - our own names
+    db.close()
+    return found
+
+
+def test_only_the_agents_user_may_read_it(journal: Journal, path: Path) -> None:
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_everything_is_there_after_a_restart(journal: Journal, path: Path) -> None:
+    journal.accept_order(order())
+    finish(journal, order())
+    journal.close()
+    again = Journal(path, "st-olavs")
+    kept = again.order(order().collection)
+    assert kept is not None
+    assert (kept.step, kept.result) == (Step.READY, "folder")
+    assert [parcel.slot for parcel in again.waiting()] == [f"ready/{kept.collection}"]
+    again.close()
+
+
+# --- all or nothing ----------------------------------------------------------------------------------
+class Cut(Exception):
+    """The power goes."""
+
+
+class Faulty:
+    """A connection that fails at its n-th statement."""
+
+    def __init__(self, db: sqlite3.Connection, at: int) -> None:
+        self._db, self._left = db, at
+
+    def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+        if self._left == 0 and not statement.startswith("ROLLBACK"):
+            raise Cut
+        self._left -= 1
+        return self._db.execute(statement, *values)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._db, name)
+
+
+def test_a_failure_at_any_statement_leaves_nothing(journal: Journal, path: Path) -> None:
+    journal.accept_order(order())
+    before, real = snapshot(path), journal._db
+    for statement in range(50):
+        journal._db = Faulty(real, statement)  # type: ignore[assignment]
+        try:
+            finish(journal, order())
+        except Cut:
+            assert snapshot(path) == before, f"something was left by a failure at statement {statement}"
+            assert not real.in_transaction
+        else:
+            break
+    journal._db = real
+    assert statement >= 7, "BEGIN, order, step, last entry, entry, parcel, COMMIT"
+    assert snapshot(path) != before
+
+
+class Killed(Faulty):
+    """A connection whose process dies at its n-th statement."""
+
+    def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+        if self._left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._left -= 1
+        return self._db.execute(statement, *values)
+
+
+def finish_in_a_process_that_dies(path: Path, at: int) -> int:
+    """Its wait status."""
+    child = os.fork()
+    if child == 0:
+        journal = Journal(path, "st-olavs")
+        journal._db = Killed(journal._db, at)  # type: ignore[assignment]
+        finish(journal, order())
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+@pytest.mark.parametrize("at", range(8))
+def test_kill_9_before_any_statement_leaves_nothing_and_after_the_last_everything(
+    journal: Journal, path: Path, at: int
+) -> None:
+    journal.accept_order(order())
+    before, statements = snapshot(path), 7  # BEGIN, order, step, last entry, entry, parcel, COMMIT
+    assert finish_in_a_process_that_dies(path, at) == (signal.SIGKILL if at < statements else 0)
+    assert (snapshot(path) == before) is (at < statements)
+    if at < statements:
+        finish(journal, order())  # as the restarted agent does
+    kept = journal.order(order().collection)
+    assert kept is not None
+    assert kept.step is Step.READY
+    assert len(journal.trail()) == 1
+
+
+def test_an_inner_step_that_fails_leaves_nothing_of_itself_in_the_outer_one(journal: Journal) -> None:
+    with journal.transaction():
+        journal.set_fact("outer", b"kept")
+        with pytest.raises(Cut), journal.transaction():  # noqa: PT012 - the whole block is one step
+            journal.set_fact("inner", b"lost")
+            raise Cut
+    assert (journal.fact("outer"), journal.fact("inner")) == (b"kept", None)
+
+
+def test_a_commit_that_fails_does_not_swallow_what_comes_later(journal: Journal, path: Path) -> None:
+    real = journal._db
+    journal._db = Faulty(real, 2)  # type: ignore[assignment] - BEGIN, the fact, then COMMIT fails
+    with pytest.raises(Cut), journal.transaction():
+        journal.set_fact("cursor", b"1")
+    journal._db = real
+    with journal.transaction():
+        journal.set_fact("cursor", b"2")
+    assert snapshot(path)[0] == [("cursor", b"2")]
+
+
+def test_a_full_disk_is_told_and_nothing_is_half_written(journal: Journal, path: Path) -> None:
+    (pages,) = journal._db.execute("PRAGMA page_count").fetchone()
+    journal._db.execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(sqlite3.OperationalError, match="full"), journal.transaction():  # noqa: PT012 - as above
+        journal.set_fact("small", b"x")
+        journal.set_fact("large", b"x" * 100_000)
+    journal._db.execute(f"PRAGMA max_page_count={pages + 1000}")
+    assert snapshot(path)[0] == []
+    with journal.transaction():
+        journal.set_fact("later", b"x")
+    assert snapshot(path)[0] == [("later", b"x")]
+
+
+# --- orders ------------------------------------------------------------------------------------------
+def test_the_first_order_for_a_collection_is_the_only_one(journal: Journal) -> None:
+    assert journal.accept_order(order())
+    assert not journal.accept_order(order())
+    assert not journal.accept_order(order(envelope=b"a second, different one"))
+    kept = journal.order(order().collection)
+    assert kept is not None
+    assert kept.envelope == b"order"
+
+
+def test_a_step_that_the_table_does_not_have_is_refused(journal: Journal) -> None:
+    journal.accept_order(order())
+    with pytest.raises(OutOfTurn), journal.transaction():
+        journal.advance(order().collection, Heard.CLOSED_WITH_US)
+    with pytest.raises(KeyError), journal.transaction():
+        journal.advance(f"{STUDY}/9/train/1", Heard.DONE)
+
+
+def test_open_orders_are_those_something_may_still_happen_to(journal: Journal) -> None:
+    for number in (1, 2, 3):
+        journal.accept_order(order(number))
+    with journal.transaction():
+        journal.advance(order(1).collection, Heard.ROUND_OVER)
+        journal.advance(order(2).collection, Heard.DONE)
+    assert [kept.round for kept in journal.open_orders()] == [2, 3]
+    assert len(journal.orders_of(STUDY)) == 3
+
+
+def test_starts_are_counted(journal: Journal) -> None:
+    journal.accept_order(order())
+    assert [journal.starting(order().collection) for _ in range(3)] == [1, 2, 3]
+
+
+UNACCOMPANIED: dict[str, Callable[[Journal], object]] = {
+    "a step": lambda journal: journal.advance(order().collection, Heard.DONE),
+    "an entry": lambda journal: journal.record(DONE, NOW),
+}
+
+
+@pytest.mark.parametrize("act", UNACCOMPANIED.values(), ids=UNACCOMPANIED)
+def test_a_step_and_its_entry_need_a_transaction_around_both(
+    journal: Journal, act: Callable[[Journal], object]
+) -> None:
+    journal.accept_order(order())
+    with pytest.raises(RuntimeError, match="one transaction"):
+        act(journal)
+
+
+# --- plans -------------------------------------------------------------------------------------------
+def test_a_plan_is_kept_as_it_came_first(journal: Journal) -> None:
+    assert journal.keep_plan(STUDY, "sha256:1", b"{}", NOW)
+    assert not journal.keep_plan(STUDY, "sha256:2", b"another", NOW)
+    kept = journal.plan(STUDY)
+    assert kept is not None
+    assert (kept.digest, kept.state) == ("sha256:1", "received")
+
+
+def test_a_late_scan_does_not_undo_what_was_decided_meanwhile(journal: Journal) -> None:
+    journal.keep_plan(STUDY, "sha256:1", b"{}", NOW)
+    journal.set_plan(STUDY, "closed")
+    assert not journal.set_plan(STUDY, "scanned", only_from="received")
+    kept = journal.plan(STUDY)
+    assert kept is not None
+    assert kept.state == "closed"
+
+
+# --- the outbox --------------------------------------------------------------------------------------
+def test_parcels_leave_in_order_and_one_slot_has_one_parcel(journal: Journal) -> None:
+    journal.put_out("ready/b", STUDY, "ready", b"first")
+    journal.put_out("ready/a", STUDY, "ready", b"second")
+    journal.put_out("ready/b", STUDY, "ready", b"other bytes for the same slot")
+    assert [parcel.envelope for parcel in journal.waiting()] == [b"first", b"second"]
+    first = journal.next_waiting(0)
+    assert first is not None
+    journal.settle(first, accepted=True, verdict="OK")
+    following = journal.next_waiting(0)
+    assert following is not None
+    assert following.envelope == b"second"
+    assert journal.next_waiting(following.position) is None
+    assert [(slot, state) for slot, _, state, _ in journal.left()] == [
+        ("ready/b", "acknowledged"),
+        ("ready/a", "waiting"),
+    ]
+
+
+def test_withdrawn_parcels_wait_no_longer_and_what_had_left_stays_told(journal: Journal) -> None:
+    collection = order().collection
+    journal.put_out(f"ready/{collection}", STUDY, "ready", b"1")
+    journal.put_out(f"contribution/{collection}", STUDY, "contribution", b"2")
+    journal.put_out(f"contribution/{order(2).collection}", STUDY, "contribution", b"3")
+    journal.settle(journal.waiting()[0], accepted=True, verdict="OK")
+    journal.withdraw(collection)
+    assert [state for _, _, state, _ in journal.left()] == ["acknowledged", "rejected", "waiting"]
+
+
+# --- the trail ---------------------------------------------------------------------------------------
+def test_the_trail_has_no_gap_even_after_failures(journal: Journal) -> None:
+    for number in range(3):
+        with journal.transaction():
+            journal.record(DONE, NOW)
+        with pytest.raises(Cut), journal.transaction():  # noqa: PT012 - as above
+            journal.record(DONE, NOW)
+            raise Cut(number)
+    assert [read_leaf(leaf).sequence for leaf in journal.trail()] == [1, 2, 3]
+    assert {read_leaf(leaf).log for leaf in journal.trail()} == {"st-olavs"}
+
+
+WRITER = """
+import sys
+from datetime import datetime, UTC
+from pathlib import Path
+from compliance.trail import WorkDone
+from silo_agent.journal import Journal
+journal = Journal(Path(sys.argv[1]), "st-olavs")
+for number in range(40):
+    with journal.transaction():
+        journal.record(WorkDone(study="ct-contrast-0123abcd", round=1, phase="train", order="sha256:" + "0" * 64),
+                       datetime.now(UTC))
+        journal.set_fact(f"{sys.argv[2]} {number}", b"x")
+"""
+
+
+def test_two_processes_write_one_journal_and_the_trail_stays_whole(journal: Journal, path: Path) -> None:
+    children = [subprocess.Popen([sys.executable, "-c", WRITER, path, name]) for name in ("steward", "daemon")]
+    assert [child.wait(60) for child in children] == [0, 0]
+    assert [read_leaf(leaf).sequence for leaf in journal.trail()] == list(range(1, 81))
+    assert len(snapshot(path)[0]) == 80
+
+
+# --- files we cannot use -----------------------------------------------------------------------------
+def test_the_journal_of_a_newer_agent_is_left_alone(journal: Journal, path: Path) -> None:
+    journal._db.execute("PRAGMA user_version=2")
+    journal.close()
+    with pytest.raises(UpgradeNeeded, match="schema 2, this agent knows 1: install the newer agent") as refused:
+        Journal(path, "st-olavs")
+    assert refused.value.exit_code == 5
+
+
+def test_a_damaged_journal_is_said_and_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    path.write_bytes(b"this is no database, whatever it is, and longer than a page header" * 100)
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match="never delete it"):
+        Journal(path, "st-olavs")
+    assert path.read_bytes() == before
+
+
+def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be used: unable to open database file"):
+        Journal(tmp_path / "nowhere" / "journal.sqlite", "st-olavs")

@@ -1,0 +1,44 @@
+"""Stored results, and what may be thrown away when."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from silo_agent.errors import StoredFileLost
+from silo_agent.results import StoredResult, result_folder, sweep
+
+
+def test_a_result_is_read_as_it_was_saved(tmp_path: Path) -> None:
+    result = StoredResult(tmp_path / "vector.f32", 12, 3)
+    result.save(tmp_path)
+    assert StoredResult.load(tmp_path) == result
+    assert (tmp_path / "result.json").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b'{"vector": 1, "parameters": 2, "metrics": 3}'])
+def test_a_result_that_is_not_whole_is_said(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "result.json").write_bytes(content)
+    with pytest.raises(StoredFileLost):
+        StoredResult.load(tmp_path)
+
+
+def test_attempts_share_a_place_and_models_do_not(site: Any) -> None:
+    first = result_folder(site.folder, site.study, 1, "train", "sha256:" + "a" * 64)
+    assert first == site.folder.work / site.study / "0001-train-aaaaaaaaaaaaaaaa"
+    assert first != result_folder(site.folder, site.study, 1, "train", "sha256:" + "b" * 64)
+
+
+def test_a_start_sweeps_what_a_crash_left(site: Any) -> None:
+    site.approve()
+    site.released()
+    waiting = Path(site.journal.waiting()[-1].blob_path)
+    left_over = waiting.with_name("vector.9.sealed")
+    left_over.touch()
+    sweep(site.folder, site.journal)
+    assert (waiting.exists(), left_over.exists()) == (True, False)
+    site.journal.set_plan(site.study, "closed")
+    (site.folder.cache / site.study).mkdir()
+    sweep(site.folder, site.journal)
+    assert [*site.folder.work.iterdir(), *site.folder.cache.iterdir()] == []

@@ -1,0 +1,276 @@
+"""The child itself, as a real process: a scan, a training and an evaluation on small DICOM files."""
+
+import io
+import json
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from boundary.errors import BadTensors
+from boundary.layout import layout_for
+from boundary.plan import StudyPlan, study_id
+from models.errors import NoImages, NonFiniteLoss
+from models.metrics import MetricLayout, read
+from silo_agent import trainer
+from silo_agent.errors import WorkCancelled
+from silo_agent.intake.errors import ArchiveDenied
+from silo_agent.trainer import Conversation, classify, serve, study_key
+
+WITH_A_MODEL = """
+import json, sys
+from pathlib import Path
+from boundary.plan import parse_plan
+from boundary.tensors import flatten, manifest_of, pack
+from models.parameters import initial_tensors
+plan = parse_plan(json.loads(sys.argv[2]))
+tensors = initial_tensors(plan.model, 2)
+Path(sys.argv[1]).write_bytes(pack(flatten(tensors, manifest_of(tensors)), manifest_of(tensors)))
+from silo_agent.trainer import main
+main(["--threads", "1"])
+"""
+
+
+class Child:
+    """A real one."""
+
+    def __init__(self, log: Path, *program: str) -> None:
+        with log.open("ab") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-u", *(program or ("-m", "silo_agent.trainer", "--threads", "1"))],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file,
+            )  # fmt: skip
+
+    def tell(self, line: bytes) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + b"\n")
+        self.process.stdin.flush()
+
+    def event(self) -> Any:
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
+
+    def outcome(self, **command: Any) -> tuple[Any, int]:
+        """The last event of a command, and how often progress was told."""
+        self.tell(json.dumps(command).encode())
+        steps = 0
+        while (event := self.event())["event"] == "progress":
+            steps += 1
+        return event, steps
+
+    def close(self) -> int:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.stdout.close()
+        return self.process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def child(work: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
+    """One for the tests of real work: importing torch and MONAI takes seconds. First it writes the initial model."""
+    log = tmp_path_factory.mktemp("child") / "child.log"
+    made = Child(log, "-c", WITH_A_MODEL, work["model"], json.dumps(work["plan"]))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def light_child(tmp_path: Path) -> Iterator[Child]:
+    """One that a test may break; it imports nothing heavy before its first work."""
+    made = Child(tmp_path / "child.log")
+    yield made
+    made.process.kill()
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def plan(make_plan_for: Any, new_card: Any) -> StudyPlan:
+    made: StudyPlan = make_plan_for([new_card(name) for name in ("st-olavs", "charite", "utrecht")])
+    return made
+
+
+@pytest.fixture(scope="module")
+def work(plan: StudyPlan, hospital_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The parts of a command that all share."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "dataset.key").write_bytes(secrets.token_bytes(32))
+    return {
+        "plan": plan.model_dump(mode="json"), "study": study_id(plan), "dicom": str(hospital_data / "dicom"),
+        "labels": str(hospital_data / "labels.csv"), "key_file": str(folder / "dataset.key"),
+        "cache": str(folder / "cache"), "device": "cpu", "model": str(folder / "model.safetensors"),
+        "out": str(folder / "result" / "vector.f32"),
+    }  # fmt: skip
+
+
+# --- real work ---------------------------------------------------------------------------------------
+def test_scan_train_and_evaluate(child: Child, work: dict[str, Any]) -> None:
+    scanned, looked = child.outcome(do="scan", **work)
+    assert scanned["event"] == "done", scanned
+    report = scanned["result"]
+    assert (report["problems"], report["used"], looked) == ([], 24, 25)
+
+    trained, steps = child.outcome(do="train", **work)
+    assert trained["event"] == "done", trained
+    assert steps >= 1
+    size = trained["result"]["parameters"]
+    layout = layout_for("train", parameters=size, metrics=0)
+    vector = np.fromfile(work["out"], "<f4")
+    assert vector.shape == (layout.size,)
+    assert np.abs(vector[layout.where("delta")]).max() > 0
+    images = sum(report["images"]["training"].values())
+    assert vector[layout.where("weight")] == vector[layout.where("images")] == images
+    assert Path(work["out"]).stat().st_mode & 0o077 == 0
+
+    evaluated, _ = child.outcome(do="evaluate", **work)
+    assert evaluated["event"] == "done", evaluated
+    metrics = MetricLayout(2)
+    assert evaluated["result"]["metrics"] == metrics.size
+    found = read(np.fromfile(work["out"], "<f4").astype(np.float64), metrics)
+    assert found.count == 24 - images
+
+
+def test_weights_that_are_no_model_are_refused_by_the_child(child: Child, work: dict[str, Any], tmp_path: Path) -> None:
+    child.outcome(do="scan", **work)
+    (tmp_path / "model.safetensors").write_bytes(b"\x80\x04\x95 a pickle, perhaps")
+    failed, _ = child.outcome(do="train", **(work | {"model": str(tmp_path / "model.safetensors")}))
+    assert (failed["event"], failed["code"], failed["retryable"]) == ("failed", "BAD_TENSORS", False)
+
+
+def test_a_cancel_stops_a_training_between_two_steps(child: Child, work: dict[str, Any]) -> None:
+    child.outcome(do="scan", **work)
+    endless = work | {"plan": work["plan"] | {"training": work["plan"]["training"] | {"local_epochs": 100}}}
+    child.tell(json.dumps({"do": "train"} | endless).encode())
+    first = child.event()
+    assert first["event"] == "progress"
+    child.tell(b'{"do": "cancel"}')
+    while (event := child.event())["event"] == "progress":
+        assert event["step"] < event["steps"]
+    assert event == {"event": "cancelled"}
+    warm, _ = child.outcome(do="warm", **work)
+    assert warm["event"] == "done", "and the child is there for the next command"
+
+
+def test_the_end_of_the_input_ends_a_training(child: Child, work: dict[str, Any]) -> None:
+    """The daemon was killed: its child must not train on, unseen, for hours. (The last test of this child.)"""
+    endless = work | {"plan": work["plan"] | {"training": work["plan"]["training"] | {"local_epochs": 100}}}
+    child.tell(json.dumps({"do": "train"} | endless).encode())
+    child.event()
+    assert child.process.stdin is not None
+    child.process.stdin.close()
+    child.process.wait(15)
+
+
+# --- a child alone -----------------------------------------------------------------------------------
+def test_nothing_heavy_is_imported_before_there_is_work() -> None:
+    script = "import sys, silo_agent.trainer; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not {"torch", "monai", "numpy", "pydicom", "httpx", "sqlite3", "cryptography"} & set(done.stdout.split())
+
+
+def test_the_end_of_the_input_ends_it(light_child: Child) -> None:
+    assert light_child.close() == 0
+
+
+@pytest.mark.parametrize("line", [b"no JSON", b"[1]", b"{}", b"42", b"\xff\xfe"])
+def test_what_is_no_command_ends_it(light_child: Child, line: bytes) -> None:
+    """Found by reading: the listening thread died of it, and the child stayed, deaf, for ever."""
+    light_child.tell(line)
+    assert light_child.process.wait(10) == 0
+
+
+def test_an_unknown_command_is_a_failure_and_no_end(light_child: Child) -> None:
+    for _ in range(2):
+        failed, _ = light_child.outcome(do="format-disk")
+        assert (failed["event"], failed["code"]) == ("failed", "INTERNAL")
+
+
+def test_it_can_be_killed_at_any_time(light_child: Child) -> None:
+    light_child.process.send_signal(signal.SIGKILL)
+    assert light_child.process.wait(10) == -9
+
+
+# --- the conversation --------------------------------------------------------------------------------
+def talk(*lines: str) -> tuple[Conversation, io.StringIO]:
+    said = io.StringIO()
+    return Conversation(io.StringIO("".join(line + "\n" for line in lines)), said), said
+
+
+def test_a_cancel_is_for_the_command_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by reading: a cancel that came quickly after its command was forgotten."""
+    conversation, said = talk('{"do": "train"}', '{"do": "cancel"}')
+    seen = []
+
+    def train(_command: Any, now: Conversation) -> dict[str, Any]:
+        seen.append(now.is_cancelled())
+        raise WorkCancelled("stopped")
+
+    monkeypatch.setattr(trainer, "_train", train)
+    serve(conversation, 1)
+    assert seen == [True]
+    assert json.loads(said.getvalue()) == {"event": "cancelled"}
+
+
+def test_what_fails_is_told_by_code_and_its_traceback_stays_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_command: Any, _now: Any) -> dict[str, Any]:
+        raise ZeroDivisionError("patient 42")
+
+    monkeypatch.setattr(trainer, "_scan", fail)
+    conversation, said = talk('{"do": "scan"}')
+    serve(conversation, 1)
+    assert json.loads(said.getvalue())["code"] == "INTERNAL"
+    assert "ZeroDivisionError: patient 42" in capsys.readouterr().err
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch names its own."""
+
+
+CAUSES = {
+    "the disk is full": (OSError(28, "No space left"), ("DISK_FULL", True)),
+    "the quota is used up": (OSError(122, "Disk quota exceeded"), ("DISK_FULL", True)),
+    "no memory": (MemoryError(), ("OUT_OF_MEMORY", True)),
+    "no memory on the GPU": (OutOfMemoryError("CUDA out of memory"), ("OUT_OF_MEMORY", True)),
+    "no memory for a tensor": (
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        ("OUT_OF_MEMORY", True),
+    ),
+    "the archive cannot be read": (PermissionError(13, "denied"), ("DATASET_UNREADABLE", False)),
+    "a peer's weights": (BadTensors("NaN"), ("BAD_TENSORS", False)),
+    "an empty training set": (NoImages("none"), ("NO_IMAGES", False)),
+    "a diverged training": (NonFiniteLoss(3), ("NON_FINITE_LOSS", False)),
+    "an intake error": (ArchiveDenied("denied"), ("ARCHIVE_DENIED", False)),
+    "anything else": (KeyError("patient 42"), ("INTERNAL", False)),
+}
+
+
+@pytest.mark.parametrize(("why", "code"), CAUSES.values(), ids=CAUSES)
+def test_causes_and_their_codes(why: Exception, code: tuple[str, bool]) -> None:
+    assert classify(why) == code
+
+
+def test_two_studies_have_unrelated_keys() -> None:
+    master = secrets.token_bytes(32)
+    assert study_key(master, "a") != study_key(master, "b")
+    assert len(study_key(master, "a")) == 32
+
+
+def test_work_that_never_looks_is_ended_after_the_input() -> None:
+    """A hung network share: the process must not outlive the daemon for ever."""
+    script = (
+        "import time\nfrom silo_agent import trainer\ntrainer._END_SECONDS = 0.2\n"
+        "trainer._scan = lambda command, conversation: time.sleep(60)\ntrainer.main(['--threads', '1'])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert process.stdin is not None
+    process.stdin.write(b'{"do": "scan"}\n')
+    process.stdin.close()
+    assert process.wait(20) == 1
