@@ -32,7 +32,9 @@ def init(weights: Vector) -> ServerState:
 
 def fedavg(state: ServerState, mean_delta: NDArray[np.float64]) -> ServerState:
     """Move the weights by the weighted mean of the hospitals' changes, float64 [n]."""
-    return ServerState(state.round + 1, (state.weights + mean_delta).astype(np.float32))
+    moved = np.empty_like(state.weights)
+    np.add(state.weights, mean_delta, out=moved, casting="same_kind")  # in float64, without a float64 copy of the model
+    return ServerState(state.round + 1, moved)
 
 
 def strategy(training: Training) -> Apply:

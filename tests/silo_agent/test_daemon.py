@@ -26,6 +26,7 @@ from boundary.contribution import contribution_context, open_contribution
 from boundary.identity import SigningIdentity
 from boundary.messages import BlobRef, CohortClosed, Collection, PlanProposed, RoundCommitted, StudyClosed, WorkOrder
 from boundary.plan import digest_of, study_id
+from boundary.protocol import Step
 from flows.admission import renew_roster
 from flows.authority import Authority
 from flows.store import members
@@ -322,6 +323,26 @@ def test_a_steward_who_takes_long_at_the_journal_is_waited_for(facing: Any, host
         assert not agent.journal.fact("trouble listen")
 
     live(facing.folder, facing.config, act)
+
+
+def test_a_newer_roster_is_taken_before_the_messages_that_came_with_it(
+    facing: Any, hostile: Any, live: Any, until_async: Any
+) -> None:
+    """The old one has expired; the order is bound to the new one."""
+    facing.approve()
+    expired = facing.coordinator.roster(*facing.cards, expires=real_clock() - timedelta(days=1))
+    facing.journal.set_fact("roster", expired.data)
+    newer = facing.coordinator.roster(*facing.cards, version=2, expires=real_clock() + timedelta(days=9))
+    order = facing.coordinator.says(facing.order(roster_digest=newer.digest)).data
+    hostile.answers["/v1/roster"] = newer.data
+    hostile.answers["/v1/poll"] = inbox(order).replace(b'"roster_version": 1', b'"roster_version": 2')
+
+    async def act(agent: Agent) -> None:
+        await until_async(lambda: agent.journal.order(str(facing.collection())))
+
+    live(facing.folder, facing.config, act, train=[("sleep", 30)])
+    assert facing.kept().step is Step.WORKING
+    assert facing.journal.fact("roster") == newer.data
 
 
 # --- the outbox --------------------------------------------------------------------------------------

@@ -317,6 +317,13 @@ def test_an_order_for_a_committed_round_is_refused(site: Any) -> None:
     assert site.ordered(1, attempt=2).step is Step.REFUSED
 
 
+def test_a_replayed_commit_does_not_open_a_round_again(site: Any) -> None:
+    site.approve()
+    site.hear(committed(site, 2))
+    site.hear(committed(site, 1))
+    assert site.ordered(2).step is Step.REFUSED
+
+
 def test_files_go_only_after_the_journal_no_longer_counts_on_them(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     site.approve()
     kept = site.released(1)
