@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from boundary.api import MAX_POLL_SECONDS, Heartbeat, PollAnswer, PollRequest
 from boundary.errors import BadSignature, BoundaryError
@@ -136,9 +137,7 @@ class Agent:
         try:
             await asyncio.wait([waiter, *loops], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (waiter, *loops, *self._drops):
-                task.cancel()
-            await self._worker.stop()
+            await asyncio.gather(self._worker.stop(), _ended([waiter, *loops, *self._drops]))
             ended = await asyncio.gather(*loops, return_exceptions=True)
             async with self._relay:
                 pass
@@ -229,8 +228,7 @@ class Agent:
         if await self._bench.do_next():
             self._wake_send.set()
             return True
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._wake_work.wait(), _LOOK_AGAIN_SECONDS)
+        await _woken(self._wake_work)
         return True
 
     async def _send(self) -> bool:
@@ -245,8 +243,7 @@ class Agent:
                 refused = f"{parcel.slot}: {why}"
         if refused:
             raise RelayUnreachable(f"{refused}; it is kept")
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._wake_send.wait(), _LOOK_AGAIN_SECONDS)
+        await _woken(self._wake_send)
         return True
 
     async def _deliver(self, parcel: Parcel) -> None:
@@ -301,3 +298,18 @@ class Agent:
             disk_low=free < self._config.resources.min_free_disk_mb,
             roster_version=self._roster.roster.version,
         )
+
+
+async def _woken(event: asyncio.Event) -> None:
+    """Wait a moment for it. Not `wait_for`: in Python 3.11 that one can swallow a cancellation (bpo-37658)."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LOOK_AGAIN_SECONDS):
+            await event.wait()
+
+
+async def _ended(tasks: list[asyncio.Task[Any]]) -> None:
+    """Cancel until all have ended: a library that swallows one cancellation must not keep the agent alive."""
+    while running := [task for task in tasks if not task.done()]:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running, timeout=_LOOK_AGAIN_SECONDS)

@@ -130,7 +130,7 @@ class Mailroom:
             return
         for old in earlier:  # nothing of an older try is wanted any more
             if (old.round, old.phase) == (kept.round, kept.phase) or old.step in {Step.WORKING, Step.READY}:
-                self._end(old)
+                self._end(old, goes_on=_is_same_work(old, order))
         _log.info("order for %s accepted", collection)
 
     def _close(self, closed: CohortClosed) -> None:
@@ -186,9 +186,20 @@ class Mailroom:
         if self.journal.plan(closed.study) is not None:
             self.journal.set_plan(closed.study, "closed", reason=closed.code)
 
-    def _end(self, order: KeptOrder) -> None:
-        """Nobody waits for this order any more: stop the work, and what has not left by now stays here."""
+    def _end(self, order: KeptOrder, *, goes_on: bool = False) -> None:
+        """Nobody waits for this order any more: stop the work, and what has not left by now stays here.
+
+        With `goes_on` the work is let be finished: a new attempt wants the very result (docs/adr/0006).
+        """
         if order.step is not Step.OVER:
             self.journal.advance(order.collection, Heard.ROUND_OVER)
             self.journal.withdraw(order.collection)
-            self.unwanted(order.collection)
+            if not goes_on:
+                self.unwanted(order.collection)
+
+
+def _is_same_work(old: KeptOrder, order: WorkOrder) -> bool:
+    """Whether an accepted order asked for the same work on the same model."""
+    model = parse_json(old.envelope)["body"]["model"]["digest"]  # our own record of a verified envelope
+    collection = order.collection
+    return (old.round, old.phase, model) == (collection.round, collection.phase, order.model.digest)

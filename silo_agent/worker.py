@@ -124,7 +124,8 @@ class Worker:
         process, self._process = self._process, None
         ours = False
         try:
-            status = await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+            async with asyncio.timeout(_STOP_SECONDS):
+                status = await process.wait()
         except TimeoutError:  # it closed its output and lives on
             ours = True
             process.kill()
@@ -144,7 +145,8 @@ class Worker:
         with suppress(BrokenPipeError, ConnectionResetError):
             await self._say({"do": "cancel"})
         try:
-            await asyncio.wait_for(self._idle.wait(), self._patience)
+            async with asyncio.timeout(self._patience):
+                await self._idle.wait()
         except TimeoutError:
             _log.warning("the child did not stop within %.0f s and is ended", self._patience)
             if self._process is not None and self._process.returncode is None:
@@ -160,7 +162,8 @@ class Worker:
             if process.stdin is not None:
                 process.stdin.close()
             try:
-                await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+                async with asyncio.timeout(_STOP_SECONDS):
+                    await process.wait()
             except TimeoutError:
                 process.kill()
                 await process.wait()

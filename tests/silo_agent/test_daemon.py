@@ -307,6 +307,27 @@ def test_a_full_disk_or_a_defect_does_not_end_it(
     assert "an unexpected error" in caplog.text
 
 
+def test_it_ends_even_if_a_library_swallows_the_cancellation(facing: Any, hostile: Any, live: Any) -> None:
+    """Found by a test that hung: `asyncio.wait_for` of Python 3.11 does so now and then."""
+    swallowed: list[bool] = []
+
+    async def act(agent: Agent) -> None:
+        async def deaf() -> bool:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                if swallowed:
+                    raise
+                swallowed.append(True)
+            return True
+
+        agent._bench = type("Deaf", (), {"do_next": staticmethod(deaf), "activity": None})()  # type: ignore[assignment]
+        await asyncio.sleep(0.5)
+
+    live(facing.folder, facing.config, act)
+    assert swallowed == [True]
+
+
 def test_a_steward_who_takes_long_at_the_journal_is_waited_for(facing: Any, hostile: Any, live: Any) -> None:
     """A `silo-agent` command in another process holds the journal for a second."""
     holder = (
@@ -335,7 +356,7 @@ def test_a_newer_roster_is_taken_before_the_messages_that_came_with_it(
     newer = facing.coordinator.roster(*facing.cards, version=2, expires=real_clock() + timedelta(days=9))
     order = facing.coordinator.says(facing.order(roster_digest=newer.digest)).data
     hostile.answers["/v1/roster"] = newer.data
-    hostile.answers["/v1/poll"] = inbox(order).replace(b'"roster_version": 1', b'"roster_version": 2')
+    hostile.answers["/v1/poll"] = inbox(order, first=100).replace(b'"roster_version": 1', b'"roster_version": 2')
 
     async def act(agent: Agent) -> None:
         await until_async(lambda: agent.journal.order(str(facing.collection())))
