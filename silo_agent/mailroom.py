@@ -128,9 +128,10 @@ class Mailroom:
         except PeerFault as why:
             self.outbound.refuse(kept, collection, why.code, str(why), retryable=False)
             return
-        for old in earlier:  # nothing of an older try is wanted any more
-            if (old.round, old.phase) == (kept.round, kept.phase) or old.step in {Step.WORKING, Step.READY}:
-                self._end(old, goes_on=_is_same_work(old, order))
+        for old in earlier:  # nothing of an older try is wanted any more, but this one's work: on the same model
+            is_earlier_attempt = (old.round, old.phase) == (kept.round, kept.phase)
+            if is_earlier_attempt or old.step in {Step.WORKING, Step.READY}:
+                self._end(old, goes_on=is_earlier_attempt)
         _log.info("order for %s accepted", collection)
 
     def _close(self, closed: CohortClosed) -> None:
@@ -196,10 +197,3 @@ class Mailroom:
             self.journal.withdraw(order.collection)
             if not goes_on:
                 self.unwanted(order.collection)
-
-
-def _is_same_work(old: KeptOrder, order: WorkOrder) -> bool:
-    """Whether an accepted order asked for the same work on the same model."""
-    model = parse_json(old.envelope)["body"]["model"]["digest"]  # our own record of a verified envelope
-    collection = order.collection
-    return (old.round, old.phase, model) == (collection.round, collection.phase, order.model.digest)

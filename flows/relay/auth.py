@@ -38,13 +38,13 @@ class Asked:
     now: datetime
 
     def verify(self, find: FindKey) -> None:
-        """Is it signed by its party's key?"""
+        """Raise unless it is signed by its party's key."""
         with reading(self.parts.engine) as connection:
             key = find(connection, self.claim.party)
         self.claim.verify(key, self.method, self.target, self.body)
 
     def remember(self, connection: Connection) -> None:
-        """Is it here for the first time?"""
+        """Raise unless it is here for the first time."""
         nonces.remember(connection, self.claim, self.now)
         if self.parts.pruner.is_due(self.now):
             nonces.prune(connection, self.now)

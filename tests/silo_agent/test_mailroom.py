@@ -166,11 +166,11 @@ def test_a_newer_attempt_ends_the_older_one_wherever_it_stands(site: Any) -> Non
     assert [parcel.kind for parcel in site.journal.waiting()] == ["plan-approved"]
 
 
-def test_a_newer_attempt_on_another_model_stops_the_work_for_the_older_one(site: Any) -> None:
+def test_the_order_for_a_newer_round_stops_the_work_of_an_older_one(site: Any) -> None:
     site.approve()
-    old = site.ordered(1, attempt=1)
-    site.ordered(1, attempt=2, model=BlobRef(digest=digest(b"another model"), size=9))
-    assert site.kept(1, attempt=1).step is Step.OVER
+    old = site.ordered(1)
+    site.ordered(2)
+    assert site.kept(1).step is Step.OVER
     assert old.collection in site.unwanted
 
 
