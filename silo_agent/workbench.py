@@ -64,8 +64,8 @@ class Workbench:
         return False
 
     async def drop(self, what: str) -> None:
-        """Stop the work on this collection, or the scan for this study, if it is what is in progress."""
-        if self.current == what:
+        """Stop the work for this collection, whichever attempt began it, or the scan for this study."""
+        if self.current is not None and _work_of(self.current) == _work_of(what):
             await self.worker.cancel()
 
     async def drop_unapproved(self) -> None:
@@ -254,3 +254,8 @@ class Workbench:
     def _scan_progress(self, step: int, steps: int) -> None:
         if step in {0, steps} or step % 500 == 0:
             _log.info("checked %d of %d files", step, steps)
+
+
+def _work_of(what: str) -> str:
+    """A collection without its attempt: attempts share their work. A study stays as it is."""
+    return what.rpartition("/")[0] or what

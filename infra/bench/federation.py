@@ -2,13 +2,14 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from boundary.names import COORDINATOR
 from boundary.plan import StudyPlan
 from boundary.tensors import TensorManifest, TensorSpec, pack
 from flows import coordinator as home
@@ -21,7 +22,6 @@ from flows.publication import pinned, propose
 from flows.records import ModelStart, RoundRecord
 from flows.store import holdings, rounds, studies
 from flows.store.database import reading, writing
-from boundary.names import COORDINATOR
 
 STANDIN = "infra.bench.standin"
 REAL_CHILD = "silo_agent.trainer"
@@ -84,7 +84,7 @@ def federation(
 ) -> Iterator[BenchStage]:  # fmt: skip
     """Enrolled hospitals that wait for a plan, and a Prefect server; all ended with the block."""
     processes = Processes(workdir / "logs")
-    processes.logs.mkdir(parents=True)
+    processes.logs.mkdir(parents=True)  # without its `with`: its sampling of memory would be in the figures
     ports = Ports(*[choose_port(0, usual) for usual in (4210, 5010, 8453)])
     stage = BenchStage(workdir, sites or _empty_sites(workdir, hospitals), ports, processes, lambda _: None, child)
     try:
@@ -126,7 +126,8 @@ def publish_synthetic(coordinator: Coordinator, plan_text: str, parameters: int)
     return plan
 
 
-def plan_text(silos: tuple[str, ...] | list[str], dataset: str, rounds_: int, *, size: int = 64) -> str:
+def plan_text(silos: Sequence[str], dataset: str, rounds_: int, *, holdout: float = 0.2) -> str:
+    """A study.toml for these hospitals, by name; everything else as a small study would have it."""
     listed = ", ".join(f'"{silo}"' for silo in silos)
     return f"""\
 version = 1
@@ -146,7 +147,7 @@ name = "densenet-small"
 version = 1
 
 [preprocessing]
-size = [{size}, {size}]
+size = [64, 64]
 intensity = "window"
 low = -150.0
 high = 350.0
@@ -158,7 +159,7 @@ classes = ["0", "1"]
 name = "{dataset}"
 modalities = ["CT"]
 max_images_per_patient = 8
-holdout_share = 0.1
+holdout_share = {holdout}
 
 [training]
 rounds = {rounds_}

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -57,7 +58,7 @@ def _round(megabytes: int) -> list[Row]:
 def seconds_between(records: list[RoundRecord]) -> list[float]:
     """From commit to commit: with everything that happens between two rounds."""
     moments = [record.committed_at for record in records]
-    return [(later - earlier).total_seconds() for earlier, later in zip(moments, moments[1:], strict=False)]
+    return [(later - earlier).total_seconds() for earlier, later in pairwise(moments)]
 
 
 def drive(stage: BenchStage, how: str, label: str, count: int) -> None:

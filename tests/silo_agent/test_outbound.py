@@ -52,10 +52,14 @@ def test_only_this_module_puts_anything_into_the_outbox() -> None:
     assert users == {"outbound.py", "journal.py"}
 
 
-def test_only_one_module_opens_connections() -> None:
+def test_only_one_module_opens_connections_and_one_is_its_transport() -> None:
     folder = Path(inspect.getfile(outbound)).parent
-    network = re.compile(r"^\s*(import|from) (httpx|socket|urllib|http|requests|aiohttp)\b", re.MULTILINE)
-    assert {path.name for path in folder.rglob("*.py") if network.search(path.read_text())} == {"relay_client.py"}
+    network = re.compile(
+        r"^\s*(import|from) (httpx|httpcore|socket|urllib|http|requests|aiohttp)\b|create_connection|open_connection",
+        re.MULTILINE,
+    )
+    users = {path.name for path in folder.rglob("*.py") if network.search(path.read_text())}
+    assert users == {"relay_client.py", "streams.py"}
 
 
 # --- codes -------------------------------------------------------------------------------------------

@@ -325,6 +325,22 @@ def test_a_newer_order_stops_the_older_work(site: Any, bench: Any, stub_child: A
     assert (site.kept(1).step, codes(site)) == (Step.OVER, [])
 
 
+def test_work_that_goes_on_for_a_second_attempt_is_stopped_when_that_one_is_over(
+    site: Any, bench: Any, stub_child: Any
+) -> None:
+    """Found by reading: the child trained on for an attempt that was over, and held up the next round."""
+
+    async def end(table: Workbench) -> None:
+        site.ordered(1, attempt=2)
+        assert site.unwanted == []
+        site.ordered(2)
+        for what in site.unwanted:
+            await table.drop(what)
+
+    while_training(site, bench, stub_child, end)
+    assert {kept.step for kept in site.journal.orders_of(site.study) if kept.round == 1} == {Step.OVER}
+
+
 def test_a_closed_study_stops_its_work_and_says_nothing(site: Any, bench: Any, stub_child: Any) -> None:
     async def close(table: Workbench) -> None:
         site.hear(StudyClosed(study=site.study, code="COMPLETED"))
