@@ -1,64 +1,127 @@
-"""`make bench`: measure, print a table, write the same rows as JSON."""
+"""`python -m infra.bench`: run benchmarks, print a table, write the same rows as JSON."""
 
+import argparse
 import json
 import os
+import platform
 import sys
-from collections.abc import Callable
-from importlib import import_module
+import time
+import traceback
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
+from infra.bench.registry import BENCHMARKS, Benchmark
 from infra.bench.rows import Row
 
-# name -> (module, function): imported when it is run, because some of them import torch
-BENCHMARKS = {
-    "round-25mb": ("rounds", "round_25mb"),
-    "round-100mb": ("rounds", "round_100mb"),
-    "tiny-training": ("tiny", "tiny_training"),
-    "upload": ("upload", "upload"),
-    "memory": ("memory", "memory"),
-    "agent-footprint": ("footprint", "agent_footprint"),
-    "demo": ("demo", "demo"),
-}
+_QUIET = 1.0  # load average over one minute, above which figures are not to be quoted
+_DESCRIPTION = """\
+Measures what Wardround promises: each figure beside its limit, or beside a peer measured in the same run.
+
+  make bench                              all of them, about ten minutes
+  make bench ONLY=upload                  one; several as ONLY=upload,memory
+  make bench ONLY=memory JSON=out.json    the same rows for machines"""
+_EPILOG = """\
+How to read the table: `ratio` is the figure divided by what stands under "against"; `target` says whether the figure
+or the ratio counts. A figure of several runs is their median, with the best in brackets; all runs are in the JSON.
+Times are only worth quoting from a quiet machine: the load average is printed with every benchmark and is in the JSON.
+Figures of other systems are constants where their name says so; docs/benchmarks.md tells how they were measured.
+
+Exit status: 0 when all ran, whether targets were met or not; 1 when one could not be run; 2 for a wrong option.
+
+To add one, write a function that returns rows (infra/bench/rows.py) and name it in infra/bench/registry.py."""
 
 
-def main(
-    only: Annotated[str | None, typer.Option(help="One benchmark by name; without it, all of them.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows as JSON.")] = None,
-    listing: Annotated[bool, typer.Option("--list", help="Print the names and stop.")] = False,
-) -> None:
-    """Measure what has a target, each figure beside a limit or a peer. Quote the load: machines are shared."""
-    if listing:
-        print("\n".join(BENCHMARKS))
-        return
-    if only is not None and only not in BENCHMARKS:
-        raise typer.BadParameter(f"no benchmark {only!r}; there are {', '.join(BENCHMARKS)}", param_hint="--only")
-    rows: list[Row] = []
-    for name in [only] if only else list(BENCHMARKS):
-        print(f"{name} (load {os.getloadavg()[0]:.1f}) ...", file=sys.stderr)
-        module, function = BENCHMARKS[name]
-        measure: Callable[[], list[Row]] = getattr(import_module(f"infra.bench.{module}"), function)
-        rows += measure()
-    Console(width=160).print(table_of(rows))
-    if json_file is not None:
-        json_file.write_text(json.dumps([row.to_json() for row in rows], indent=2) + "\n", "utf-8")
+def main(arguments: Sequence[str] | None = None) -> int:
+    chosen = _options(arguments)
+    if chosen.list:
+        for name, benchmark in BENCHMARKS.items():
+            print(f"{name:16} {benchmark.summary} (about {benchmark.minutes:g} min)")
+        return 0
+    console, results, failed = Console(), [], False
+    for name in chosen.only or BENCHMARKS:
+        result = run(name, BENCHMARKS[name], console)
+        results.append(result)
+        failed = failed or result["error"] is not None
+        if chosen.json is not None:  # after each: an interrupted run keeps what it has
+            chosen.json.write_text(json.dumps(report(results), indent=2) + "\n", "utf-8")
+    return 1 if failed else 0
 
 
-def table_of(rows: list[Row]) -> Table:
-    table = Table("figure", "value", "unit", "against", "reference", "ratio", "target", "met")
-    words = {True: "met", False: "NOT met", None: ""}
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m infra.bench",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--list", action="store_true", help="name the benchmarks and what each measures")
+    parser.add_argument("--only", type=_names, metavar="NAME[,NAME]", help="run these only")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
+    return parser.parse_args(arguments)
+
+
+def _names(raw: str) -> list[str]:
+    names = raw.split(",")
+    for name in names:
+        if name not in BENCHMARKS:
+            raise argparse.ArgumentTypeError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+    return names
+
+
+def run(name: str, benchmark: Benchmark, console: Console) -> dict[str, Any]:
+    """Run one and print its table. An error is part of the result: the others still run."""
+    load, begun, rows, error = os.getloadavg()[0], time.monotonic(), [], None
+    note = "" if load <= _QUIET else f" [bold]not quiet: load {load:.1f}, do not quote these times[/bold]"
+    console.print(f"[bold]{name}[/bold]: {benchmark.summary}{note}", highlight=False)
+    try:
+        rows = benchmark.run()
+    except Exception as why:  # noqa: BLE001 - whatever went wrong, it is said, and the next one runs
+        traceback.print_exc()
+        error = f"{type(why).__name__}: {why}"
+        console.print(f"could not be run: {error}", markup=False)
+    console.print(table(rows))
+    return {
+        "benchmark": name,
+        "load_before": load,
+        "seconds": time.monotonic() - begun,
+        "error": error,
+        "rows": [row.to_json() for row in rows],
+    }
+
+
+def report(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the JSON file holds: the machine and the rows."""
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cores": os.cpu_count(),
+        "machine": platform.platform(),
+        "python": platform.python_version(),
+        "results": results,
+    }
+
+
+def table(rows: list[Row]) -> Table:
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column, side in (("figure", "left"), ("value", "right"), ("against", "left"), ("ratio", "right"),
+                         ("target", "left"), ("met", "left")):  # fmt: skip
+        made.add_column(column, justify=side, no_wrap=column != "figure")  # type: ignore[arg-type]
     for row in rows:
-        table.add_row(
-            row.figure, f"{row.value:.3g}", row.unit, row.against,
-            "" if row.reference is None else f"{row.reference:.3g}", "" if row.ratio is None else f"{row.ratio:.2f}",
-            "" if row.target is None else str(row.target), words[row.met],
-        )  # fmt: skip
-    return table
+        best = f" ({min(row.runs):.3g})" if len(row.runs) > 1 else ""
+        made.add_row(
+            row.figure,
+            f"{row.value:.3g} {row.unit}{best}",
+            row.against if row.reference is None else f"{row.reference:.3g} {row.unit}, {row.against}",
+            "" if row.ratio is None else f"{row.ratio:.2f}",
+            "" if row.target is None else str(row.target),
+            {None: "", True: "yes", False: "NO"}[row.met],
+        )
+    return made
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(main())

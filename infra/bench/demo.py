@@ -24,7 +24,7 @@ _PHASES = (
 
 def demo() -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="wardround-bench-") as folder:
-        command = [_WARDROUND, "demo", "--rounds", str(ROUNDS), "--workdir", Path(folder) / "w"]
+        command = [str(_WARDROUND), "demo", "--rounds", str(ROUNDS), "--workdir", f"{folder}/w"]
         begun = time.monotonic()
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         seconds = time.monotonic() - begun

@@ -3,8 +3,6 @@
 import hashlib
 import os
 import signal
-import socket
-import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -205,44 +203,3 @@ def test_a_full_disk_is_said_cleanly_and_costs_nothing(
     assert hospital.ask("GET", f"/v1/blobs/{blob.digest}").content == data
     hospital.http.close()
     relay.stop()
-
-
-def copy_over_plain_tls(relay: Any, hospital: Any, data: bytes, times: int) -> float:
-    """Bytes per second of a TLS connection between two processes whose end is a file on the same disk."""
-    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    server.load_cert_chain(relay.folder / "relay.pem", relay.folder / "relay.key")
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        child = os.fork()
-        if child == 0:
-            try:
-                connection = server.wrap_socket(listening.accept()[0], server_side=True)
-                room = memoryview(bytearray(256 * 1024))
-                with (relay.folder / "copy").open("wb") as file:
-                    while got := connection.recv_into(room):
-                        file.write(room[:got])
-                    file.flush()
-                    os.fsync(file.fileno())
-            finally:
-                os._exit(0)
-        plain = socket.create_connection(listening.getsockname())
-    with hospital.context.wrap_socket(plain, server_hostname="localhost") as client:
-        started = time.monotonic()
-        for _ in range(times):
-            client.sendall(data)
-        client.shutdown(socket.SHUT_WR)
-        os.waitpid(child, 0)
-        return len(data) * times / (time.monotonic() - started)
-
-
-@pytest.mark.slow
-def test_an_upload_is_at_least_half_as_fast_as_a_plain_copy_over_tls(relay: Any, olavs: Any) -> None:
-    """Best of four: other work on the machine slows the side with more processes down. Figures: docs/adr/0002."""
-    ratios: list[float] = []
-    while len(ratios) < 4 and max(ratios, default=0) < 0.5:
-        data, blob = some(48 * MEGABYTE)
-        plain = copy_over_plain_tls(relay, olavs, data[: 8 * MEGABYTE], 6)
-        started = time.monotonic()
-        for at in range(0, blob.size, 8 * MEGABYTE):
-            assert olavs.put(blob, at, data[at : at + 8 * MEGABYTE]).status_code == 200
-        ratios.append(blob.size / (time.monotonic() - started) / plain)
-    assert max(ratios) >= 0.5, ratios

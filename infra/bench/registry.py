@@ -1,0 +1,27 @@
+"""All benchmarks by name. A new one: a function that returns rows, in a file of its own, and one line here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from infra.bench import demo, footprint, memory, rounds, tiny, upload
+from infra.bench.rows import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """`minutes` is what to expect on two quiet cores."""
+
+    run: Callable[[], list[Row]]
+    summary: str
+    minutes: float
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "round-25mb": Benchmark(rounds.round_25mb, "overhead of a round: 25 MB model, three agents that return at once", 1),
+    "round-100mb": Benchmark(rounds.round_100mb, "the same with a model of 100 MB", 2),
+    "tiny-training": Benchmark(tiny.tiny_training, "a small network, federated and in one plain PyTorch process", 2),
+    "upload": Benchmark(upload.upload, "100 MB from a hospital to the relay beside a plain TLS copy; the long poll", 1),
+    "memory": Benchmark(memory.memory, "the coordinator's memory for 3, 10 and 30 hospitals", 1),
+    "agent-footprint": Benchmark(footprint.agent_footprint, "the hospital's daemon: start-up and memory", 0.5),
+    "demo": Benchmark(demo.demo, "`wardround demo` on its clock", 2),
+}
