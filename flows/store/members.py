@@ -148,7 +148,7 @@ def admit(
     if roster is not None:
         issue(connection, roster, now=now)
     version, current = roster_version(connection), current_roster(connection)
-    card = _card(bytes(row.card))
+    card = _card(row)
     if current is None or parse_json(current)["roster"]["members"].count(card.model_dump(mode="json")) != 1:
         raise UnknownMember(f"roster version {version} does not hold the card {silo} asked with")
     connection.execute(
@@ -195,7 +195,7 @@ def key_of(connection: Connection, silo: str) -> PublicIdentity:
     row = connection.execute(_KEY, {"asking": silo}).one_or_none()
     if row is None or row.state not in _ADMITTED:
         raise UnknownMember(f"{silo} is not admitted: finish the enrolment first")
-    return _card(bytes(row.card)).identity
+    return _card(row).identity
 
 
 def asking_key_of(connection: Connection, silo: str) -> PublicIdentity:
@@ -203,7 +203,7 @@ def asking_key_of(connection: Connection, silo: str) -> PublicIdentity:
     row = _row(connection, silo)
     if row is None:
         raise UnknownMember(f"{silo} has not asked to be admitted")
-    return _card(bytes(row.card)).identity
+    return _card(row).identity
 
 
 def beat(connection: Connection, silo: str, heartbeat: Heartbeat, now: datetime, lease: timedelta) -> None:
@@ -254,7 +254,7 @@ def _member(row: Row[Any]) -> Member:
     return Member(
         silo=row.silo,
         state=row.state,
-        card=_card(bytes(row.card)),
+        card=_card(row),
         csr_pem=row.csr_pem,
         asked_at=row.asked_at,
         certificate_expires_at=row.certificate_expires_at,
