@@ -176,6 +176,10 @@ class Hospital:
     context: ssl.SSLContext
 
     def __post_init__(self) -> None:
+        self.redial()
+
+    def redial(self) -> None:
+        """On a new connection: one to a relay that was killed answers nothing, sometimes only after it was written to."""
         self.http = httpx.Client(base_url=self.relay.url, verify=self.context, timeout=30, trust_env=False)
 
     def header(

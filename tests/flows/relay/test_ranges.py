@@ -164,7 +164,9 @@ def test_an_upload_survives_kill_9_of_the_relay(make_relay: Callable[..., Any]) 
         raw.sendall(data[8 * MEGABYTE : 10 * MEGABYTE])
         time.sleep(0.3)
         relay.stop(signal.SIGKILL)
+    hospital.http.close()
     relay.start()
+    hospital.redial()
     offset = hospital.state(blob)["offset"]
     assert 8 * MEGABYTE <= offset <= 10 * MEGABYTE
     assert hospital.put(blob, offset, data[offset:]).json()["complete"]
