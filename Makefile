@@ -3,6 +3,7 @@
 #   make test   all tests
 PYTHON ?= python3.11
 PIP := 26.3
+SETUPTOOLS := 84.2.1
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -11,7 +12,7 @@ STAMP := .venv/.installed
 $(STAMP): pyproject.toml infra/requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	# the pip that comes with Python 3.11 takes two minutes more to look at the same index
-	$(BIN)/pip install --quiet --upgrade pip==$(PIP)
+	$(BIN)/pip install --quiet --upgrade pip==$(PIP) setuptools==$(SETUPTOOLS)
 	# the lock is complete and is not resolved again: a resolver would fetch gigabytes of CUDA packages for torch
 	$(BIN)/pip install --quiet --no-deps --no-compile -r infra/requirements.lock
 	# byte code here, on all cores, instead of on one by pip

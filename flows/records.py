@@ -1,20 +1,15 @@
 """What is kept of a round when it is over: the values that tables, MLflow and the evidence are made from."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
 from boundary.canonical import canonical_bytes, parse_json
 from boundary.messages import BlobRef, Phase
-from boundary.names import Code, DigestStr, Frozen, Moment, RoundNumber, SiloId, StudyId
+from boundary.names import Code, DigestStr, Frozen, Moment, RoundNumber, SiloId, StudyId, list_in
 from boundary.tensors import TensorManifest
 
-
-def _list_in(raw: Any) -> Any:
-    return tuple(raw) if isinstance(raw, list) else raw
-
-
-Silos = Annotated[tuple[SiloId, ...], BeforeValidator(_list_in)]
+Silos = Annotated[tuple[SiloId, ...], BeforeValidator(list_in)]
 Seconds = Annotated[float, Field(ge=0)]
 
 
