@@ -4,15 +4,19 @@ Everything a hospital says about its patients is a coordinate of this vector, an
 the sum of such vectors. That is why masking can take the place of sealing without anybody else noticing.
 """
 
-from typing import Annotated, Self, assert_never
+from typing import Annotated, Any, Self, assert_never
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from boundary.errors import CallerFault
 from boundary.messages import Phase
-from boundary.names import Frozen, list_in
+from boundary.names import Frozen
 
 ITEM_BYTES = 4  # little-endian float32
+
+
+def _list_in(raw: Any) -> Any:
+    return tuple(raw) if isinstance(raw, list) else raw
 
 
 class Section(Frozen):
@@ -25,7 +29,7 @@ class Section(Frozen):
 class VectorLayout(Frozen):
     """The sections in order. Both sides derive it from the plan; it is never sent."""
 
-    sections: Annotated[tuple[Section, ...], BeforeValidator(list_in)]
+    sections: Annotated[tuple[Section, ...], BeforeValidator(_list_in)]
 
     @model_validator(mode="after")
     def _sane(self) -> Self:

@@ -6,41 +6,23 @@ them is free text: names, numbers, digests, codes. Adding a field changes a gold
 
 from typing import Annotated, Any, ClassVar, Literal, Self, assert_never
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from boundary.approval import SignedApproval
 from boundary.canonical import canonical_bytes
 from boundary.errors import MalformedMessage
-from boundary.names import (
-    Base64Bytes,
-    Code,
-    DigestStr,
-    Frozen,
-    Moment,
-    RoundNumber,
-    SiloId,
-    StudyId,
-    decode_base64,
-    list_in,
-)
+from boundary.names import Base64Bytes, Code, DigestStr, Frozen, Moment, RoundNumber, SiloId, StudyId
 from boundary.plan import StudyPlan
-from boundary.secagg.ring import Encoding
-
-
-def _one_form(key: str) -> str:
-    decode_base64(key.partition(":")[2])  # stray bits would give one key two names
-    return key
-
 
 Phase = Literal["train", "evaluate"]
 PHASES: tuple[Phase, ...] = ("train", "evaluate")
 
 
-Silos = Annotated[tuple[SiloId, ...], BeforeValidator(list_in)]
-Quoted = Annotated[  # whole envelopes of other hospitals, as they signed them
-    tuple[Annotated[Base64Bytes, Field(max_length=16 * 1024)], ...], BeforeValidator(list_in), Field(max_length=200)
-]
-HybridKey = Annotated[str, Field(pattern=r"^hpke-mlkem768-x25519:[A-Za-z0-9+/]{1663}=$"), AfterValidator(_one_form)]
+def _list_in(raw: Any) -> Any:
+    return tuple(raw) if isinstance(raw, list) else raw
+
+
+Silos = Annotated[tuple[SiloId, ...], BeforeValidator(_list_in)]
 
 
 class Collection(Frozen):
@@ -115,32 +97,20 @@ class WorkOrder(Message):
     plan_digest: DigestStr
     roster_digest: DigestStr
     model: BlobRef
-    encoding: Encoding
     due: Moment
 
 
 class Ready(Message):
-    """The work is done and kept; nothing of it has left yet. With it come this attempt's fresh public keys.
-
-    `context` is what the hospital took the order to mean (`boundary.secagg.context`): if two hospitals were given
-    different models, the others see it here. `self_commitment` binds the hospital to its self mask.
-    """
+    """The work is done and kept; nothing of it has left yet."""
 
     kind: ClassVar[str] = "ready"
     sender: ClassVar[Literal["coordinator", "silo"]] = "silo"
     collection: Collection
     order: DigestStr
-    context: DigestStr
-    transport_key: HybridKey
-    mask_key: HybridKey
-    self_commitment: DigestStr
 
 
 class CohortClosed(Message):
-    """Who is in this sum. Sent to every hospital that got the order, so that a drop is known to all.
-
-    `ready` are the members' own signed envelopes, in the order of `members`; who is absent gets none.
-    """
+    """Who is in this sum. Sent to every hospital that got the order, so that a drop is known to all."""
 
     kind: ClassVar[str] = "cohort-closed"
     sender: ClassVar[Literal["coordinator", "silo"]] = "coordinator"
@@ -148,111 +118,17 @@ class CohortClosed(Message):
     order: DigestStr
     members: Silos
     absent: Silos
-    ready: Quoted
 
 
-class Share(Message):
-    """One hospital's shares for one other, quoted inside `Shares`; only the two of them can read what is sealed.
+class Contribution(Message):
+    """The hospital's vector, sealed for the coordinator. Replaced by a masked one in the next issue."""
 
-    `sealed` holds two Shamir shares (self mask, key seed; 33 bytes each), `pair` the secret of the mask the two have
-    in common, if the sender is the one who chooses it. The digests make each share recognisable when it is revealed.
-    """
-
-    kind: ClassVar[str] = "share"
-    sender: ClassVar[Literal["coordinator", "silo"]] = "silo"
-    collection: Collection
-    cohort: DigestStr
-    sealed: Annotated[Base64Bytes, Field(min_length=1000, max_length=2000)]
-    pair: Annotated[Base64Bytes, Field(min_length=1000, max_length=2000)] | None
-    self_digest: DigestStr
-    seed_digest: DigestStr
-
-
-class Shares(Message):
-    """All shares of one hospital: the envelopes for the others, and the digests of those it keeps itself."""
-
-    kind: ClassVar[str] = "shares"
+    kind: ClassVar[str] = "contribution"
     sender: ClassVar[Literal["coordinator", "silo"]] = "silo"
     collection: Collection
     order: DigestStr
-    cohort: DigestStr
-    self_digest: DigestStr
-    seed_digest: DigestStr
-    parts: Quoted
-
-
-class SharesRouted(Message):
-    """Whose shares arrived in time, and those for this hospital."""
-
-    kind: ClassVar[str] = "shares-routed"
-    sender: ClassVar[Literal["coordinator", "silo"]] = "coordinator"
-    collection: Collection
-    order: DigestStr
-    members: Silos
-    parts: Quoted
-
-
-class MaskedVector(Message):
-    """The hospital's vector under all its masks. `sharers` is the set it was masked for."""
-
-    kind: ClassVar[str] = "masked-vector"
-    sender: ClassVar[Literal["coordinator", "silo"]] = "silo"
-    collection: Collection
-    order: DigestStr
-    sharers: DigestStr
     vector: BlobRef
-
-
-class SurvivorsNamed(Message):
-    """Whose vectors arrived in time, proven by their own signed envelopes."""
-
-    kind: ClassVar[str] = "survivors-named"
-    sender: ClassVar[Literal["coordinator", "silo"]] = "coordinator"
-    collection: Collection
-    order: DigestStr
-    vectors: Quoted
-
-
-class SurvivorsSeen(Message):
-    """The one set of survivors this hospital will help to unmask in this attempt."""
-
-    kind: ClassVar[str] = "survivors-seen"
-    sender: ClassVar[Literal["coordinator", "silo"]] = "silo"
-    collection: Collection
-    order: DigestStr
-    survivors: DigestStr
-
-
-class AgreementShown(Message):
-    """What the hospitals said they saw; enough of them saw the same, or nothing is revealed."""
-
-    kind: ClassVar[str] = "agreement-shown"
-    sender: ClassVar[Literal["coordinator", "silo"]] = "coordinator"
-    collection: Collection
-    order: DigestStr
-    seen: Quoted
-
-
-class RevealedShare(Frozen):
-    """One share, of the self mask of a survivor or of the key seed of a hospital that was lost."""
-
-    silo: SiloId
-    share: Annotated[Base64Bytes, Field(min_length=33, max_length=33)]
-
-
-RevealedShares = Annotated[tuple[RevealedShare, ...], BeforeValidator(list_in), Field(max_length=200)]
-
-
-class SharesRevealed(Message):
-    """For each hospital one kind of share: never both."""
-
-    kind: ClassVar[str] = "shares-revealed"
-    sender: ClassVar[Literal["coordinator", "silo"]] = "silo"
-    collection: Collection
-    order: DigestStr
-    survivors: DigestStr
-    of_survivors: RevealedShares
-    of_lost: RevealedShares
+    sealed_key: Annotated[Base64Bytes, Field(min_length=64, max_length=4096)]
 
 
 class Refused(Message):
@@ -295,34 +171,27 @@ AnyMessage = (
     | WorkOrder
     | Ready
     | CohortClosed
-    | Share
-    | Shares
-    | SharesRouted
-    | MaskedVector
-    | SurvivorsNamed
-    | SurvivorsSeen
-    | AgreementShown
-    | SharesRevealed
+    | Contribution
     | Refused
     | RoundCommitted
     | StudyClosed
 )
 
-REGISTRY: dict[str, type[AnyMessage]] = {message.kind: message for message in AnyMessage.__args__}
-_OfCollection = (
-    WorkOrder
-    | Ready
-    | CohortClosed
-    | Share
-    | Shares
-    | SharesRouted
-    | MaskedVector
-    | SurvivorsNamed
-    | SurvivorsSeen
-    | AgreementShown
-    | SharesRevealed
-    | Refused
-)
+REGISTRY: dict[str, type[AnyMessage]] = {
+    message.kind: message
+    for message in (
+        PlanProposed,
+        PlanApproved,
+        PlanDeclined,
+        WorkOrder,
+        Ready,
+        CohortClosed,
+        Contribution,
+        Refused,
+        RoundCommitted,
+        StudyClosed,
+    )
+}
 
 
 def to_body(message: AnyMessage) -> dict[str, Any]:
@@ -352,9 +221,9 @@ def slot_of(message: AnyMessage) -> str:
 
     This is what makes a retry harmless and a change of mind visible: the relay and the agent keep the first.
     """
-    if isinstance(message, _OfCollection):
-        return str(message.collection)
     match message:
+        case WorkOrder() | Ready() | CohortClosed() | Contribution() | Refused():
+            return str(message.collection)
         case RoundCommitted():
             return f"{message.study}/{message.round}"
         case PlanProposed() | PlanApproved() | PlanDeclined() | StudyClosed():
@@ -364,9 +233,9 @@ def slot_of(message: AnyMessage) -> str:
 
 
 def study_of(message: AnyMessage) -> str:
-    if isinstance(message, _OfCollection):
-        return message.collection.study
     match message:
+        case WorkOrder() | Ready() | CohortClosed() | Contribution() | Refused():
+            return message.collection.study
         case RoundCommitted() | PlanProposed() | PlanApproved() | PlanDeclined() | StudyClosed():
             return message.study
         case _:

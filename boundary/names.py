@@ -75,11 +75,6 @@ def _bytes_in(raw: Any) -> Any:
     return decode_base64(raw) if isinstance(raw, str) else raw
 
 
-def list_in(raw: Any) -> Any:
-    """JSON and TOML have lists where our frozen values have tuples."""
-    return tuple(raw) if isinstance(raw, list) else raw
-
-
 VersionOne = Annotated[Literal[1], BeforeValidator(_whole)]
 StudyName = Annotated[str, Field(pattern=NAME_PATTERN)]
 SiloId = Annotated[str, Field(pattern=NAME_PATTERN), AfterValidator(_not_the_coordinator)]

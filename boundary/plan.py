@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Va
 
 from boundary.canonical import Digest, canonical_bytes, digest
 from boundary.errors import InvalidPlan, MalformedMessage
-from boundary.names import Frozen, SiloId, StudyName, VersionOne, decode_base64, list_in
+from boundary.names import Frozen, SiloId, StudyName, VersionOne, decode_base64
 
 SMALLEST_COHORT = 3  # hospitals in one sum; two could subtract themselves from it (secure-aggregation.md)
 MAX_HOSPITALS = 200
@@ -30,6 +30,10 @@ def _date_in(raw: Any) -> Any:
     if isinstance(raw, datetime | time):
         raise ValueError("a plain date, for example 2026-12-31")  # noqa: TRY004 - pydantic reports ValueError
     return raw
+
+
+def _list_in(raw: Any) -> Any:
+    return tuple(raw) if isinstance(raw, list) else raw
 
 
 def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -59,7 +63,7 @@ def _one_form(key: str) -> str:
 
 Day = Annotated[date, BeforeValidator(_date_in), PlainSerializer(date.isoformat, return_type=str, when_used="json")]
 Word = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_one_line)]
-Names = Annotated[tuple[Word, ...], BeforeValidator(list_in), AfterValidator(_distinct)]
+Names = Annotated[tuple[Word, ...], BeforeValidator(_list_in), AfterValidator(_distinct)]
 Sentence = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_readable)]
 PublicKeyStr = Annotated[str, Field(pattern=r"^ed25519:[A-Za-z0-9+/]{43}=$"), AfterValidator(_one_form)]
 Unit = Annotated[float, Field(ge=-1e6, le=1e6)]  # HU, percent: within what the digest's JSON can carry
@@ -99,7 +103,7 @@ class Preprocessing(Frozen):
     percentiles of the image itself, for modalities whose values have no unit.
     """
 
-    size: Annotated[tuple[int, int], BeforeValidator(list_in)]
+    size: Annotated[tuple[int, int], BeforeValidator(_list_in)]
     intensity: Literal["window", "percentiles"]
     low: Unit
     high: Unit
@@ -186,7 +190,7 @@ class StudyPlan(Frozen):
     name: StudyName
     revision: Annotated[int, Field(ge=1, le=1_000_000)]
     purpose: Purpose
-    hospitals: Annotated[tuple[Hospital, ...], BeforeValidator(list_in)]
+    hospitals: Annotated[tuple[Hospital, ...], BeforeValidator(_list_in)]
     model: ModelChoice
     preprocessing: Preprocessing
     labels: Labels

@@ -6,30 +6,23 @@ the checkpoints and the witnesses over exactly these leaves are the evidence iss
 """
 
 from datetime import datetime
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
 from boundary.canonical import canonical_bytes, parse_canonical
 from boundary.errors import MalformedMessage
 from boundary.messages import Phase
-from boundary.names import (
-    Code,
-    DigestStr,
-    Frozen,
-    PartyId,
-    RoundNumber,
-    SiloId,
-    StudyId,
-    list_in,
-    parse_timestamp,
-    timestamp,
-)
+from boundary.names import Code, DigestStr, Frozen, PartyId, RoundNumber, SiloId, StudyId, parse_timestamp, timestamp
 
 LEAF_VERSION = 1
 
 
-Silos = Annotated[tuple[SiloId, ...], BeforeValidator(list_in)]
+def _list_in(raw: Any) -> Any:
+    return tuple(raw) if isinstance(raw, list) else raw
+
+
+Silos = Annotated[tuple[SiloId, ...], BeforeValidator(_list_in)]
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{4}( [0-9a-f]{4}){15}$")]
 
 

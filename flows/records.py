@@ -1,15 +1,20 @@
 """What is kept of a round when it is over: the values that tables, MLflow and the evidence are made from."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from boundary.canonical import canonical_bytes, parse_json
 from boundary.messages import BlobRef, Phase
-from boundary.names import Code, DigestStr, Frozen, Moment, RoundNumber, SiloId, StudyId, list_in
+from boundary.names import Code, DigestStr, Frozen, Moment, RoundNumber, SiloId, StudyId
 from boundary.tensors import TensorManifest
 
-Silos = Annotated[tuple[SiloId, ...], BeforeValidator(list_in)]
+
+def _list_in(raw: Any) -> Any:
+    return tuple(raw) if isinstance(raw, list) else raw
+
+
+Silos = Annotated[tuple[SiloId, ...], BeforeValidator(_list_in)]
 Seconds = Annotated[float, Field(ge=0)]
 
 
