@@ -97,4 +97,7 @@ Base64Bytes = Annotated[
 class Frozen(BaseModel):
     """A value: immutable, no unknown keys, no silent coercion of types, no NaN."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, ser_json_inf_nan="strings")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, ser_json_inf_nan="strings",
+        defer_build=True,  # at first use: building all of them takes a third of the start-up of an agent
+    )  # fmt: skip

@@ -24,6 +24,7 @@ Vector = NDArray[np.float32]
 
 MAX_HEADER_BYTES = 1024 * 1024
 MAX_ELEMENTS = 2**29  # 2 GiB of float32; the largest catalogue network has 7 M
+_PIECE = 2**20  # elements
 _ITEM = 4  # bytes in a float32
 
 
@@ -135,8 +136,11 @@ def check_values(vector: Vector, max_norm: float) -> float:
     """Refuse NaN, infinity and a Euclidean norm above `max_norm`; returns the norm. Raises `BadTensors`."""
     if not np.isfinite(vector).all():
         raise BadTensors("the weights hold NaN or infinity")
-    wide = vector.astype(np.float64)
-    norm = float(np.sqrt(np.dot(wide, wide)))
+    squared = 0.0
+    for start in range(0, len(vector), _PIECE):  # in float64, without a float64 copy of the model
+        wide = vector[start : start + _PIECE].astype(np.float64)
+        squared += float(np.dot(wide, wide))
+    norm = math.sqrt(squared)
     if norm > max_norm:
         raise BadTensors(f"the weights have norm {norm:.4g}, the plan allows {max_norm:.4g}")
     return norm

@@ -84,19 +84,20 @@ def _add(total: NDArray[np.float64], pieces: Iterator[bytes]) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainSum:
-    """The sum of a train collection, taken apart. `mean_delta` is float64 [n]; the loss is per image."""
+    """The sum of a train collection, taken apart. `mean_delta` is float32 [n]; the loss is per image."""
 
-    mean_delta: NDArray[np.float64]
+    mean_delta: NDArray[np.float32]
     mean_loss: float
     weight: float
 
 
 def read_train_sum(total: NDArray[np.float64], layout: VectorLayout) -> TrainSum:
-    """Divide in place: `total` is not to be used afterwards. Raises `BadTensors` if the weights do not add up."""
+    """Divide once, in float64, and round once. Raises `BadTensors` if the weights do not add up."""
     weight = float(total[layout.where("weight")][0])
     images = float(total[layout.where("images")][0])
     if not (weight > 0 and images > 0):
         raise BadTensors("the summed weight is not positive")
-    delta = total[layout.where("delta")]
-    delta /= weight
+    summed = total[layout.where("delta")]
+    delta = np.empty(len(summed), dtype=np.float32)
+    np.divide(summed, weight, out=delta, casting="same_kind")
     return TrainSum(delta, float(total[layout.where("loss_sum")][0]) / images, weight)

@@ -155,15 +155,17 @@ class RoundWork:
         layout = layout_for("train", parameters=manifest.size, metrics=0)
         decision, total = self._sum(gathered, layout)
         summed = read_train_sum(total, layout)
+        del total  # two models' worth, before the next two are made
         state = ServerState(self.number - 1, self._weights(self.model_in))
         state = strategy(self.study.plan.training)(state, summed.mean_delta)
+        mean_loss, weight = summed.mean_loss, summed.weight
+        del summed  # and the delta with it
         check_values(state.weights, self.study.plan.aggregation.max_model_norm)
-        del total
         model = self.coordinator.blobs.put_bytes(pack(state.weights, manifest))
         candidate = Candidate(
             model=model,
-            train_loss=summed.mean_loss,
-            weight=summed.weight,
+            train_loss=mean_loss,
+            weight=weight,
             train=decision,
             training_seconds=gathered.working_seconds,
             transport_seconds=gathered.transport_seconds,

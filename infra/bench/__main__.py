@@ -12,13 +12,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
 from infra.bench.registry import BENCHMARKS, Benchmark
 from infra.bench.rows import Row
 
-_QUIET = 1.0  # load average over one minute, above which figures are not to be quoted
+_QUIET = 10.0  # percent of all cores, by anybody, above which figures are not to be quoted
+_LISTEN_SECONDS = 2.0
 _DESCRIPTION = """\
 Measures what Wardround promises: each figure beside its limit, or beside a peer measured in the same run.
 
@@ -28,8 +30,8 @@ Measures what Wardround promises: each figure beside its limit, or beside a peer
 _EPILOG = """\
 How to read the table: `ratio` is the figure divided by what stands under "against"; `target` says whether the figure
 or the ratio counts. A figure of several runs is their median, with the best in brackets; all runs are in the JSON.
-Times are only worth quoting from a quiet machine: the load average is printed with every benchmark and is in the JSON.
-Figures of other systems are constants where their name says so; docs/benchmarks.md tells how they were measured.
+Times are only worth quoting from a quiet machine: how busy it was before each benchmark is said, and is in the JSON.
+Figures of other systems are constants where their name says so, measured once on another machine of this kind.
 
 Exit status: 0 when all ran, whether targets were met or not; 1 when one could not be run; 2 for a wrong option.
 
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, benchmark in BENCHMARKS.items():
             print(f"{name:16} {benchmark.summary} (about {benchmark.minutes:g} min)")
         return 0
-    console, results, failed = Console(), [], False
+    console, results, failed = Console(width=None if sys.stdout.isatty() else 160), [], False
     for name in chosen.only or BENCHMARKS:
         result = run(name, BENCHMARKS[name], console)
         results.append(result)
@@ -75,8 +77,9 @@ def _names(raw: str) -> list[str]:
 
 def run(name: str, benchmark: Benchmark, console: Console) -> dict[str, Any]:
     """Run one and print its table. An error is part of the result: the others still run."""
-    load, begun, rows, error = os.getloadavg()[0], time.monotonic(), [], None
-    note = "" if load <= _QUIET else f" [bold]not quiet: load {load:.1f}, do not quote these times[/bold]"
+    busy = psutil.cpu_percent(_LISTEN_SECONDS)  # the load average would count the benchmark before this one
+    begun, rows, error = time.monotonic(), [], None
+    note = "" if busy <= _QUIET else f" [bold]not quiet: {busy:.0f} % busy, do not quote these times[/bold]"
     console.print(f"[bold]{name}[/bold]: {benchmark.summary}{note}", highlight=False)
     try:
         rows = benchmark.run()
@@ -87,7 +90,7 @@ def run(name: str, benchmark: Benchmark, console: Console) -> dict[str, Any]:
     console.print(table(rows))
     return {
         "benchmark": name,
-        "load_before": load,
+        "busy_percent_before": busy,
         "seconds": time.monotonic() - begun,
         "error": error,
         "rows": [row.to_json() for row in rows],

@@ -15,8 +15,9 @@ from infra.bench.federation import SILOS, BenchStage, federation, plan_text, pub
 from infra.bench.rows import Row, at_most, ratio_at_most
 
 ROUNDS = 5  # measured, after one to warm up
-# Same task (three clients that return at once, TLS on) on a quiet machine of this kind, two cores: docs/benchmarks.md
-FLOWER, FLARE = "Flower 1.41", "FLARE 2.6"
+# The same task (three clients that return at once) on a quiet machine of this kind, two cores, both unmasked; measured
+# for the issue that set the targets, and not again here: constants, to be read as such
+FLOWER, FLARE = "Flower 1.41", "FLARE"
 PEER_SECONDS = {25: {FLOWER: 6.9, FLARE: 3.0}, 100: {FLOWER: 12.9, FLARE: 5.1}}
 TARGET_SECONDS = {25: 1.5, 100: 4.0}
 _RUN_SECONDS = 400

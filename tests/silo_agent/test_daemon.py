@@ -26,7 +26,6 @@ from boundary.contribution import contribution_context, open_contribution
 from boundary.identity import SigningIdentity
 from boundary.messages import BlobRef, CohortClosed, Collection, PlanProposed, RoundCommitted, StudyClosed, WorkOrder
 from boundary.plan import digest_of, study_id
-from boundary.protocol import Step
 from flows.admission import renew_roster
 from flows.authority import Authority
 from flows.store import members

@@ -179,7 +179,7 @@ class Hospital:
         self.redial()
 
     def redial(self) -> None:
-        """On a new connection: one to a relay that was killed answers nothing, sometimes only after it was written to."""
+        """On a new connection: one to a relay that was killed may break only when it is written to."""
         self.http = httpx.Client(base_url=self.relay.url, verify=self.context, timeout=30, trust_env=False)
 
     def header(
