@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -197,9 +198,10 @@ def _finish(stage: Stage, coordinator: Coordinator, label: str, choices: Choices
 
 
 def _results(study: Study, records: list[RoundRecord]) -> Table:
-    table = Table(title=f"{study.label} · study {study.study}", title_justify="left")
-    for column in ("round", "training loss", "loss", "AUROC", "accuracy", "reg./ready/contr.", "up", "down", "seconds"):
-        table.add_column(column, justify="right")
+    table = Table(title=f"{study.label} · study {study.study}", title_justify="left", box=box.SIMPLE_HEAD)
+    heads = ("round", "training\nloss", "loss", "AUROC", "accu-\nracy", "reg./ready/\ncontrib.", "up", "down", "seconds")
+    for column in heads:
+        table.add_column(column, justify="right", no_wrap=True)  # fits a terminal of 80 columns
     for record in records:
         metrics = record.metrics
         table.add_row(
