@@ -198,10 +198,11 @@ def _finish(stage: Stage, coordinator: Coordinator, label: str, choices: Choices
 
 
 def _results(study: Study, records: list[RoundRecord]) -> Table:
-    table = Table(title=f"{study.label} · study {study.study}", title_justify="left", box=box.SIMPLE_HEAD)
-    heads = ("round", "training\nloss", "loss", "AUROC", "accu-\nracy", "reg./ready/\ncontrib.", "up", "down", "seconds")
-    for column in heads:
-        table.add_column(column, justify="right", no_wrap=True)  # fits a terminal of 80 columns
+    title = f"{study.label} · study {study.study}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
+    heads = "round", "training\nloss", "loss", "AUROC", "accu-\nracy", "reg./ready/\ncontrib.", "up", "down", "seconds"
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)  # fits a terminal of 80 columns
     for record in records:
         metrics = record.metrics
         table.add_row(

@@ -126,9 +126,9 @@ def aggregate(folder: Path) -> dict[str, float]:
     )
     _ = coordinator.unsealing
     Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak is counted from here
-    before, begun = _memory("VmRSS"), time.monotonic()
+    before, begun = resident_bytes("VmRSS"), time.monotonic()
     work.aggregate(gathered)
-    return {"seconds": time.monotonic() - begun, "grown": _memory("VmHWM") - before}
+    return {"seconds": time.monotonic() - begun, "grown": resident_bytes("VmHWM") - before}
 
 
 def _sealed(coordinator: Coordinator, silos: tuple[str, ...], said: list[Contribution]) -> Iterator[Sealed]:
@@ -137,7 +137,7 @@ def _sealed(coordinator: Coordinator, silos: tuple[str, ...], said: list[Contrib
         yield Sealed(silo, message, lambda digest=digest: coordinator.blobs.open(digest))  # type: ignore[misc]
 
 
-def _memory(name: str) -> int:
+def resident_bytes(name: str) -> int:
     """Bytes. Not `ru_maxrss`, which a process inherits from the one that started it."""
     found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     return int(found[1]) * 1024 if found else 0

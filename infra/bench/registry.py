@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from infra.bench import demo, footprint, memory, rounds, tiny, upload
+from infra.bench import demo, footprint, masked, memory, rounds, tiny, upload
 from infra.bench.rows import Row
 
 
@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "tiny-training": Benchmark(tiny.tiny_training, "a small network, federated and in one plain PyTorch process", 2),
     "upload": Benchmark(upload.upload, "100 MB from a hospital to the relay beside a plain TLS copy; the long poll", 1),
     "memory": Benchmark(memory.memory, "the coordinator's memory for 3, 10 and 30 hospitals", 1),
+    "masks": Benchmark(masked.masks, "masked sums: masks, encoding, both sides' parts, beside Flower's functions", 2),
     "agent-footprint": Benchmark(footprint.agent_footprint, "the hospital's daemon: start-up and memory", 0.5),
     "demo": Benchmark(demo.demo, "`wardround demo` on its clock", 2),
 }

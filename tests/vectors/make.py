@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -44,6 +45,12 @@ from boundary.plan import StudyPlan, digest_of, plan_from_toml, study_id, to_jso
 from boundary.requests import HEADER, sign_request
 from boundary.roster import KeyCard, Roster, SignedRoster, make_card, sign_roster
 from boundary.sealing import UnsealingKey, seal_stream
+from boundary.secagg import context as context_digests
+from boundary.secagg import secrets, shamir
+from boundary.secagg.encoding import Quantiser, encode_numbers
+from boundary.secagg.graph import thresholds
+from boundary.secagg.masks import Masking, MaskKey, apply_everywhere
+from boundary.secagg.ring import Encoding
 from boundary.version import ProtocolRange
 from compliance import trail
 
@@ -358,6 +365,40 @@ def _stream() -> Any:
     }
 
 
+def _masked_sum() -> Any:
+    """Everything of a masked sum that is not drawn at random, from fixed secrets."""
+    fixed = hashlib.shake_256(b"golden").digest(10_000)
+    source = io.BytesIO(fixed)
+    context, cohort = sha("context"), sha("cohort")
+    order = messages()[WorkOrder.kind]
+    assert isinstance(order, WorkOrder)
+    masked = np.arange(16 + 24, dtype=np.uint8)
+    keys = [MaskKey(secrets.self_key(FILE_KEY, sha("sharers"), "ucl"), 1), MaskKey(FILE_KEY, -1)]
+    apply_everywhere(masked, Masking(keys, numbers_bytes=16, ring=32), threads=1)
+    weights = np.array([0.0, 0.3, -0.3, 1e9, -1e9, 1e-12], np.float32)
+    encoding = Encoding(exponent=20, most=5)
+    words = np.empty(len(weights), np.uint32)
+    Quantiser(encoding, FILE_KEY).encode(weights, words)
+    numbers = encode_numbers(np.array([3.0, -2.5]), np.array([0, 20]), 5)
+    return {
+        "context": context_digests.context_of(order),
+        "cohort": context_digests.cohort_of(context, {silo: sha(silo) for silo in SILOS}),
+        "sharers": context_digests.sharers_of(cohort, SILOS),
+        "survivors": context_digests.survivors_of(sha("sharers"), {silo: sha(silo) for silo in SILOS}),
+        "transcript": context_digests.transcript_of(sha("survivors"), sha("sum")),
+        "self commitment": secrets.self_commitment(FILE_KEY, context, "ucl"),
+        "share digest": secrets.share_digest(bytes(33), cohort, "charite", "ucl", "seed"),
+        "mask key pair": secrets.mask_key_pair(FILE_KEY, context, "ucl").public.text,
+        "pair secret": secrets.pair_secret(FILE_KEY, cohort, "charite", "ucl").hex(),
+        "pair key": secrets.pair_key(FILE_KEY, sha("sharers"), "charite", "ucl").hex(),
+        "shares": {p: s.hex() for p, s in shamir.split(FILE_KEY, (1, 2, 5), 3, source.read).items()},
+        "masked": masked.tobytes().hex(),
+        "words": words.tobytes().hex(),
+        "numbers": numbers.tobytes().hex(),
+        "thresholds": {str(n): asdict(thresholds(n)) for n in (3, 5, 64, 65, 100, 200)},
+    }
+
+
 def sealed_once() -> Any:
     """HPKE draws fresh randomness: made once, and from then on only opened."""
     context = contribution_context(collection(), "st-olavs", sha("order"))
@@ -375,6 +416,7 @@ VECTORS: dict[str, Callable[[], Any]] = {
     "leaves.json": _leaves,
     "tensors.json": _tensors,
     "stream.json": _stream,
+    "masked_sum.json": _masked_sum,
 }
 SEALED = FOLDER / "sealed.json"
 

@@ -1,0 +1,97 @@
+"""Fixed-point numbers in a ring, so that masked vectors add up exactly.
+
+Two rings lie side by side in one vector. *Numbers* (losses, counts, weights, histograms, statistics) are 64-bit two's
+complement with a public number of fraction bits: their sum is exact, and they are refused rather than clipped.
+*Weights* (the model's delta) are clipped to a public bound, scaled by a public power of two and rounded
+stochastically to 32 or 16 bits.
+
+Bounds, by construction: with n hospitals at most, a hospital's integer q has |q| <= floor((2^(k-1) - 1) / n), so the
+sum of n of them lies within +-(2^(k-1) - 1) and never wraps. Rounding draws 8 random bits r per weight and takes
+floor(y + r / 256): whole steps stay what they are, everything else moves by less than one step, and the mean is right
+to 2^-8 of a step or half a unit in float32's last place, whichever is more.
+"""
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES256
+from cryptography.hazmat.primitives.ciphers.modes import CTR
+from numpy.typing import NDArray
+
+from boundary.errors import BadTensors
+from boundary.secagg.ring import Encoding
+
+NUMBER_BYTES = 8
+NUMBER_BITS = 64
+FRACTION_BITS = 20  # of a loss or a statistic: steps of 1e-6, sums up to 8.8e12
+PIECE = 128 * 1024  # weights at a time: every temporary stays in the second-level cache
+_ZEROS = memoryview(bytes(PIECE))
+
+Words = NDArray[np.uint32] | NDArray[np.uint16]
+
+
+class Quantiser:
+    """Float32 weights to ring words, piece by piece; counts what it had to clip. `seed` is 32 fresh CSPRNG bytes."""
+
+    def __init__(self, encoding: Encoding, seed: bytes) -> None:
+        self._encoding = encoding
+        self._stream = Cipher(AES256(seed), CTR(bytes(16))).encryptor()
+        self._scaled, self._dither = np.empty(PIECE, np.float32), np.empty(PIECE, np.float32)
+        self._signed = np.empty(PIECE, np.int32)
+        self._random = np.empty(PIECE + 16, np.uint8)  # `update_into` wants a cipher block to spare
+        self.clipped = 0
+
+    def encode(self, weights: NDArray[np.float32], out: Words) -> None:
+        """Write the words of `weights` [n] to `out` [n]; raises `BadTensors` for NaN or infinity."""
+        for start in range(0, len(weights), PIECE):
+            self._piece(weights[start : start + PIECE], out[start : start + PIECE])
+
+    def _piece(self, weights: NDArray[np.float32], out: Words) -> None:
+        n, limit = len(weights), np.float32(self._encoding.largest)
+        scaled, dither, random = self._scaled[:n], self._dither[:n], self._random[:n]
+        with np.errstate(over="ignore"):  # what becomes infinite is clipped
+            np.multiply(weights, np.float32(2.0**self._encoding.exponent), out=scaled)
+        low, high = scaled.min(), scaled.max()
+        if not (low >= -limit and high <= limit):  # NaN is neither
+            self._clip(weights, scaled, limit)
+        self._stream.update_into(_ZEROS[:n], self._random.data)
+        np.copyto(dither, random)
+        np.multiply(dither, np.float32(1 / 256), out=dither)
+        np.add(scaled, dither, out=scaled)
+        np.floor(scaled, out=scaled)
+        signed = out.view(np.int32) if self._encoding.ring == 32 else self._signed[:n]
+        np.copyto(signed, scaled, casting="unsafe")
+        if signed.base is self._signed:
+            np.copyto(out, signed, casting="unsafe")  # two's complement, modulo the ring
+
+    def _clip(self, weights: NDArray[np.float32], scaled: NDArray[np.float32], limit: np.float32) -> None:
+        if not np.isfinite(weights).all():
+            raise BadTensors("the weights hold NaN or infinity")
+        self.clipped += int(np.count_nonzero(np.abs(scaled) > limit))
+        np.clip(scaled, -limit, limit, out=scaled)
+
+
+def decode_weights(total: Words, encoding: Encoding) -> NDArray[np.float64]:
+    """Turn the sum of all hospitals' words into float64 [n]."""
+    signed = total.view("<i4" if encoding.ring == 32 else "<i2")
+    values = signed.astype(np.float64)
+    return np.ldexp(values, -encoding.exponent, out=values)
+
+
+def encode_numbers(values: NDArray[np.float64], fraction_bits: NDArray[np.int64], most: int) -> NDArray[np.uint64]:
+    """Round `values` [m] to steps of 2^-fraction_bits; raises `BadTensors` for what is not finite or too large."""
+    largest = (2 ** (NUMBER_BITS - 1) - 1) // most
+    words = []
+    for value, bits in zip(values.tolist(), fraction_bits.tolist(), strict=True):
+        if not np.isfinite(value):
+            raise BadTensors("a number is NaN or infinite")
+        scaled = round(value * 2**bits)
+        if abs(scaled) > largest:
+            raise BadTensors("a number is too large for the sum")
+        words.append(scaled % 2**NUMBER_BITS)
+    return np.array(words, dtype="<u8")
+
+
+def decode_numbers(total: NDArray[np.uint64], fraction_bits: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Turn the sum of all hospitals' numbers into float64 [m]."""
+    signed = total.view("<i8").tolist()
+    return np.array([value / 2**bits for value, bits in zip(signed, fraction_bits.tolist(), strict=True)])

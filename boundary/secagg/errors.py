@@ -1,0 +1,33 @@
+"""Why a hospital or the coordinator breaks off a masked sum. Each ends the attempt, never the round."""
+
+from boundary.errors import PeerFault
+
+
+class BadShares(PeerFault):
+    """Shares that do not lie on one polynomial of a 32-byte secret, are not those promised, or are too few."""
+
+    code = "BAD_SHARES"
+
+
+class SplitView(PeerFault):
+    """Two hospitals were told different things about the same sum."""
+
+    code = "SPLIT_VIEW"
+
+
+class CohortTooSmall(PeerFault):
+    """A sum over fewer hospitals than the protocol, the plan or this hospital accepts."""
+
+    code = "COHORT_TOO_SMALL"
+
+
+class KeyReused(PeerFault):
+    """A key that appears twice, or was seen in another attempt."""
+
+    code = "KEY_REUSED"
+
+
+class KeysLost(PeerFault):
+    """The agent was restarted: an attempt's secrets live in memory only. It joins the next attempt."""
+
+    code = "KEYS_LOST"

@@ -1,0 +1,142 @@
+"""Hospitals and a coordinator in one process, step by step, with a place between any two steps for mischief."""
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boundary.secagg.context import survivors_of
+from boundary.secagg.hospital import Dealt, HospitalSession, Part, Revealed
+from boundary.secagg.masks import Masking, apply_everywhere
+from boundary.secagg.opening import DealtBy, Opening, Sum
+from boundary.secagg.secrets import Announcement
+
+CONTEXT = "sha256:" + "c" * 64
+NUMBERS = 4  # 64-bit words before the weights
+Words = NDArray[np.uint8]
+Make = Callable[..., HospitalSession]
+
+
+def digest_of(*parts: object) -> str:
+    return "sha256:" + hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def entropy_of(seed: int) -> Callable[[int], bytes]:
+    return random.Random(seed).randbytes  # noqa: S311 - the same every time is what a test wants
+
+
+def vector(silo: str, weights: int, ring: int = 32) -> Words:
+    """Random words of both rings: every value is as likely to wrap as not."""
+    return np.frombuffer(random.Random(silo).randbytes(8 * NUMBERS + weights * ring // 8), np.uint8).copy()  # noqa: S311
+
+
+def added(vectors: list[Words], ring: int = 32) -> Words:
+    """The integer reference: plain modular sums of both rings."""
+    total = np.zeros_like(vectors[0])
+    word = np.uint32 if ring == 32 else np.uint16
+    for one in vectors:
+        total[: 8 * NUMBERS].view(np.uint64)[:] += one[: 8 * NUMBERS].view(np.uint64)
+        total[8 * NUMBERS :].view(word)[:] += one[8 * NUMBERS :].view(word)
+    return total
+
+
+@dataclass
+class Cohort:
+    """All of one attempt. `make` may be a weakened session; `contexts` what some took the order to mean."""
+
+    silos: tuple[str, ...]
+    make: Make = HospitalSession
+    least: int = 3
+    weights: int = 40
+    ring: int = 32
+    attempt: int = 1
+    context: str = CONTEXT
+    contexts: Mapping[str, str] = field(default_factory=dict)
+    sessions: dict[str, HospitalSession] = field(default_factory=dict)
+    announced: dict[str, Announcement] = field(default_factory=dict)
+    dealt: dict[str, Dealt] = field(default_factory=dict)
+    masked: dict[str, Words] = field(default_factory=dict)
+    sharers: dict[str, str] = field(default_factory=dict)
+    seen: dict[str, str] = field(default_factory=dict)
+    revealed: dict[str, Revealed] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, hospitals: int, **more: object) -> "Cohort":
+        return cls(tuple(f"h{number:03d}" for number in range(hospitals)), **more)  # type: ignore[arg-type]
+
+    # --- the steps, each for one hospital --------------------------------------------------------------
+    def announce(self, silo: str) -> None:
+        context = self.contexts.get(silo, self.context)
+        made = self.make(context, silo, least=self.least, entropy=entropy_of(hash((silo, self.attempt))))
+        self.sessions[silo] = made
+        self.announced[silo] = replace(made.announce(), digest=digest_of(silo, self.attempt, made.announce()))
+
+    def share(self, silo: str, members: Mapping[str, Announcement] | None = None) -> None:
+        self.dealt[silo] = self.sessions[silo].share(self.announced if members is None else members)
+
+    def parts_for(self, silo: str, sharing: frozenset[str]) -> dict[str, Part]:
+        return {u: self.dealt[u].parts[silo] for u in sharing if silo in self.dealt[u].parts}
+
+    def mask(self, silo: str, sharing: frozenset[str], parts: Mapping[str, Part] | None = None) -> None:
+        keys = self.sessions[silo].mask(sharing, self.parts_for(silo, sharing) if parts is None else parts)
+        words = vector(silo, self.weights, self.ring)
+        masking = Masking(keys, numbers_bytes=8 * NUMBERS, ring=self.ring)  # type: ignore[arg-type]
+        apply_everywhere(words, masking, threads=1)
+        self.masked[silo], self.sharers[silo] = words, self.sessions[silo].sharers
+
+    def sent(self, silo: str) -> str:
+        return digest_of(self.masked[silo].tobytes())
+
+    def named(self, surviving: frozenset[str]) -> dict[str, tuple[str, str]]:
+        return {u: (self.sharers[u], self.sent(u)) for u in surviving}
+
+    def agree(self, silo: str, vectors: Mapping[str, tuple[str, str]]) -> None:
+        self.seen[silo] = self.sessions[silo].agree(self.sent(silo), vectors)
+
+    def reveal(self, silo: str, seen: Mapping[str, str] | None = None) -> Revealed:
+        self.revealed[silo] = self.sessions[silo].reveal(self.seen if seen is None else seen)
+        return self.revealed[silo]
+
+    # --- all of it -------------------------------------------------------------------------------------
+    def until_masked(self, *, no_shares: int = 0, no_vector: int = 0) -> tuple[frozenset[str], frozenset[str]]:
+        """Run to the point where the survivors are named; the first `no_shares`, then `no_vector`, drop out."""
+        for silo in self.silos:
+            self.announce(silo)
+        for silo in self.silos:
+            self.share(silo)
+        sharing = frozenset(self.silos[no_shares:])
+        surviving = frozenset(self.silos[no_shares + no_vector :])
+        for silo in sorted(sharing):
+            self.mask(silo, sharing)
+        return sharing, surviving
+
+    def opening(self, sharing: frozenset[str], surviving: frozenset[str]) -> Opening:
+        any_one = self.dealt[min(sharing)]
+        sharers = self.sharers[min(surviving)]
+        about = Sum(
+            context=self.context,
+            cohort=any_one.cohort,
+            sharers=sharers,
+            survivors=survivors_of(sharers, {u: self.sent(u) for u in surviving}),
+            members=self.announced,
+            dealt={
+                u: DealtBy(self.dealt[u].parts, self.dealt[u].self_digest, self.dealt[u].seed_digest) for u in sharing
+            },
+            surviving=surviving,
+        )
+        opening = Opening(about)
+        for silo, revealed in self.revealed.items():
+            opening.take(silo, revealed)
+        return opening
+
+    def unmasked(self, opening: Opening, surviving: frozenset[str]) -> Words:
+        total = added([self.masked[u] for u in sorted(surviving)], self.ring)
+        masking = Masking(opening.masks(), numbers_bytes=8 * NUMBERS, ring=self.ring)  # type: ignore[arg-type]
+        apply_everywhere(total, masking, threads=1)
+        return total
+
+    def reference(self, surviving: frozenset[str]) -> Words:
+        return added([vector(u, self.weights, self.ring) for u in sorted(surviving)], self.ring)
