@@ -26,10 +26,6 @@ class Encoding(Frozen):
     most: Annotated[int, Field(ge=3, le=200)]
 
     @property
-    def word_bytes(self) -> int:
-        return self.ring // 8
-
-    @property
     def largest(self) -> int:
         """The largest |q| of one hospital: within the proven bound, and exact in float32."""
         proven: int = (2 ** (self.ring - 1) - 1) // self.most

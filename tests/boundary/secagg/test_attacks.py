@@ -11,15 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from boundary.errors import BoundaryError, CallerFault, OutOfTurn, UnsealFailed
+from boundary.errors import BoundaryError, CallerFault, MalformedMessage, OutOfTurn, UnknownMember, UnsealFailed
+from boundary.sealing import SealingKey
 from boundary.secagg import shamir
 from boundary.secagg.context import binding
 from boundary.secagg.errors import BadShares, CohortTooSmall, KeyReused, SplitView
 from boundary.secagg.graph import Thresholds
 from boundary.secagg.hospital import HospitalSession, Part, Revealed, Turn
 from boundary.secagg.masks import Masking, MaskKey, apply_everywhere
-from boundary.secagg.opening import Opening
-from boundary.secagg.secrets import Announcement, mask_key_pair, pair_key, pair_secret, self_key
+from boundary.secagg.opening import DealtBy, Opening
+from boundary.secagg.secrets import (
+    Announcement,
+    mask_key_pair,
+    pair_key,
+    pair_secret,
+    self_key,
+    share_digest,
+)
 from infra.cohort import CONTEXT, NUMBERS, Cohort, Make, Words, digest_of, vector
 
 
@@ -425,6 +433,90 @@ def test_a_dealer_of_shares_of_another_secret_is_named(kind: str) -> None:
         cohort.reveal(silo)
     with pytest.raises(BadShares, match=liar):
         cohort.opening(sharing, surviving).masks()
+
+
+# --- a cohort that shares, up to where one hospital's parts are shown to it ---------------------------------
+def before_masking() -> tuple[Cohort, frozenset[str], dict[str, Part]]:
+    cohort = Cohort.of(3)
+    for silo in cohort.silos:
+        cohort.announce(silo)
+    for silo in cohort.silos:
+        cohort.share(silo)
+    sharing = frozenset(cohort.silos)
+    return cohort, sharing, cohort.parts_for("h001", sharing)
+
+
+def sealed_again(cohort: Cohort, shares: bytes) -> Part:
+    """A part of h000 for h001 with other bytes in it, and the digests that go with them."""
+    about = cohort.dealt["h000"].cohort
+    bound = binding("shares", about, "h000", "h001")
+    halves = shares[: shamir.SHARE_BYTES], shares[shamir.SHARE_BYTES :]
+    digests = [
+        share_digest(half, about, "h000", "h001", kind) for half, kind in zip(halves, ("self", "seed"), strict=True)
+    ]
+    sealed = SealingKey(cohort.announced["h001"].transport_key).seal(shares, bound)
+    return replace(cohort.dealt["h000"].parts["h001"], sealed=sealed, self_digest=digests[0], seed_digest=digests[1])
+
+
+def test_shares_of_a_wrong_length_are_refused_though_they_are_those_promised() -> None:
+    cohort, sharing, parts = before_masking()
+    with pytest.raises(BadShares, match="length"):
+        cohort.mask("h001", sharing, parts | {"h000": sealed_again(cohort, bytes(65))})
+    assert cohort.sessions["h001"].turn is Turn.SHARES  # nothing was taken in
+
+
+def test_a_withheld_part_is_noticed() -> None:
+    cohort, sharing, parts = before_masking()
+    with pytest.raises(OutOfTurn, match="missing"):
+        cohort.mask("h001", sharing, {"h000": parts["h000"]})
+
+
+def test_a_missing_mask_secret_is_noticed() -> None:
+    cohort, sharing, parts = before_masking()
+    with pytest.raises(MalformedMessage):
+        cohort.mask("h001", sharing, parts | {"h000": replace(parts["h000"], pair=None)})
+
+
+def test_a_mask_secret_of_a_wrong_length_is_refused() -> None:
+    cohort, sharing, parts = before_masking()
+    bound = binding("pair", cohort.dealt["h000"].cohort, "h000", "h001")
+    short = SealingKey(cohort.announced["h001"].mask_key).seal(bytes(31), bound)
+    with pytest.raises(UnsealFailed, match="length"):
+        cohort.mask("h001", sharing, parts | {"h000": replace(parts["h000"], pair=short)})
+
+
+def test_a_stranger_cannot_share_survive_or_agree() -> None:
+    cohort, sharing, parts = before_masking()
+    with pytest.raises(UnknownMember):
+        cohort.mask("h001", sharing | {"nobody"}, parts)
+    for silo in sharing:
+        cohort.mask(silo, sharing)
+    with pytest.raises(UnknownMember):
+        cohort.agree("h001", cohort.named(sharing) | {"nobody": ("", "")})
+    for silo in sharing:
+        cohort.agree(silo, cohort.named(sharing))
+    with pytest.raises(UnknownMember):
+        cohort.reveal("h001", cohort.seen | {"nobody": cohort.seen["h001"]})
+
+
+def test_a_mask_secret_that_does_not_open_names_who_sealed_it() -> None:
+    cohort = Cohort.of(5)
+    sharing, _ = cohort.until_masked()
+    surviving = sharing - {"h004"}
+    for silo in surviving:
+        cohort.agree(silo, cohort.named(surviving))
+    for silo in surviving:
+        cohort.reveal(silo)
+    parts = dict(cohort.dealt["h001"].parts)
+    parts["h004"] = replace(parts["h004"], pair=_flipped(parts["h004"].pair or b"", 100))
+    cohort.dealt["h001"] = replace(cohort.dealt["h001"], parts=parts)
+    with pytest.raises(BadShares, match="h001 sealed for h004"):
+        cohort.opening(sharing, surviving).masks()
+
+
+def test_nobody_promised_a_share_to_who_is_no_neighbour() -> None:
+    assert DealtBy({}, "sha256:a", "sha256:b").promised("h000", "h001", "self") is None
+    assert DealtBy({}, "sha256:a", "sha256:b").promised("h000", "h000", "seed") == "sha256:b"
 
 
 def test_a_mask_key_is_used_once() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from boundary.errors import BadTensors, CallerFault
-from boundary.secagg import shamir
+from boundary.secagg import graph, shamir
 from boundary.secagg.encoding import (
     FRACTION_BITS,
     Quantiser,
@@ -248,6 +248,12 @@ def test_sparse_numbers_hold_the_tails_they_claim() -> None:
             for hit in range(2 * t - k, k + 1)
         )
         assert chance * members <= 2.0**-40
+
+
+def test_without_numbers_that_hold_there_is_no_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "LOST_SHARE", 1)  # everybody drops out
+    with pytest.raises(CallerFault, match="no thresholds"):
+        graph._sparse.__wrapped__(65)
 
 
 def test_a_hospital_picks_its_own_neighbours_and_all_are_as_likely() -> None:
