@@ -251,7 +251,7 @@ def test_sparse_numbers_hold_the_tails_they_claim() -> None:
 
 
 def test_without_numbers_that_hold_there_is_no_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph, "LOST_SHARE", 1)  # everybody drops out
+    monkeypatch.setattr(graph, "LOST_SHARE", 2)  # half of them drop out
     with pytest.raises(CallerFault, match="no thresholds"):
         graph._sparse.__wrapped__(65)
 
