@@ -13,7 +13,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Va
 
 from boundary.canonical import Digest, canonical_bytes, digest
 from boundary.errors import InvalidPlan, MalformedMessage
-from boundary.names import Frozen, SiloId, StudyName, VersionOne, decode_base64
+from boundary.identity import PublicIdentity
+from boundary.names import Frozen, SiloId, StudyName, VersionOne
 
 SMALLEST_COHORT = 3  # hospitals in one sum; two could subtract themselves from it (secure-aggregation.md)
 MAX_HOSPITALS = 200
@@ -56,16 +57,19 @@ def _one_line(text: str) -> str:
     return _readable(text)
 
 
-def _one_form(key: str) -> str:
-    decode_base64(key.removeprefix("ed25519:"))  # stray bits would give one key two names
-    return key
+def _sound_key(key: str) -> str:
+    """No second name for a key, and no key whose owner could disown what it signed (`boundary.identity`)."""
+    try:
+        return PublicIdentity(key).text
+    except MalformedMessage as why:
+        raise ValueError("not a public key, or not one that binds its owner") from why
 
 
 Day = Annotated[date, BeforeValidator(_date_in), PlainSerializer(date.isoformat, return_type=str, when_used="json")]
 Word = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_one_line)]
 Names = Annotated[tuple[Word, ...], BeforeValidator(_list_in), AfterValidator(_distinct)]
 Sentence = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_readable)]
-PublicKeyStr = Annotated[str, Field(pattern=r"^ed25519:[A-Za-z0-9+/]{43}=$"), AfterValidator(_one_form)]
+PublicKeyStr = Annotated[str, Field(pattern=r"^ed25519:[A-Za-z0-9+/]{43}=$"), AfterValidator(_sound_key)]
 Unit = Annotated[float, Field(ge=-1e6, le=1e6)]  # HU, percent: within what the digest's JSON can carry
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 

@@ -8,6 +8,7 @@ in each nonce (STREAM, Hoang, Reyhanitabar, Rogaway and Vizar 2015): chunks cann
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 from cryptography.exceptions import InvalidTag
@@ -43,24 +44,26 @@ class SealingKey:
     text: str
 
     def __post_init__(self) -> None:
-        self._key()
-
-    def _key(self) -> MLKEM768X25519PublicKey:
-        try:
-            if not self.text.startswith(_PREFIX):
-                raise ValueError("unknown kind")  # noqa: TRY301 - one refusal for all reasons
-            raw = decode_base64(self.text.removeprefix(_PREFIX))
-            if len(raw) != PUBLIC_KEY_BYTES:
-                raise ValueError("wrong length")  # noqa: TRY301
-            curve = X25519PublicKey.from_public_bytes(raw[1184:])
-            _PROBE.exchange(curve)  # a point of small order: ValueError here, on parsing, and not when we seal
-            return MLKEM768X25519PublicKey(MLKEM768PublicKey.from_public_bytes(raw[:1184]), curve)
-        except ValueError as why:
-            raise MalformedMessage(f"not a sealing key: {self.text!r:.60}") from why
+        _parsed(self.text)
 
     def seal(self, content: bytes, context: bytes) -> bytes:
         """HPKE base mode, single shot: encapsulated key || ciphertext, bound to `context`."""
-        return bytes(_SUITE.encrypt(content, self._key(), info=context))
+        return bytes(_SUITE.encrypt(content, _parsed(self.text), info=context))
+
+
+@lru_cache(maxsize=512)  # a hospital seals twice for each of its neighbours
+def _parsed(text: str) -> MLKEM768X25519PublicKey:
+    try:
+        if not text.startswith(_PREFIX):
+            raise ValueError("unknown kind")  # noqa: TRY301 - one refusal for all reasons
+        raw = decode_base64(text.removeprefix(_PREFIX))
+        if len(raw) != PUBLIC_KEY_BYTES:
+            raise ValueError("wrong length")  # noqa: TRY301
+        curve = X25519PublicKey.from_public_bytes(raw[1184:])
+        _PROBE.exchange(curve)  # a point of small order: ValueError here, on parsing, and not when we seal
+        return MLKEM768X25519PublicKey(MLKEM768PublicKey.from_public_bytes(raw[:1184]), curve)
+    except ValueError as why:
+        raise MalformedMessage(f"not a sealing key: {text!r:.60}") from why
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -70,6 +70,7 @@ REFUSED: dict[str, tuple[str, Any]] = {
     "a name with a line end": ("name", "ct-contrast\n"),
     "a key that is no key": ("hospitals.1.signing_key", "ed25519:abc"),
     "a key of another kind": ("hospitals.1.signing_key", "rsa:" + "A" * 43 + "="),
+    "a key of small order, which binds nobody": ("hospitals.1.signing_key", "ed25519:" + "A" * 43 + "="),
     "a key with stray bits, a second name for the first key": ("hospitals.1.signing_key", "ed25519:" + "A" * 42 + "B="),
     "true for version 1": ("version", True),
     "1.0 for version 1": ("version", 1.0),

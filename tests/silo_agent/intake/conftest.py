@@ -1,6 +1,5 @@
 """Hand-made archives: what the tests of the intake share."""
 
-import base64
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from boundary.identity import SigningIdentity
 from boundary.plan import StudyPlan, parse_plan
 from infra.hospitals.writing import Identity, LabelRow, write_image, write_labels
 
@@ -33,7 +33,7 @@ def make_plan() -> Callable[..., StudyPlan]:
         *, modalities: tuple[str, ...] = ("CT",), labels: dict[str, Any] | None = None, **dataset: Any
     ) -> StudyPlan:
         hospitals = [
-            {"silo": f"hospital-{i}", "signing_key": "ed25519:" + base64.b64encode(bytes([i]) * 32).decode()}
+            {"silo": f"hospital-{i}", "signing_key": SigningIdentity.generate().public.text}
             for i in range(3)
         ]
         purpose = dict.fromkeys(("title", "statement", "legal_basis", "ethics_reference"), "a test")
