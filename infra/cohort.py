@@ -24,7 +24,7 @@ def digest_of(*parts: object) -> str:
     return "sha256:" + hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def entropy_of(seed: int) -> Callable[[int], bytes]:
+def entropy_of(seed: int | str) -> Callable[[int], bytes]:
     return random.Random(seed).randbytes  # noqa: S311 - the same every time is what a test wants
 
 
@@ -54,6 +54,7 @@ class Cohort:
     ring: int = 32
     attempt: int = 1
     context: str = CONTEXT
+    revealed_for: frozenset[str] | None = None
     contexts: Mapping[str, str] = field(default_factory=dict)
     sessions: dict[str, HospitalSession] = field(default_factory=dict)
     announced: dict[str, Announcement] = field(default_factory=dict)
@@ -70,7 +71,8 @@ class Cohort:
     # --- the steps, each for one hospital --------------------------------------------------------------
     def announce(self, silo: str) -> None:
         context = self.contexts.get(silo, self.context)
-        made = self.make(context, silo, least=self.least, entropy=entropy_of(hash((silo, self.attempt))))
+        entropy = entropy_of(f"{silo}/{self.attempt}")
+        made = self.make(context, silo, least=self.least, entropy=entropy, revealed_for=self.revealed_for)
         self.sessions[silo] = made
         self.announced[silo] = replace(made.announce(), digest=digest_of(silo, self.attempt, made.announce()))
 

@@ -31,3 +31,9 @@ class KeysLost(PeerFault):
     """The agent was restarted: an attempt's secrets live in memory only. It joins the next attempt."""
 
     code = "KEYS_LOST"
+
+
+class ResultSpent(PeerFault):
+    """A result that was already unmasked in one sum, wanted for a sum over other hospitals: their difference tells."""
+
+    code = "RESULT_SPENT"

@@ -13,7 +13,7 @@ from boundary.errors import MalformedMessage, OutOfTurn, UnknownMember, UnsealFa
 from boundary.sealing import SealingKey
 from boundary.secagg import shamir
 from boundary.secagg.context import binding, cohort_of, sharers_of, survivors_of
-from boundary.secagg.errors import BadShares, CohortTooSmall, KeyReused, SplitView
+from boundary.secagg.errors import BadShares, CohortTooSmall, KeyReused, ResultSpent, SplitView
 from boundary.secagg.graph import Thresholds, chooses_mask, neighbours, thresholds
 from boundary.secagg.masks import MaskKey
 from boundary.secagg.secrets import (
@@ -70,9 +70,21 @@ class Revealed:
 
 
 class HospitalSession:
-    """One hospital, one attempt. `least` is the smallest sum this hospital takes part in."""
+    """One hospital, one attempt. `least` is the smallest sum this hospital takes part in.
 
-    def __init__(self, context: str, silo: str, *, least: int, entropy: Callable[[int], bytes]) -> None:
+    `revealed_for` are the survivors of an earlier attempt with the same result in which this hospital revealed shares.
+    """
+
+    def __init__(
+        self,
+        context: str,
+        silo: str,
+        *,
+        least: int,
+        entropy: Callable[[int], bytes],
+        revealed_for: frozenset[str] | None = None,
+    ) -> None:
+        self._revealed_for = revealed_for
         self._context, self._silo, self._least, self._entropy = context, silo, max(least, SMALLEST_SUM), entropy
         self._secrets = AttemptSecrets.make(context, silo, entropy)
         self._turn = Turn.COHORT
@@ -220,6 +232,7 @@ class HospitalSession:
         if not surviving <= self._sharing or self._silo not in surviving:
             raise UnknownMember("survivors that did not share, or without us")
         self._enough(len(surviving))
+        self._unspent(surviving)
         if any(sharers != self._sharers for sharers, _ in vectors.values()):
             raise SplitView("another hospital masked for another set of hospitals")
         if vectors[self._silo][1] != own_vector:
@@ -228,6 +241,10 @@ class HospitalSession:
         self._survivors = survivors_of(self._sharers, {silo: vector for silo, (_, vector) in vectors.items()})
         self._turn = Turn.AGREEMENT
         return self._survivors
+
+    def _unspent(self, surviving: frozenset[str]) -> None:
+        if self._revealed_for not in {None, surviving}:
+            raise ResultSpent("this result was unmasked in a sum over other hospitals: it has to be computed anew")
 
     def _enough(self, there: int) -> None:
         least = max(self._least, self.numbers.agreeing)

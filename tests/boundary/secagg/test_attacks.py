@@ -15,7 +15,7 @@ from boundary.errors import BoundaryError, CallerFault, MalformedMessage, OutOfT
 from boundary.sealing import SealingKey
 from boundary.secagg import shamir
 from boundary.secagg.context import binding
-from boundary.secagg.errors import BadShares, CohortTooSmall, KeyReused, SplitView
+from boundary.secagg.errors import BadShares, CohortTooSmall, KeyReused, ResultSpent, SplitView
 from boundary.secagg.graph import Thresholds
 from boundary.secagg.hospital import HospitalSession, Part, Revealed, Turn
 from boundary.secagg.masks import Masking, MaskKey, apply_everywhere
@@ -86,6 +86,13 @@ class LooksAtNoSurvivors(NeedsNobodysAgreement):
         mine = dict.fromkeys(vectors, (self._sharers, own_vector))
         super().agree(own_vector, mine)
         return self._survivors
+
+
+class ForgetsEarlierAttempts(HospitalSession):
+    """Lends one result to as many sums as it is asked to."""
+
+    def _unspent(self, surviving: frozenset[str]) -> None:
+        pass
 
 
 class OpensAnything(HospitalSession):
@@ -276,6 +283,22 @@ def another_vector_in_our_name(make: Make) -> None:
     cohort.agree("h000", named | {"h000": (named["h000"][0], digest_of("not what h000 sent"))})
 
 
+def one_result_in_two_sums(make: Make) -> None:
+    """The coordinator gets its sum over four, says that the attempt failed, and asks for one over three."""
+    sums = []
+    for attempt, no_vector, before in ((1, 0, None), (2, 1, frozenset(Cohort.of(4).silos))):
+        cohort = Cohort.of(4, make=make, attempt=attempt, revealed_for=before)
+        sharing, surviving = cohort.until_masked(no_vector=no_vector)
+        for silo in surviving:
+            cohort.agree(silo, cohort.named(surviving))
+        for silo in surviving:
+            cohort.reveal(silo)
+        sums.append(cohort.unmasked(cohort.opening(sharing, surviving), surviving))
+    sums[0][: 8 * NUMBERS].view(np.uint64)[:] -= sums[1][: 8 * NUMBERS].view(np.uint64)
+    sums[0][8 * NUMBERS :].view(np.uint32)[:] -= sums[1][8 * NUMBERS :].view(np.uint32)
+    prize(cohort, "h000", sums[0])
+
+
 def _tampered(make: Make, change: Callable[[Part], Part]) -> None:
     cohort = Cohort.of(3, make=make)
     for silo in cohort.silos:
@@ -339,6 +362,7 @@ ATTACKS: dict[Callable[[Make], None], Stopped] = {
     a_cohort_below_the_hospitals_own_floor: Stopped(CohortTooSmall, LooksAtNoCohort),
     a_second_vector_under_the_same_masks: Stopped(OutOfTurn, ForgetsItsTurn),
     two_sets_of_sharers_to_two_halves: Stopped(SplitView, LooksAtNoSurvivors),
+    one_result_in_two_sums: Stopped(ResultSpent, ForgetsEarlierAttempts),
     another_vector_in_our_name: Stopped(SplitView, LooksAtNoSurvivors),
     a_share_bit_flipped_on_the_way: Stopped(UnsealFailed, OpensAnything),
     the_ml_kem_ciphertext_tampered_with: Stopped(UnsealFailed, OpensAnything),
@@ -517,6 +541,13 @@ def test_a_mask_secret_that_does_not_open_names_who_sealed_it() -> None:
 def test_nobody_promised_a_share_to_who_is_no_neighbour() -> None:
     assert DealtBy({}, "sha256:a", "sha256:b").promised("h000", "h001", "self") is None
     assert DealtBy({}, "sha256:a", "sha256:b").promised("h000", "h000", "seed") == "sha256:b"
+
+
+def test_the_same_survivors_may_be_summed_again() -> None:
+    """After an attempt in which too few revealed: the very same sum tells nothing new."""
+    cohort = Cohort.of(4, revealed_for=frozenset(Cohort.of(4).silos))
+    _, surviving = cohort.until_masked()
+    cohort.agree("h000", cohort.named(surviving))
 
 
 def test_a_mask_key_is_used_once() -> None:
