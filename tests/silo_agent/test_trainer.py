@@ -169,7 +169,8 @@ def test_the_end_of_the_input_ends_a_training(child: Child, work: dict[str, Any]
 
 # --- a child alone -----------------------------------------------------------------------------------
 def test_nothing_heavy_is_imported_before_there_is_work() -> None:
-    script = "import sys, silo_agent.trainer; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    loaded = "{name.partition('.')[0] for name, module in sys.modules.items() if module is not None}"
+    script = f"import sys, silo_agent.trainer; print(*sorted({loaded}))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not {"torch", "monai", "numpy", "pydicom", "httpx", "sqlite3", "cryptography"} & set(done.stdout.split())
 
