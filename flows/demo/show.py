@@ -1,6 +1,7 @@
 """The demo as a person sees it: steps, live progress, a table of results, two addresses."""
 
 import json
+import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,17 +110,31 @@ def start_run(stage: Stage, label: str, count: int) -> str:
     """As the Run button does: through the deployment, by the API."""
     api = f"{stage.ports.prefect_url}/api"
 
-    def offered() -> bool:
-        found = httpx.get(f"{api}/deployments/name/{DEPLOYMENT}", trust_env=False, timeout=10)
-        return found.status_code == 200 and label in found.text
+    found: dict[str, str] = {}
 
-    stage.processes.wait_until("the deployment", offered, 120)
-    deployment = httpx.get(f"{api}/deployments/name/{DEPLOYMENT}", trust_env=False, timeout=10).json()["id"]
-    body = {"parameters": {"plan": label, "rounds": count, "dry_run": False}, "state": {"type": "SCHEDULED"}}
-    made = httpx.post(f"{api}/deployments/{deployment}/create_flow_run", json=body, trust_env=False, timeout=30)
-    if made.status_code >= 300:
-        raise DemoFailed(f"Prefect refused the run: {made.text}")
-    return str(made.json()["id"])
+    def answered(key: str, method: str, path: str, body: dict[str, object] | None = None) -> bool:
+        """Whether Prefect answered; 503 is its word for "my database is locked, ask again"."""
+        try:
+            answer = httpx.request(method, api + path, json=body, trust_env=False, timeout=30)
+        except httpx.TransportError:
+            return False
+        if answer.status_code in {404, 503}:
+            return False
+        if answer.status_code >= 300:
+            raise DemoFailed(f"Prefect refused the run: {answer.text}")
+        found[key] = str(answer.json()["id"])
+        return label in answer.text
+
+    by_name = f"/deployments/name/{DEPLOYMENT}"
+    stage.processes.wait_until("the deployment", lambda: answered("deployment", "GET", by_name), 120)
+    create = f"/deployments/{found['deployment']}/create_flow_run"
+    body = {
+        "parameters": {"plan": label, "rounds": count, "dry_run": False},
+        "state": {"type": "SCHEDULED"},
+        "idempotency_key": secrets.token_hex(16),  # asked twice, it is made once
+    }
+    stage.processes.wait_until("the flow run", lambda: answered("run", "POST", create, body), 60)
+    return found["run"]
 
 
 def _watch(stage: Stage, coordinator: Coordinator, label: str, run: str, console: Console) -> None:
