@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from boundary.identity import SigningIdentity
 from boundary.names import COORDINATOR
-from boundary.plan import StudyPlan
+from boundary.plan import StudyPlan, parse_plan
 from boundary.tensors import TensorManifest, TensorSpec, pack
 from flows import coordinator as home
 from flows.coordinator import Coordinator, create, load, starting_settings
@@ -171,3 +173,10 @@ quorum = 3
 ready_minutes = 10.0
 lost_after_seconds = 30.0
 """
+
+
+def keyed_plan(silos: Sequence[str], dataset: str, rounds_: int, *, holdout: float = 0.2) -> StudyPlan:
+    """A parsed `plan_text` for hospitals that nobody enrolled, with new keys."""
+    value = tomllib.loads(plan_text(silos, dataset, rounds_, holdout=holdout))
+    keys = {silo: SigningIdentity.generate().public.text for silo in silos}
+    return parse_plan(value | {"hospitals": [{"silo": silo, "signing_key": key} for silo, key in keys.items()]})

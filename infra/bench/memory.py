@@ -12,17 +12,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 
 from boundary.contribution import contribution_context, seal_contribution
-from boundary.identity import SigningIdentity
 from boundary.layout import layout_for
 from boundary.messages import BlobRef, Collection, Contribution
-from boundary.plan import StudyPlan, plan_from_toml
+from boundary.plan import StudyPlan
 from boundary.sealing import SealingKey
 from boundary.tensors import TensorManifest, TensorSpec, pack
 from flows.aggregation import Sealed
@@ -32,7 +31,7 @@ from flows.records import CohortDecision, ModelStart
 from flows.round_work import Gathered, RoundWork
 from flows.store import rounds, studies
 from flows.store.database import writing
-from infra.bench.federation import plan_text
+from infra.bench.federation import keyed_plan
 from infra.bench.rows import Row, at_most
 
 PARAMETERS = 25 * 2**20 // 4
@@ -59,7 +58,7 @@ def prepare(folder: Path, hospitals: int) -> None:
     """A coordinator with a published study, and each hospital's sealed contribution in its blob store."""
     home = folder / "home"
     coordinator = create(home, starting_settings(home, "https://localhost:8443", "127.0.0.1", 8443, ["localhost"]))
-    plan = _plan(hospitals)
+    plan = keyed_plan([f"hospital-{number:02d}" for number in range(hospitals)], "images", 10)
     manifest = TensorManifest(tensors=(TensorSpec(name="weights", shape=(PARAMETERS,)),))
     initial = coordinator.blobs.put_bytes(pack(np.full(PARAMETERS, 0.01, dtype=np.float32), manifest))
     with writing(coordinator.store) as connection:
@@ -72,14 +71,6 @@ def prepare(folder: Path, hospitals: int) -> None:
     collection = _collection(coordinator, plan)
     said = [_contribution(folder, coordinator, vector, collection, silo).model_dump_json() for silo in plan.silos]
     (folder / "contributions.json").write_text(json.dumps(said))
-
-
-def _plan(hospitals: int) -> StudyPlan:
-    silos = [f"hospital-{number:02d}" for number in range(hospitals)]
-    keys = [SigningIdentity.generate().public.text for _ in silos]
-    listed = ", ".join(f'{{silo = "{s}", signing_key = "{key}"}}' for s, key in zip(silos, keys, strict=True))
-    by_name = ", ".join(f'"{silo}"' for silo in silos)
-    return plan_from_toml(plan_text(silos, "images", 10).replace(by_name, listed))
 
 
 def _collection(coordinator: Coordinator, plan: StudyPlan) -> Collection:
@@ -125,10 +116,17 @@ def aggregate(folder: Path) -> dict[str, float]:
         0.0,
     )
     _ = coordinator.unsealing
+    begun = time.monotonic()
+    grown = grown_by(lambda: work.aggregate(gathered))
+    return {"seconds": time.monotonic() - begun, "grown": grown}
+
+
+def grown_by(work: Callable[[], object]) -> int:
+    """By how many bytes the peak of this process's resident memory rises while `work` runs."""
     Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak is counted from here
-    before, begun = resident_bytes("VmRSS"), time.monotonic()
-    work.aggregate(gathered)
-    return {"seconds": time.monotonic() - begun, "grown": resident_bytes("VmHWM") - before}
+    before = _resident_bytes("VmRSS")
+    work()
+    return _resident_bytes("VmHWM") - before
 
 
 def _sealed(coordinator: Coordinator, silos: tuple[str, ...], said: list[Contribution]) -> Iterator[Sealed]:
@@ -137,7 +135,7 @@ def _sealed(coordinator: Coordinator, silos: tuple[str, ...], said: list[Contrib
         yield Sealed(silo, message, lambda digest=digest: coordinator.blobs.open(digest))  # type: ignore[misc]
 
 
-def resident_bytes(name: str) -> int:
+def _resident_bytes(name: str) -> int:
     """Bytes. Not `ru_maxrss`, which a process inherits from the one that started it."""
     found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     return int(found[1]) * 1024 if found else 0

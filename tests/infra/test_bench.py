@@ -13,10 +13,9 @@ import pytest
 from rich.console import Console
 
 from boundary.layout import layout_for
-from boundary.plan import plan_from_toml
 from infra.bench.__main__ import main, table
 from infra.bench.demo import phase_ends
-from infra.bench.federation import SILOS, plan_text
+from infra.bench.federation import SILOS, keyed_plan
 from infra.bench.registry import BENCHMARKS, Benchmark
 from infra.bench.rows import Row, Target, at_most, ratio_at_least, ratio_at_most
 from models.metrics import MetricLayout, read
@@ -148,12 +147,7 @@ def test_the_stand_in_answers_as_the_real_child_would(tmp_path: Path) -> None:
 
 
 def test_the_benchmark_plan_is_a_plan() -> None:
-    keys = ", ".join(
-        f'{{silo = "{silo}", signing_key = "ed25519:{letter * 42}{letter}="}}'
-        for silo, letter in zip(SILOS, "AEI", strict=True)
-    )
-    names = ", ".join(f'"{silo}"' for silo in SILOS)
-    plan = plan_from_toml(plan_text(SILOS, "images", 7, holdout=0.05).replace(names, keys))
+    plan = keyed_plan(SILOS, "images", 7, holdout=0.05)
     assert (plan.label, plan.training.rounds, plan.dataset.holdout_share) == ("bench@1", 7, 0.05)
 
 

@@ -29,10 +29,11 @@ def real_data() -> Path:
 
 @pytest.fixture
 def make_plan() -> Callable[..., StudyPlan]:
+    hospitals = [{"silo": f"hospital-{i}", "signing_key": SigningIdentity.generate().public.text} for i in range(3)]
+
     def make(
         *, modalities: tuple[str, ...] = ("CT",), labels: dict[str, Any] | None = None, **dataset: Any
     ) -> StudyPlan:
-        hospitals = [{"silo": f"hospital-{i}", "signing_key": SigningIdentity.generate().public.text} for i in range(3)]
         purpose = dict.fromkeys(("title", "statement", "legal_basis", "ethics_reference"), "a test")
         return parse_plan(
             {
