@@ -7,6 +7,8 @@ reader who asks "after 41" can never miss a 40 that committed late, and no two w
 Keep write transactions short: everybody else waits.
 """
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 
 BUSY_SECONDS = 30  # how long a writer waits for another; ours take milliseconds
+_RETRY_SECONDS = 0.01
 _WRITES = "wardround_writes"  # execution option: None, "durable" or "quick"
 _WRITER_LOCK = 0x57415244  # "WARD": the key of PostgreSQL's advisory lock
 _MIGRATIONS = Path(__file__).with_name("migrations")
@@ -119,9 +122,26 @@ def reading(engine: Engine) -> Iterator[Connection]:
 def _on_sqlite_connect(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # the driver must not open transactions of its own; `begin` below does
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
+    _keep_a_write_ahead_log(cursor)
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _keep_a_write_ahead_log(cursor: sqlite3.Cursor) -> None:
+    """The file remembers it, so it is set by those who first open a new one.
+
+    Of several who do that at once all but one are told at once that the database is locked: SQLite's busy timeout does
+    not hold for a change of the journal's mode.
+    """
+    for patience in reversed(range(int(BUSY_SECONDS / _RETRY_SECONDS))):
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as why:
+            if why.sqlite_errorcode != sqlite3.SQLITE_BUSY or not patience:
+                raise
+            time.sleep(_RETRY_SECONDS)
+        else:
+            return
 
 
 def _on_sqlite_begin(connection: Connection) -> None:

@@ -2,6 +2,8 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -39,6 +41,23 @@ def test_several_processes_may_migrate_at_once(store_url: str) -> None:
     for engine in engines:
         engine.dispose()
     assert failures == []
+
+
+def test_several_processes_may_open_a_new_file_at_once(tmp_path: Path) -> None:
+    """Without a second try, one opening in thirty was told that the database is locked."""
+
+    def use(engine: Engine, together: threading.Barrier) -> None:
+        together.wait()
+        with writing(engine) as connection:
+            connection.execute(text("CREATE TABLE IF NOT EXISTS used (x)"))
+        engine.dispose()
+
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(40):
+            together = threading.Barrier(4)
+            engines = [open_store(f"sqlite:///{tmp_path}/{number}.db") for _ in range(4)]
+            for done in [pool.submit(use, engine, together) for engine in engines]:
+                done.result()
 
 
 def test_a_database_newer_than_the_code_is_refused(store: Engine) -> None:
