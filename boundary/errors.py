@@ -98,6 +98,12 @@ class OutOfTurn(PeerFault):
     code = "OUT_OF_TURN"
 
 
+class CohortTooSmall(PeerFault):
+    """A sum over fewer hospitals than the protocol, the plan or this hospital accepts."""
+
+    code = "COHORT_TOO_SMALL"
+
+
 class NotApproved(PeerFault):
     """A plan digest this hospital's steward has not approved."""
 

@@ -1,17 +1,18 @@
 """Hospitals and a coordinator in one process, step by step, with a place between any two steps for mischief."""
 
-import hashlib
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from boundary.canonical import digest
 from boundary.secagg.context import survivors_of
 from boundary.secagg.hospital import Dealt, HospitalSession, Part, Revealed
 from boundary.secagg.masks import Masking, apply_everywhere
-from boundary.secagg.opening import DealtBy, Opening, Sum
+from boundary.secagg.opening import Opening, Sum
 from boundary.secagg.secrets import Announcement
 
 CONTEXT = "sha256:" + "c" * 64
@@ -21,7 +22,7 @@ Make = Callable[..., HospitalSession]
 
 
 def digest_of(*parts: object) -> str:
-    return "sha256:" + hashlib.sha256(repr(parts).encode()).hexdigest()
+    return digest(repr(parts).encode())
 
 
 def entropy_of(seed: int | str) -> Callable[[int], bytes]:
@@ -36,11 +37,27 @@ def vector(silo: str, weights: int, ring: int = 32) -> Words:
 def added(vectors: list[Words], ring: int = 32) -> Words:
     """The integer reference: plain modular sums of both rings."""
     total = np.zeros_like(vectors[0])
-    word = np.uint32 if ring == 32 else np.uint16
     for one in vectors:
-        total[: 8 * NUMBERS].view(np.uint64)[:] += one[: 8 * NUMBERS].view(np.uint64)
-        total[8 * NUMBERS :].view(word)[:] += one[8 * NUMBERS :].view(word)
+        for into, words in zip(_rings(total, ring), _rings(one, ring), strict=True):
+            np.add(into, words, out=into)
     return total
+
+
+def difference(one: Words, other: Words, ring: int = 32) -> Words:
+    left = one.copy()
+    for into, words in zip(_rings(left, ring), _rings(other, ring), strict=True):
+        np.subtract(into, words, out=into)
+    return left
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    """With one bit changed."""
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def _rings(words: Words, ring: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    split = 8 * NUMBERS
+    return words[:split].view(np.uint64), words[split:].view(np.uint32 if ring == 32 else np.uint16)
 
 
 @dataclass
@@ -103,12 +120,20 @@ class Cohort:
         return self.revealed[silo]
 
     # --- all of it -------------------------------------------------------------------------------------
-    def until_masked(self, *, no_shares: int = 0, no_vector: int = 0) -> tuple[frozenset[str], frozenset[str]]:
-        """Run to the point where the survivors are named; the first `no_shares`, then `no_vector`, drop out."""
+    def until_announced(self) -> Self:
         for silo in self.silos:
             self.announce(silo)
+        return self
+
+    def until_shared(self) -> Self:
+        self.until_announced()
         for silo in self.silos:
             self.share(silo)
+        return self
+
+    def until_masked(self, *, no_shares: int = 0, no_vector: int = 0) -> tuple[frozenset[str], frozenset[str]]:
+        """Run to the point where the survivors are named; the first `no_shares`, then `no_vector`, drop out."""
+        self.until_shared()
         sharing = frozenset(self.silos[no_shares:])
         surviving = frozenset(self.silos[no_shares + no_vector :])
         for silo in sorted(sharing):
@@ -116,17 +141,14 @@ class Cohort:
         return sharing, surviving
 
     def opening(self, sharing: frozenset[str], surviving: frozenset[str]) -> Opening:
-        any_one = self.dealt[min(sharing)]
         sharers = self.sharers[min(surviving)]
         about = Sum(
             context=self.context,
-            cohort=any_one.cohort,
+            cohort=self.dealt[min(sharing)].cohort,
             sharers=sharers,
             survivors=survivors_of(sharers, {u: self.sent(u) for u in surviving}),
             members=self.announced,
-            dealt={
-                u: DealtBy(self.dealt[u].parts, self.dealt[u].self_digest, self.dealt[u].seed_digest) for u in sharing
-            },
+            dealt={u: self.dealt[u] for u in sharing},
             surviving=surviving,
         )
         opening = Opening(about)

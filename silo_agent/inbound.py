@@ -10,19 +10,13 @@ from datetime import datetime
 
 from boundary.approval import SignedApproval, check_approval
 from boundary.canonical import parse_json
-from boundary.errors import NotApproved, OutOfTurn, PeerFault, Stale, UnknownMember
+from boundary.errors import CohortTooSmall, NotApproved, OutOfTurn, Stale, UnknownMember
 from boundary.identity import PublicIdentity
 from boundary.messages import CohortClosed, Collection, WorkOrder
 from boundary.plan import SMALLEST_COHORT, StudyPlan, digest_of, plan_from_json, study_id
 from boundary.protocol import Step
 from boundary.roster import TrustedRoster
 from silo_agent.journal import KeptOrder, KeptPlan
-
-
-class CohortTooSmall(PeerFault):
-    """A sum over fewer hospitals than this hospital, or the plan, accepts."""
-
-    code = "COHORT_TOO_SMALL"
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,10 +37,10 @@ def transcript_of(survivors: str, result: str) -> Digest:
     return _digest("transcript", survivors, result)
 
 
-def binding(what: str, *parts: str) -> bytes:
+def binding(what: str, *parts: object) -> bytes:
     """Bytes that tie a key, a share or a ciphertext to its one purpose."""
     return canonical_bytes([f"wardround masked sum v1: {what}", *parts])
 
 
 def _digest(what: str, *parts: object) -> Digest:
-    return digest(canonical_bytes([f"wardround masked sum v1: {what}", *parts]))
+    return digest(binding(what, *parts))

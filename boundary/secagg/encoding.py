@@ -12,17 +12,13 @@ to 2^-8 of a step or half a unit in float32's last place, whichever is more.
 """
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import AES256
-from cryptography.hazmat.primitives.ciphers.modes import CTR
 from numpy.typing import NDArray
 
 from boundary.errors import BadTensors
+from boundary.secagg.masks import AES_BLOCK, keystream_of
 from boundary.secagg.ring import Encoding
 
-NUMBER_BYTES = 8
 NUMBER_BITS = 64
-FRACTION_BITS = 20  # of a loss or a statistic: steps of 1e-6, sums up to 8.8e12
 PIECE = 128 * 1024  # weights at a time: every temporary stays in the second-level cache
 _ZEROS = memoryview(bytes(PIECE))
 
@@ -34,10 +30,10 @@ class Quantiser:
 
     def __init__(self, encoding: Encoding, seed: bytes) -> None:
         self._encoding = encoding
-        self._stream = Cipher(AES256(seed), CTR(bytes(16))).encryptor()
+        self._stream = keystream_of(seed, 0)
         self._scaled, self._dither = np.empty(PIECE, np.float32), np.empty(PIECE, np.float32)
         self._signed = np.empty(PIECE, np.int32)
-        self._random = np.empty(PIECE + 16, np.uint8)  # `update_into` wants a cipher block to spare
+        self._random = np.empty(PIECE + AES_BLOCK, np.uint8)  # `update_into` wants a cipher block to spare
         self.clipped = 0
 
     def encode(self, weights: NDArray[np.float32], out: Words) -> None:
@@ -58,10 +54,11 @@ class Quantiser:
         np.multiply(dither, np.float32(1 / 256), out=dither)
         np.add(scaled, dither, out=scaled)
         np.floor(scaled, out=scaled)
-        signed = out.view(np.int32) if self._encoding.ring == 32 else self._signed[:n]
-        np.copyto(signed, scaled, casting="unsafe")
-        if signed.base is self._signed:
-            np.copyto(out, signed, casting="unsafe")  # two's complement, modulo the ring
+        if self._encoding.ring == 32:
+            np.copyto(out.view(np.int32), scaled, casting="unsafe")
+        else:  # by way of 32 bits: two's complement, modulo the ring
+            np.copyto(self._signed[:n], scaled, casting="unsafe")
+            np.copyto(out, self._signed[:n], casting="unsafe")
 
     def _clip(self, weights: NDArray[np.float32], scaled: NDArray[np.float32], limit: np.float32) -> None:
         if not np.isfinite(weights).all():

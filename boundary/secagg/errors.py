@@ -15,22 +15,10 @@ class SplitView(PeerFault):
     code = "SPLIT_VIEW"
 
 
-class CohortTooSmall(PeerFault):
-    """A sum over fewer hospitals than the protocol, the plan or this hospital accepts."""
-
-    code = "COHORT_TOO_SMALL"
-
-
 class KeyReused(PeerFault):
     """A key that appears twice, or was seen in another attempt."""
 
     code = "KEY_REUSED"
-
-
-class KeysLost(PeerFault):
-    """The agent was restarted: an attempt's secrets live in memory only. It joins the next attempt."""
-
-    code = "KEYS_LOST"
 
 
 class ResultSpent(PeerFault):

@@ -12,6 +12,7 @@ from functools import lru_cache
 from math import comb
 
 from boundary.errors import CallerFault
+from boundary.plan import SMALLEST_COHORT
 
 COMPLETE_UP_TO = 64
 CORRUPT_SHARE, LOST_SHARE = 5, 10  # one in five may collude with the coordinator, one in ten may drop out
@@ -34,7 +35,7 @@ class Thresholds:
 
 def thresholds(members: int) -> Thresholds:
     """Give the numbers for a cohort; every hospital computes them for itself. Raises `CallerFault` below three."""
-    if members < 3:
+    if members < SMALLEST_COHORT:
         raise CallerFault("a sum over fewer than three hospitals shows them to each other")
     agreeing = 2 * members // 3 + 1
     if members <= COMPLETE_UP_TO:

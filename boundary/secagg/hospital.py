@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from boundary.errors import MalformedMessage, OutOfTurn, UnknownMember, UnsealFailed
+from boundary.errors import CohortTooSmall, MalformedMessage, OutOfTurn, UnknownMember, UnsealFailed
+from boundary.plan import SMALLEST_COHORT
 from boundary.sealing import SealingKey
 from boundary.secagg import shamir
 from boundary.secagg.context import binding, cohort_of, sharers_of, survivors_of
-from boundary.secagg.errors import BadShares, CohortTooSmall, KeyReused, ResultSpent, SplitView
+from boundary.secagg.errors import BadShares, KeyReused, ResultSpent, SplitView
 from boundary.secagg.graph import Thresholds, chooses_mask, neighbours, thresholds
 from boundary.secagg.masks import MaskKey
 from boundary.secagg.secrets import (
@@ -26,8 +27,6 @@ from boundary.secagg.secrets import (
     self_key,
     share_digest,
 )
-
-SMALLEST_SUM = 3
 
 
 class Turn(StrEnum):
@@ -59,6 +58,13 @@ class Dealt:
     self_digest: str
     seed_digest: str
 
+    def promised(self, dealer: str, holder: str, kind: str) -> str | None:
+        """The digest of the share that `dealer`, whose dealing this is, gave `holder`; None if it gave none."""
+        source = self if holder == dealer else self.parts.get(holder)
+        if source is None:
+            return None
+        return source.self_digest if kind == "self" else source.seed_digest
+
 
 @dataclass(frozen=True, slots=True)
 class Revealed:
@@ -85,7 +91,7 @@ class HospitalSession:
         revealed_for: frozenset[str] | None = None,
     ) -> None:
         self._revealed_for = revealed_for
-        self._context, self._silo, self._least, self._entropy = context, silo, max(least, SMALLEST_SUM), entropy
+        self._context, self._silo, self._least, self._entropy = context, silo, max(least, SMALLEST_COHORT), entropy
         self._secrets = AttemptSecrets.make(context, silo, entropy)
         self._turn = Turn.COHORT
         self._cohort = self._sharers = self._survivors = ""

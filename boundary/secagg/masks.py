@@ -66,7 +66,7 @@ class Masking:
         """
         if offset % AES_BLOCK:
             raise CallerFault("a piece begins at a multiple of 16 bytes")
-        streams = [(_stream(key, offset), sign) for key, sign in self._keys]
+        streams = [(keystream_of(key, offset), sign) for key, sign in self._keys]
         keystream = np.empty(BLOCK + AES_BLOCK, np.uint8)
         for start in range(0, len(piece), BLOCK):
             block = piece[start : start + BLOCK]
@@ -106,6 +106,7 @@ def apply_everywhere(vector: NDArray[np.uint8], masking: Masking, *, threads: in
         list(pool.map(one, starts))
 
 
-def _stream(key: bytes, offset: int) -> CipherContext:
+def keystream_of(key: bytes, offset: int) -> CipherContext:
+    """AES-256-CTR from byte `offset` (a multiple of 16) on. A key is for one vector, or one rounding, only."""
     counter = (offset // AES_BLOCK).to_bytes(AES_BLOCK, "big")
     return Cipher(AES256(key), CTR(counter)).encryptor()

@@ -14,7 +14,7 @@ from boundary.secagg import shamir
 from boundary.secagg.context import binding
 from boundary.secagg.errors import BadShares
 from boundary.secagg.graph import chooses_mask, thresholds
-from boundary.secagg.hospital import Part, Revealed
+from boundary.secagg.hospital import Dealt, Revealed
 from boundary.secagg.masks import MaskKey
 from boundary.secagg.secrets import (
     Announcement,
@@ -28,21 +28,6 @@ from boundary.secagg.secrets import (
 
 
 @dataclass(frozen=True, slots=True)
-class DealtBy:
-    """What one hospital dealt, as the coordinator saw it: parts by holder, digests of what it kept itself."""
-
-    parts: Mapping[str, Part]
-    self_digest: str
-    seed_digest: str
-
-    def promised(self, dealer: str, holder: str, kind: str) -> str | None:
-        source = self if holder == dealer else self.parts.get(holder)
-        if source is None:
-            return None
-        return source.self_digest if kind == "self" else source.seed_digest
-
-
-@dataclass(frozen=True, slots=True)
 class Sum:
     """What is fixed about a sum when its shares are asked for."""
 
@@ -51,7 +36,7 @@ class Sum:
     sharers: str
     survivors: str
     members: Mapping[str, Announcement]
-    dealt: Mapping[str, DealtBy]  # of the sharers
+    dealt: Mapping[str, Dealt]  # by the sharers
     surviving: frozenset[str]
 
     @property

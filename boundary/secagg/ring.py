@@ -10,6 +10,7 @@ from pydantic import Field
 
 from boundary.errors import CallerFault
 from boundary.names import Frozen
+from boundary.plan import MAX_HOSPITALS, SMALLEST_COHORT
 
 _FLOAT32_BITS = 24
 _MOST_EXPONENT = 60
@@ -23,7 +24,7 @@ class Encoding(Frozen):
 
     ring: Literal[16, 32] = 32
     exponent: Annotated[int, Field(ge=-_MOST_EXPONENT, le=_MOST_EXPONENT)]
-    most: Annotated[int, Field(ge=3, le=200)]
+    most: Annotated[int, Field(ge=SMALLEST_COHORT, le=MAX_HOSPITALS)]
 
     @property
     def largest(self) -> int:

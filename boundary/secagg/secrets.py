@@ -7,7 +7,6 @@ that is all the recovery there is (docs/protocol.md, "Recovery"). The transport 
 shares, is not derived from the seed and is never shared.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
@@ -15,6 +14,7 @@ from typing import Self
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from boundary.canonical import digest
 from boundary.sealing import PRIVATE_KEY_BYTES, UnsealingKey
 from boundary.secagg.context import binding
 
@@ -51,12 +51,12 @@ class AttemptSecrets:
 
 def self_commitment(self_secret: bytes, context: str, silo: str) -> str:
     """Hiding, because the secret has 256 bits; binding by SHA-256."""
-    return "sha256:" + hashlib.sha256(binding("self commitment", context, silo) + self_secret).hexdigest()
+    return digest(binding("self commitment", context, silo) + self_secret)
 
 
 def share_digest(share: bytes, cohort: str, dealer: str, holder: str, kind: str) -> str:
     """By which a share is recognised when it is revealed. `kind` is "self" or "seed"."""
-    return "sha256:" + hashlib.sha256(binding("share", cohort, dealer, holder, kind) + share).hexdigest()
+    return digest(binding("share", cohort, dealer, holder, kind) + share)
 
 
 def mask_key_pair(seed: bytes, context: str, silo: str) -> UnsealingKey:

@@ -11,21 +11,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import AES256
-from cryptography.hazmat.primitives.ciphers.modes import CTR
 
 from boundary.secagg.encoding import Quantiser, decode_weights
 from boundary.secagg.graph import thresholds
-from boundary.secagg.hospital import HospitalSession
-from boundary.secagg.masks import BLOCK, Masking, MaskKey, Sign, apply_everywhere
+from boundary.secagg.masks import AES_BLOCK, BLOCK, Masking, MaskKey, Sign, apply_everywhere, keystream_of
 from boundary.secagg.ring import Encoding, exponent_for
-from infra.bench.memory import resident_bytes
+from infra.bench.memory import grown_by
 from infra.bench.rows import Row, Target, at_most, ratio_at_least
 from infra.cohort import Cohort
 
@@ -80,8 +75,8 @@ def best(what: Callable[[], Any], repeats: int = _REPEATS) -> float:
 
 def keystream_ceiling() -> float:
     """GB/s of one core into a buffer that stays in the cache: nothing that uses AES-CTR can be faster."""
-    stream = Cipher(AES256(bytes(32)), CTR(bytes(16))).encryptor()
-    zeros, buffer = bytes(BLOCK), bytearray(BLOCK + 16)
+    stream = keystream_of(bytes(32), 0)
+    zeros, buffer = bytes(BLOCK), bytearray(BLOCK + AES_BLOCK)
     blocks = 8000
     return blocks * BLOCK / best(lambda: [stream.update_into(zeros, buffer) for _ in range(blocks)]) / 1e9
 
@@ -94,25 +89,18 @@ def mask(words: Any, count: int, *, threads: int, sign: Sign = 1) -> None:
 def hospital_part(weights: Any, words: Any, encoding: Encoding) -> tuple[float, float]:
     """Seconds of one hospital of fifty between "trained" and its vector on disk, without input and output."""
     cohort = Cohort.of(HOSPITALS)
-    for silo in cohort.silos:
-        cohort.announce(silo)
-    for silo in cohort.silos[1:]:
-        cohort.share(silo)
+    ours, *others = cohort.silos
     begun = time.perf_counter()
-    session = HospitalSession(cohort.context, "h000", least=3, entropy=os.urandom)
-    announced = cohort.announced | {"h000": replace(session.announce(), digest=cohort.announced["h000"].digest)}
+    cohort.announce(ours)
     keys_made = time.perf_counter() - begun
-    cohort.sessions["h000"], cohort.announced = session, announced
-    for silo in cohort.silos[1:]:  # they saw other keys of h000: let them see these
+    for silo in others:
         cohort.announce(silo)
-    cohort.announced["h000"] = announced["h000"]
-    for silo in cohort.silos[1:]:
+    for silo in others:
         cohort.share(silo)
-    begun = time.perf_counter()
-    cohort.share("h000")
     sharing = frozenset(cohort.silos)
-    parts = cohort.parts_for("h000", sharing)
-    keys = session.mask(sharing, parts)
+    begun = time.perf_counter()
+    cohort.share(ours)
+    keys = cohort.sessions[ours].mask(sharing, cohort.parts_for(ours, sharing))
     shared = keys_made + time.perf_counter() - begun
     begun = time.perf_counter()
     Quantiser(encoding, os.urandom(32)).encode(weights, words)
@@ -161,8 +149,10 @@ def _measured(folder: Path) -> float:
         for _ in range(40):
             file.write(os.urandom(PARAMETERS // 10))
     mask(np.zeros(1000, np.uint32), 1, threads=2)  # what the libraries take once
-    Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak is counted from here
-    before = resident_bytes("VmRSS")
+    return grown_by(lambda: _sum_and_unmask(vector)) / (4 * PARAMETERS)
+
+
+def _sum_and_unmask(vector: Path) -> None:
     total = np.zeros(PARAMETERS, np.uint32)
     for _ in range(HOSPITALS):
         with vector.open("rb") as file:
@@ -171,7 +161,6 @@ def _measured(folder: Path) -> float:
                 total[start : start + len(piece)] += piece
     mask(total, 44, threads=2, sign=-1)
     decode_weights(total, Encoding(exponent=20, most=HOSPITALS))
-    return (resident_bytes("VmHWM") - before) / (4 * PARAMETERS)
 
 
 def flower_seconds() -> dict[str, float]:

@@ -8,13 +8,13 @@ import pytest
 
 from boundary.approval import Approval, sign_approval
 from boundary.canonical import digest
-from boundary.errors import Expired, NotApproved, OutOfTurn, PeerFault, RolledBack, Stale, UnknownMember
+from boundary.errors import CohortTooSmall, Expired, NotApproved, OutOfTurn, PeerFault, RolledBack, Stale, UnknownMember
 from boundary.identity import SigningIdentity
 from boundary.messages import BlobRef, WorkOrder
 from boundary.plan import digest_of, study_id
 from boundary.protocol import Step
 from boundary.roster import TrustedRoster
-from silo_agent.inbound import CohortTooSmall, check_closing, check_order, check_proposal
+from silo_agent.inbound import check_closing, check_order, check_proposal
 
 ANOTHER = BlobRef(digest=digest(b"another model"), size=9)
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from boundary.errors import CallerFault
-from boundary.secagg.errors import BadShares, CohortTooSmall
+from boundary.errors import CallerFault, CohortTooSmall
+from boundary.secagg.errors import BadShares
 from boundary.secagg.graph import thresholds
 from infra.cohort import Cohort
 
@@ -33,11 +33,7 @@ def test_the_sum_is_exact_with_as_many_dropouts_as_there_may_be(hospitals: int, 
 @pytest.fixture(scope="module")
 def two_hundred() -> Cohort:
     """All have shared; from here each test goes its own way."""
-    cohort = Cohort.of(200)
-    for silo in cohort.silos:
-        cohort.announce(silo)
-    for silo in cohort.silos:
-        cohort.share(silo)
+    cohort = Cohort.of(200).until_shared()
     return cohort
 
 
@@ -92,8 +88,7 @@ def test_fewer_than_three_are_refused(hospitals: int) -> None:
 
 def test_two_hospitals_do_not_share() -> None:
     cohort = Cohort.of(2, least=2)  # even if a hospital were set to accept two
-    for silo in cohort.silos:
-        cohort.announce(silo)
+    cohort.until_announced()
     with pytest.raises(CohortTooSmall):
         cohort.share("h000")
 
