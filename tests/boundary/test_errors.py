@@ -17,6 +17,7 @@ from boundary.errors import (
     BadTensors,
     BoundaryError,
     CallerFault,
+    CohortTooSmall,
     Expired,
     InvalidPlan,
     MalformedMessage,
@@ -37,6 +38,7 @@ from boundary.protocol import Heard, Step, next_step
 from boundary.requests import read_claim, sign_request
 from boundary.roster import TrustedRoster
 from boundary.tensors import unpack
+from infra.cohort import Cohort
 
 REPOSITORY = Path(__file__).parents[2]
 CLASSES: list[type[BoundaryError]] = [kind for kind in vars(boundary.errors).values() if isinstance(kind, type)]
@@ -80,6 +82,7 @@ PROVOKED: dict[type[BoundaryError], Callable[[ModuleType], object]] = {
     UnsealFailed: lambda fed: fed.unsealing("ucl").unseal(b"", b""),
     BadTensors: lambda fed: unpack(b"", fed.weights()[1]),
     OutOfTurn: lambda _: next_step(Step.OVER, Heard.DONE),
+    CohortTooSmall: lambda _: Cohort.of(3, least=4).until_shared(),
     NotApproved: _not_approved,
     InvalidPlan: lambda _: plan_from_toml("version = 1"),
 }
@@ -127,6 +130,7 @@ def test_codes_are_stable_words_and_no_two_are_alike() -> None:
         "UnsealFailed": "UNSEAL_FAILED",
         "BadTensors": "BAD_TENSORS",
         "OutOfTurn": "OUT_OF_TURN",
+        "CohortTooSmall": "COHORT_TOO_SMALL",
         "NotApproved": "NOT_APPROVED",
         "InvalidPlan": "INVALID_PLAN",
     }
