@@ -3,12 +3,23 @@
 These are the relay's own words and carry no authority: a hospital acts only on signed envelopes and rosters.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from boundary.canonical import MAX_MESSAGE_BYTES
 from boundary.messages import Phase
-from boundary.names import Base64Bytes, DigestStr, Frozen, Moment, RoundNumber, SiloId, StudyId, VersionOne
+from boundary.names import (
+    Base64Bytes,
+    DigestStr,
+    Frozen,
+    Moment,
+    RoundNumber,
+    SiloId,
+    StudyId,
+    VersionOne,
+    list_in,
+)
 from boundary.plan import PublicKeyStr
 from boundary.roster import KeyCard
 from boundary.version import ProtocolRange
@@ -17,10 +28,6 @@ MAX_POLL_SECONDS = 25.0  # below the 30 s after which common proxies drop an idl
 MAX_ENVELOPES_PER_POLL = 64
 MAX_RANGE_BYTES = 64 * 1024 * 1024  # one blob range; what arrived of it before a cut is kept
 ENROLMENT_CONTEXT = "enrolment request"
-
-
-def _list_in(raw: Any) -> Any:
-    return tuple(raw) if isinstance(raw, list) else raw
 
 
 class Activity(Frozen):
@@ -55,13 +62,13 @@ class Delivery(Frozen):
     """One envelope and its place in the hospital's inbox."""
 
     sequence: Annotated[int, Field(ge=1)]
-    envelope: Annotated[Base64Bytes, Field(max_length=1024 * 1024)]
+    envelope: Annotated[Base64Bytes, Field(max_length=MAX_MESSAGE_BYTES)]
 
 
 class PollAnswer(Frozen):
     """`roster_version` above the one held means: fetch the roster before acting on the envelopes."""
 
-    deliveries: Annotated[tuple[Delivery, ...], BeforeValidator(_list_in), Field(max_length=MAX_ENVELOPES_PER_POLL)]
+    deliveries: Annotated[tuple[Delivery, ...], BeforeValidator(list_in), Field(max_length=MAX_ENVELOPES_PER_POLL)]
     roster_version: Annotated[int, Field(ge=0)]
     upgrade: Literal["none", "agent", "relay"] = "none"
 

@@ -1,35 +1,35 @@
-"""Where things lie in the one vector a hospital reports: `[w * delta ..., losses, w]` or `[metrics ...]`.
+"""Where things lie in the one vector a hospital reports: numbers first, then the weights of the model's delta.
 
-Everything a hospital says about its patients is a coordinate of this vector, and the coordinator only ever needs
-the sum of such vectors. That is why masking can take the place of sealing without anybody else noticing.
+Everything a hospital says about its patients is a coordinate of this vector, and the coordinator only ever gets the
+sum of such vectors. *Numbers* (losses, counts, the weight, histograms) are summed exactly in 64 bits, *weights* in the
+plan's ring of 32 or 16 bits (`boundary.secagg.ring`). In the hospital the vector is a file of little-endian float64
+numbers followed by float32 weights; what leaves has the same order, as masked words.
 """
 
-from typing import Annotated, Any, Self, assert_never
+from typing import Annotated, Self, assert_never
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from boundary.errors import CallerFault
 from boundary.messages import Phase
-from boundary.names import Frozen
+from boundary.names import Frozen, list_in
 
-ITEM_BYTES = 4  # little-endian float32
-
-
-def _list_in(raw: Any) -> Any:
-    return tuple(raw) if isinstance(raw, list) else raw
+NUMBER_BYTES = 8  # float64 in the hospital, a 64-bit word in the sum
+WEIGHT_BYTES = 4  # float32 in the hospital
 
 
 class Section(Frozen):
-    """A named run of coordinates."""
+    """A named run of numbers."""
 
     name: str
     size: Annotated[int, Field(ge=1)]
 
 
 class VectorLayout(Frozen):
-    """The sections in order. Both sides derive it from the plan; it is never sent."""
+    """The sections of numbers in order, then `weights`. Both sides derive it from the plan; it is never sent."""
 
-    sections: Annotated[tuple[Section, ...], BeforeValidator(_list_in)]
+    sections: Annotated[tuple[Section, ...], BeforeValidator(list_in)]
+    weights: Annotated[int, Field(ge=0)]
 
     @model_validator(mode="after")
     def _sane(self) -> Self:
@@ -38,12 +38,25 @@ class VectorLayout(Frozen):
         return self
 
     @property
-    def size(self) -> int:
-        """Coordinates in all."""
+    def numbers(self) -> int:
+        """How many numbers in all."""
         return sum(section.size for section in self.sections)
 
+    @property
+    def numbers_bytes(self) -> int:
+        return NUMBER_BYTES * self.numbers
+
+    @property
+    def plain_bytes(self) -> int:
+        """The exact size of the vector's file in the hospital."""
+        return self.numbers_bytes + WEIGHT_BYTES * self.weights
+
+    def masked_bytes(self, ring: int) -> int:
+        """The exact size of the masked vector: anything else is refused before it is read. `ring` is in bits."""
+        return self.numbers_bytes + self.weights * ring // 8
+
     def where(self, name: str) -> slice:
-        """The coordinates of a section; raises `CallerFault` if there is none of that name."""
+        """The places of a section among the numbers; raises `CallerFault` if there is none of that name."""
         start = 0
         for section in self.sections:
             if section.name == name:
@@ -55,20 +68,14 @@ class VectorLayout(Frozen):
 def layout_for(phase: Phase, *, parameters: int, metrics: int) -> VectorLayout:
     """Give the layout of a phase, for a model with `parameters` weights and `metrics` additive metrics.
 
-    train: the weighted delta, the summed training loss, the number of images it is over, the weight.
-    evaluate: the additive metrics of `models.metrics`.
+    train: the summed training loss, the number of images it is over, the weight, how many weights had to be clipped;
+    then the weighted delta. evaluate: the additive metrics of `models.metrics`.
     """
     match phase:
         case "evaluate":
-            return VectorLayout(sections=(Section(name="metrics", size=metrics),))
+            return VectorLayout(sections=(Section(name="metrics", size=metrics),), weights=0)
         case "train":
-            return VectorLayout(
-                sections=(
-                    Section(name="delta", size=parameters),
-                    Section(name="loss_sum", size=1),
-                    Section(name="images", size=1),
-                    Section(name="weight", size=1),
-                )
-            )
+            names = ("loss_sum", "images", "weight", "clipped")
+            return VectorLayout(sections=tuple(Section(name=name, size=1) for name in names), weights=parameters)
         case _:
             assert_never(phase)

@@ -6,23 +6,40 @@ them is free text: names, numbers, digests, codes. Adding a field changes a gold
 
 from typing import Annotated, Any, ClassVar, Literal, Self, assert_never
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from boundary.approval import SignedApproval
 from boundary.canonical import canonical_bytes
 from boundary.errors import MalformedMessage
-from boundary.names import Base64Bytes, Code, DigestStr, Frozen, Moment, RoundNumber, SiloId, StudyId
+from boundary.names import (
+    Base64Bytes,
+    Code,
+    DigestStr,
+    Frozen,
+    Moment,
+    RoundNumber,
+    SiloId,
+    Silos,
+    StudyId,
+    decode_base64,
+    list_in,
+)
 from boundary.plan import StudyPlan
+from boundary.secagg.ring import Encoding
 
 Phase = Literal["train", "evaluate"]
 PHASES: tuple[Phase, ...] = ("train", "evaluate")
 
 
-def _list_in(raw: Any) -> Any:
-    return tuple(raw) if isinstance(raw, list) else raw
+def _one_form(key: str) -> str:
+    decode_base64(key.partition(":")[2])  # stray bits would give one key two names
+    return key
 
 
-Silos = Annotated[tuple[SiloId, ...], BeforeValidator(_list_in)]
+Quoted = Annotated[  # whole envelopes of other hospitals, as they signed them
+    tuple[Annotated[Base64Bytes, Field(max_length=16 * 1024)], ...], BeforeValidator(list_in), Field(max_length=200)
+]
+HybridKey = Annotated[str, Field(pattern=r"^hpke-mlkem768-x25519:[A-Za-z0-9+/]{1663}=$"), AfterValidator(_one_form)]
 
 
 class Collection(Frozen):
@@ -60,11 +77,17 @@ class Message(Frozen):
     sender: ClassVar[Literal["coordinator", "silo"]]
 
 
+class OfCollection(Message):
+    """Base of all messages about one sum; there is one of each kind between two parties (`slot_of`)."""
+
+    collection: Collection
+
+
 class PlanProposed(Message):
     """The coordinator asks a hospital to consider a plan. It binds nobody."""
 
     kind: ClassVar[str] = "plan-proposed"
-    sender: ClassVar[Literal["coordinator", "silo"]] = "coordinator"
+    sender = "coordinator"
     study: StudyId
     plan: StudyPlan
 
@@ -73,7 +96,7 @@ class PlanApproved(Message):
     """The steward approved exactly this digest, for the data set the keyed digest names."""
 
     kind: ClassVar[str] = "plan-approved"
-    sender: ClassVar[Literal["coordinator", "silo"]] = "silo"
+    sender = "silo"
     study: StudyId
     approval: SignedApproval
 
@@ -82,61 +105,155 @@ class PlanDeclined(Message):
     """The hospital does not take part; `code` says why in general, the detail stays in the hospital."""
 
     kind: ClassVar[str] = "plan-declined"
-    sender: ClassVar[Literal["coordinator", "silo"]] = "silo"
+    sender = "silo"
     study: StudyId
     plan_digest: DigestStr
     code: Code
 
 
-class WorkOrder(Message):
+class WorkOrder(OfCollection):
     """Train on, or evaluate, this model, and say when ready. Bound to the approved plan digest."""
 
     kind: ClassVar[str] = "work-order"
-    sender: ClassVar[Literal["coordinator", "silo"]] = "coordinator"
-    collection: Collection
+    sender = "coordinator"
     plan_digest: DigestStr
     roster_digest: DigestStr
     model: BlobRef
+    encoding: Encoding
     due: Moment
 
 
-class Ready(Message):
-    """The work is done and kept; nothing of it has left yet."""
+class Ready(OfCollection):
+    """The work is done and kept; nothing of it has left yet. With it come this attempt's fresh public keys.
+
+    `context` is what the hospital took the order to mean (`boundary.secagg.context`): if two hospitals were given
+    different models, the others see it here. `self_commitment` binds the hospital to its self mask.
+    """
 
     kind: ClassVar[str] = "ready"
-    sender: ClassVar[Literal["coordinator", "silo"]] = "silo"
-    collection: Collection
+    sender = "silo"
     order: DigestStr
+    context: DigestStr
+    transport_key: HybridKey
+    mask_key: HybridKey
+    self_commitment: DigestStr
 
 
-class CohortClosed(Message):
-    """Who is in this sum. Sent to every hospital that got the order, so that a drop is known to all."""
+class CohortClosed(OfCollection):
+    """Who is in this sum. Sent to every hospital that got the order, so that a drop is known to all.
+
+    `ready` are the members' own signed envelopes, in the order of `members`; who is absent gets none.
+    """
 
     kind: ClassVar[str] = "cohort-closed"
-    sender: ClassVar[Literal["coordinator", "silo"]] = "coordinator"
-    collection: Collection
+    sender = "coordinator"
     order: DigestStr
     members: Silos
     absent: Silos
+    ready: Quoted
 
 
-class Contribution(Message):
-    """The hospital's vector, sealed for the coordinator. Replaced by a masked one in the next issue."""
+class Share(OfCollection):
+    """One hospital's shares for one other. Travels quoted in `Shares` and `SharesRouted`, never by itself.
 
-    kind: ClassVar[str] = "contribution"
-    sender: ClassVar[Literal["coordinator", "silo"]] = "silo"
-    collection: Collection
+    `sealed` holds two Shamir shares (self mask, key seed; 33 bytes each), `pair` the secret of the mask the two have
+    in common, if the sender is the one who chooses it. The digests make each share recognisable when it is revealed.
+    """
+
+    kind: ClassVar[str] = "share"
+    sender = "silo"
+    cohort: DigestStr
+    sealed: Annotated[Base64Bytes, Field(min_length=1000, max_length=2000)]
+    pair: Annotated[Base64Bytes, Field(min_length=1000, max_length=2000)] | None
+    self_digest: DigestStr
+    seed_digest: DigestStr
+
+
+class Shares(OfCollection):
+    """All shares of one hospital: the envelopes for the others, and the digests of those it keeps itself."""
+
+    kind: ClassVar[str] = "shares"
+    sender = "silo"
     order: DigestStr
+    cohort: DigestStr
+    self_digest: DigestStr
+    seed_digest: DigestStr
+    parts: Quoted
+
+
+class SharesRouted(OfCollection):
+    """Whose shares arrived in time, and those for this hospital."""
+
+    kind: ClassVar[str] = "shares-routed"
+    sender = "coordinator"
+    order: DigestStr
+    members: Silos
+    parts: Quoted
+
+
+class MaskedVector(OfCollection):
+    """The hospital's vector under all its masks. `sharers` is the set it was masked for."""
+
+    kind: ClassVar[str] = "masked-vector"
+    sender = "silo"
+    order: DigestStr
+    sharers: DigestStr
     vector: BlobRef
-    sealed_key: Annotated[Base64Bytes, Field(min_length=64, max_length=4096)]
 
 
-class Refused(Message):
+class SurvivorsNamed(OfCollection):
+    """Whose vectors arrived in time, proven by their own signed envelopes."""
+
+    kind: ClassVar[str] = "survivors-named"
+    sender = "coordinator"
+    order: DigestStr
+    vectors: Quoted
+
+
+class SurvivorsSeen(OfCollection):
+    """The one set of survivors this hospital will help to unmask in this attempt."""
+
+    kind: ClassVar[str] = "survivors-seen"
+    sender = "silo"
+    order: DigestStr
+    survivors: DigestStr
+
+
+class AgreementShown(OfCollection):
+    """What the hospitals said they saw; enough of them saw the same, or nothing is revealed."""
+
+    kind: ClassVar[str] = "agreement-shown"
+    sender = "coordinator"
+    order: DigestStr
+    seen: Quoted
+
+
+class RevealedShare(Frozen):
+    """One share, of the self mask of a survivor or of the key seed of a hospital that was lost."""
+
+    silo: SiloId
+    share: Annotated[Base64Bytes, Field(min_length=33, max_length=33)]
+
+
+RevealedShares = Annotated[tuple[RevealedShare, ...], BeforeValidator(list_in), Field(max_length=200)]
+
+
+class SharesRevealed(OfCollection):
+    """For each hospital one kind of share: never both."""
+
+    kind: ClassVar[str] = "shares-revealed"
+    sender = "silo"
+    order: DigestStr
+    survivors: DigestStr
+    of_survivors: RevealedShares
+    of_lost: RevealedShares
+
+
+class Refused(OfCollection):
     """The hospital will not, or could not, do this work. `reference` finds the detail in its own log."""
 
     kind: ClassVar[str] = "refused"
-    sender: ClassVar[Literal["coordinator", "silo"]] = "silo"
-    collection: Collection
+    sender = "silo"
     order: DigestStr
     code: Code
     reference: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
@@ -144,13 +261,17 @@ class Refused(Message):
 
 
 class RoundCommitted(Message):
-    """The round is final: which model came out and whose work is in it."""
+    """The round is final: which model came out and whose work is in it.
+
+    `transcript` binds the model to the sum it was made from (`boundary.secagg.context`).
+    """
 
     kind: ClassVar[str] = "round-committed"
-    sender: ClassVar[Literal["coordinator", "silo"]] = "coordinator"
+    sender = "coordinator"
     study: StudyId
     round: RoundNumber
     model: BlobRef
+    transcript: DigestStr
     contributing: Silos
     absent: Silos
 
@@ -159,7 +280,7 @@ class StudyClosed(Message):
     """No more work will come for this study; caches may go."""
 
     kind: ClassVar[str] = "study-closed"
-    sender: ClassVar[Literal["coordinator", "silo"]] = "coordinator"
+    sender = "coordinator"
     study: StudyId
     code: Code
 
@@ -171,27 +292,20 @@ AnyMessage = (
     | WorkOrder
     | Ready
     | CohortClosed
-    | Contribution
+    | Share
+    | Shares
+    | SharesRouted
+    | MaskedVector
+    | SurvivorsNamed
+    | SurvivorsSeen
+    | AgreementShown
+    | SharesRevealed
     | Refused
     | RoundCommitted
     | StudyClosed
 )
 
-REGISTRY: dict[str, type[AnyMessage]] = {
-    message.kind: message
-    for message in (
-        PlanProposed,
-        PlanApproved,
-        PlanDeclined,
-        WorkOrder,
-        Ready,
-        CohortClosed,
-        Contribution,
-        Refused,
-        RoundCommitted,
-        StudyClosed,
-    )
-}
+REGISTRY: dict[str, type[AnyMessage]] = {message.kind: message for message in AnyMessage.__args__}
 
 
 def to_body(message: AnyMessage) -> dict[str, Any]:
@@ -222,7 +336,7 @@ def slot_of(message: AnyMessage) -> str:
     This is what makes a retry harmless and a change of mind visible: the relay and the agent keep the first.
     """
     match message:
-        case WorkOrder() | Ready() | CohortClosed() | Contribution() | Refused():
+        case OfCollection():
             return str(message.collection)
         case RoundCommitted():
             return f"{message.study}/{message.round}"
@@ -234,7 +348,7 @@ def slot_of(message: AnyMessage) -> str:
 
 def study_of(message: AnyMessage) -> str:
     match message:
-        case WorkOrder() | Ready() | CohortClosed() | Contribution() | Refused():
+        case OfCollection():
             return message.collection.study
         case RoundCommitted() | PlanProposed() | PlanApproved() | PlanDeclined() | StudyClosed():
             return message.study

@@ -33,9 +33,10 @@ def _aware(moment: datetime) -> datetime:
         raise ValueError(str(why)) from why
 
 
-def _whole(raw: Any) -> Any:
+def whole(raw: Any) -> Any:
+    """For `BeforeValidator` beside a `Literal` of numbers, which takes True for 1 and 32.0 for 32."""
     if isinstance(raw, bool | float):
-        raise ValueError("a whole number")  # noqa: TRY004 - pydantic reports ValueError; Literal[1] takes True and 1.0
+        raise ValueError("a whole number")  # noqa: TRY004 - pydantic reports ValueError
     return raw
 
 
@@ -71,13 +72,19 @@ def encode_base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
+def list_in(raw: Any) -> Any:
+    """For `BeforeValidator`: JSON and TOML have lists where our frozen values have tuples."""
+    return tuple(raw) if isinstance(raw, list) else raw
+
+
 def _bytes_in(raw: Any) -> Any:
     return decode_base64(raw) if isinstance(raw, str) else raw
 
 
-VersionOne = Annotated[Literal[1], BeforeValidator(_whole)]
+VersionOne = Annotated[Literal[1], BeforeValidator(whole)]
 StudyName = Annotated[str, Field(pattern=NAME_PATTERN)]
 SiloId = Annotated[str, Field(pattern=NAME_PATTERN), AfterValidator(_not_the_coordinator)]
+Silos = Annotated[tuple[SiloId, ...], BeforeValidator(list_in)]
 PartyId = Annotated[str, Field(pattern=NAME_PATTERN)]
 DigestStr = Annotated[str, Field(pattern=DIGEST_PATTERN)]
 StudyId = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?-[0-9a-f]{8}$")]

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Va
 from boundary.canonical import Digest, canonical_bytes, digest
 from boundary.errors import InvalidPlan, MalformedMessage
 from boundary.identity import PublicIdentity
-from boundary.names import Frozen, SiloId, StudyName, VersionOne
+from boundary.names import Frozen, SiloId, StudyName, VersionOne, list_in, whole
 
 SMALLEST_COHORT = 3  # hospitals in one sum; two could subtract themselves from it (secure-aggregation.md)
 MAX_HOSPITALS = 200
@@ -31,10 +31,6 @@ def _date_in(raw: Any) -> Any:
     if isinstance(raw, datetime | time):
         raise ValueError("a plain date, for example 2026-12-31")  # noqa: TRY004 - pydantic reports ValueError
     return raw
-
-
-def _list_in(raw: Any) -> Any:
-    return tuple(raw) if isinstance(raw, list) else raw
 
 
 def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -67,7 +63,7 @@ def _sound_key(key: str) -> str:
 
 Day = Annotated[date, BeforeValidator(_date_in), PlainSerializer(date.isoformat, return_type=str, when_used="json")]
 Word = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_one_line)]
-Names = Annotated[tuple[Word, ...], BeforeValidator(_list_in), AfterValidator(_distinct)]
+Names = Annotated[tuple[Word, ...], BeforeValidator(list_in), AfterValidator(_distinct)]
 Sentence = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_readable)]
 PublicKeyStr = Annotated[str, Field(pattern=r"^ed25519:[A-Za-z0-9+/]{43}=$"), AfterValidator(_sound_key)]
 Unit = Annotated[float, Field(ge=-1e6, le=1e6)]  # HU, percent: within what the digest's JSON can carry
@@ -107,7 +103,7 @@ class Preprocessing(Frozen):
     percentiles of the image itself, for modalities whose values have no unit.
     """
 
-    size: Annotated[tuple[int, int], BeforeValidator(_list_in)]
+    size: Annotated[tuple[int, int], BeforeValidator(list_in)]
     intensity: Literal["window", "percentiles"]
     low: Unit
     high: Unit
@@ -179,12 +175,27 @@ class Privacy(Frozen):
 
 
 class Aggregation(Frozen):
-    """How many hospitals a sum needs, how long it waits, and how large an incoming model may be."""
+    """How many hospitals a sum needs, how long it waits, what is summed, how large an incoming model may be.
+
+    `ready_minutes` is for the work itself, `step_minutes` for each step of the masked sum after it. A hospital's weight
+    (images or patients) is at most `max_weight`; its change of a weight of the model, times its weight, is clipped to
+    `delta_bound` times `max_weight`, in later rounds to 16 times the largest of the last sum. `ring` is how many bits
+    that has in the sum.
+    """
 
     quorum: Annotated[int, Field(ge=SMALLEST_COHORT, le=MAX_HOSPITALS)] = SMALLEST_COHORT
     ready_minutes: Annotated[float, Field(gt=0, le=60 * 24 * 14)] = 120.0
+    step_minutes: Annotated[float, Field(gt=0, le=60 * 24)] = 10.0
+    attempts: Annotated[int, Field(ge=1, le=20)] = 3
+    ring: Annotated[Literal[16, 32], BeforeValidator(whole)] = 32
+    delta_bound: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    max_weight: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
     lost_after_seconds: Annotated[float, Field(ge=2, le=60 * 60 * 24)] = 120.0
     max_model_norm: Annotated[float, Field(gt=0, le=1e12)] = 1e4
+
+    def largest_weight(self, training: Training) -> int:
+        """The largest weight one hospital can have in a sum."""
+        return 1 if training.weighting == "equal" else self.max_weight
 
 
 class StudyPlan(Frozen):
@@ -194,7 +205,7 @@ class StudyPlan(Frozen):
     name: StudyName
     revision: Annotated[int, Field(ge=1, le=1_000_000)]
     purpose: Purpose
-    hospitals: Annotated[tuple[Hospital, ...], BeforeValidator(_list_in)]
+    hospitals: Annotated[tuple[Hospital, ...], BeforeValidator(list_in)]
     model: ModelChoice
     preprocessing: Preprocessing
     labels: Labels

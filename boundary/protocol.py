@@ -1,6 +1,7 @@
 """A hospital's half of a collection as a table. Code only looks it up; every pair not in it is refused.
 
-Training comes first and release last: nothing leaves before the cohort is closed with this hospital in it.
+Training comes first. The vector leaves only under masks, after the cohort is closed and its shares are dealt; the
+shares that help to unmask leave last, once, and only for a set of survivors that enough hospitals saw alike.
 """
 
 from enum import StrEnum
@@ -9,12 +10,15 @@ from boundary.errors import OutOfTurn
 
 
 class Step(StrEnum):
-    """Where a hospital stands with one order."""
+    """Where a hospital stands with one order. Each says what has been put on its way."""
 
     WORKING = "working"  # the order was checked and is being worked on
-    READY = "ready"  # the result is stored; "ready" is on its way
-    RELEASED = "released"  # the cohort closed with us; the contribution is on its way
-    LEFT_OUT = "left-out"  # the cohort closed without us; the result is discarded
+    READY = "ready"  # A1: the result is stored, our keys for this attempt are announced
+    SHARED = "shared"  # B1: our secrets are shared among the cohort
+    MASKED = "masked"  # C1: our vector, under all its masks
+    AGREED = "agreed"  # D2: we signed the one set of survivors we will help to unmask
+    REVEALED = "revealed"  # E1: one share for each hospital
+    LEFT_OUT = "left-out"  # it goes on without us; the result is kept for another attempt
     REFUSED = "refused"  # we said no; the code is on its way
     OVER = "over"  # the round was committed or the study closed
 
@@ -24,27 +28,32 @@ class Heard(StrEnum):
 
     DONE = "done"
     CANNOT = "cannot"
-    CLOSED_WITH_US = "closed-with-us"
-    CLOSED_WITHOUT_US = "closed-without-us"
-    ROUND_OVER = "round-over"
+    COHORT_CLOSED = "cohort closed with us"
+    SHARES_ROUTED = "shares routed, ours among them"
+    SURVIVORS_NAMED = "survivors named, we among them"
+    AGREEMENT_SHOWN = "agreement shown"
+    WITHOUT_US = "went on without us"
+    ROUND_OVER = "round over"
 
 
+_FORWARD = (
+    (Step.WORKING, Heard.DONE, Step.READY),
+    (Step.READY, Heard.COHORT_CLOSED, Step.SHARED),
+    (Step.SHARED, Heard.SHARES_ROUTED, Step.MASKED),
+    (Step.MASKED, Heard.SURVIVORS_NAMED, Step.AGREED),
+    (Step.AGREED, Heard.AGREEMENT_SHOWN, Step.REVEALED),
+)
 NEXT_STEP: dict[tuple[Step, Heard], Step] = {
-    (Step.WORKING, Heard.DONE): Step.READY,
-    (Step.WORKING, Heard.CANNOT): Step.REFUSED,
-    (Step.WORKING, Heard.CLOSED_WITHOUT_US): Step.LEFT_OUT,
-    (Step.WORKING, Heard.ROUND_OVER): Step.OVER,
-    (Step.READY, Heard.CLOSED_WITH_US): Step.RELEASED,
-    (Step.READY, Heard.CANNOT): Step.REFUSED,  # the cohort is smaller than this hospital accepts
-    (Step.READY, Heard.CLOSED_WITHOUT_US): Step.LEFT_OUT,
-    (Step.READY, Heard.ROUND_OVER): Step.OVER,
-    (Step.RELEASED, Heard.ROUND_OVER): Step.OVER,
-    (Step.LEFT_OUT, Heard.ROUND_OVER): Step.OVER,
-    (Step.REFUSED, Heard.CLOSED_WITHOUT_US): Step.LEFT_OUT,
-    (Step.REFUSED, Heard.ROUND_OVER): Step.OVER,
+    **{(step, heard): after for step, heard, after in _FORWARD},
+    **{(step, Heard.CANNOT): Step.REFUSED for step, _, _ in _FORWARD},
+    **{(step, Heard.WITHOUT_US): Step.LEFT_OUT for step, _, _ in _FORWARD[:-1]},
+    (Step.REFUSED, Heard.WITHOUT_US): Step.LEFT_OUT,
+    **{(step, Heard.ROUND_OVER): Step.OVER for step in Step if step is not Step.OVER},
 }
 
 FINAL = frozenset({Step.LEFT_OUT, Step.REFUSED, Step.OVER})
+IN_MEMORY = frozenset({Step.READY, Step.SHARED, Step.MASKED, Step.AGREED})
+"""Steps that need secrets which a restart forgets, on purpose."""
 
 
 def next_step(step: Step, heard: Heard) -> Step:
@@ -56,6 +65,11 @@ def next_step(step: Step, heard: Heard) -> Step:
 
 
 def diagram() -> str:
-    """Draw the table as a Mermaid state diagram, for docs/protocol.md."""
-    rows = [f"    {a.value} --> {b.value}: {heard.value}" for (a, heard), b in NEXT_STEP.items()]
-    return "\n".join(["stateDiagram-v2", f"    [*] --> {Step.WORKING.value}: order accepted", *rows])
+    """Draw the table as a Mermaid state diagram, for docs/protocol.md. What ends everything alike is drawn once."""
+    rows = [
+        f"    {before.value} --> {after.value}: {heard.value}"
+        for (before, heard), after in NEXT_STEP.items()
+        if heard is not Heard.ROUND_OVER
+    ]
+    note = f"    note right of {Step.OVER.value}: from every step, when the round is over"
+    return "\n".join(["stateDiagram-v2", f"    [*] --> {Step.WORKING.value}: order accepted", *rows, note])

@@ -14,17 +14,13 @@ from pydantic import BeforeValidator, Field, ValidationError
 from boundary.canonical import Digest, canonical_bytes, digest, parse_canonical
 from boundary.errors import BadSignature, Expired, MalformedMessage, RolledBack, UnknownMember
 from boundary.identity import PublicIdentity, SigningIdentity
-from boundary.names import COORDINATOR, Base64Bytes, Frozen, Moment, PartyId, encode_base64
+from boundary.names import COORDINATOR, Base64Bytes, Frozen, Moment, PartyId, encode_base64, list_in
 from boundary.plan import MAX_HOSPITALS, PublicKeyStr, StudyPlan
 from boundary.sealing import SealingKey
 
 _CARD = "key card"
 _ROSTER = "roster"
 Signature = Annotated[Base64Bytes, Field(min_length=64, max_length=64)]
-
-
-def _list_in(raw: Any) -> Any:
-    return tuple(raw) if isinstance(raw, list) else raw
 
 
 class KeyCard(Frozen):
@@ -58,7 +54,7 @@ class Roster(Frozen):
     issued_at: Moment
     expires_at: Moment
     coordinator: KeyCard
-    members: Annotated[tuple[KeyCard, ...], BeforeValidator(_list_in), Field(max_length=MAX_HOSPITALS)]
+    members: Annotated[tuple[KeyCard, ...], BeforeValidator(list_in), Field(max_length=MAX_HOSPITALS)]
 
     def member(self, silo: str) -> KeyCard:
         """Raises `UnknownMember`."""

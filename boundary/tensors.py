@@ -9,7 +9,7 @@ import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import safetensors.numpy
@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from boundary.canonical import parse_json
 from boundary.errors import BadTensors, BoundaryError
-from boundary.names import Frozen
+from boundary.names import Frozen, list_in
 
 Vector = NDArray[np.float32]
 
@@ -28,15 +28,11 @@ _PIECE = 2**20  # elements
 _ITEM = 4  # bytes in a float32
 
 
-def _list_in(raw: Any) -> Any:
-    return tuple(raw) if isinstance(raw, list) else raw
-
-
 class TensorSpec(Frozen):
     """One tensor: its name in the network and its shape. The dtype is always float32."""
 
     name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.]+$")]
-    shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_list_in)]
+    shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(list_in)]
 
     @property
     def size(self) -> int:
@@ -47,14 +43,14 @@ class _Entry(Frozen):
     """What a safetensors header says of one tensor; strict, so that `true` is no 1 and 2.0 is no 2."""
 
     dtype: Literal["F32"]
-    shape: Annotated[tuple[int, ...], BeforeValidator(_list_in)]
-    data_offsets: Annotated[tuple[Annotated[int, Field(ge=0)], int], BeforeValidator(_list_in)]
+    shape: Annotated[tuple[int, ...], BeforeValidator(list_in)]
+    data_offsets: Annotated[tuple[Annotated[int, Field(ge=0)], int], BeforeValidator(list_in)]
 
 
 class TensorManifest(Frozen):
     """The tensors of a network, sorted by name: the order in which they lie in a flat vector."""
 
-    tensors: Annotated[tuple[TensorSpec, ...], BeforeValidator(_list_in)]
+    tensors: Annotated[tuple[TensorSpec, ...], BeforeValidator(list_in)]
 
     @model_validator(mode="after")
     def _sane(self) -> Self:

@@ -6,23 +6,29 @@ the checkpoints and the witnesses over exactly these leaves are the evidence iss
 """
 
 from datetime import datetime
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from boundary.canonical import canonical_bytes, parse_canonical
 from boundary.errors import MalformedMessage
 from boundary.messages import Phase
-from boundary.names import Code, DigestStr, Frozen, PartyId, RoundNumber, SiloId, StudyId, parse_timestamp, timestamp
+from boundary.names import (
+    Code,
+    DigestStr,
+    Frozen,
+    PartyId,
+    RoundNumber,
+    SiloId,
+    Silos,
+    StudyId,
+    parse_timestamp,
+    timestamp,
+)
 
 LEAF_VERSION = 1
 
 
-def _list_in(raw: Any) -> Any:
-    return tuple(raw) if isinstance(raw, list) else raw
-
-
-Silos = Annotated[tuple[SiloId, ...], BeforeValidator(_list_in)]
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{4}( [0-9a-f]{4}){15}$")]
 
 
@@ -163,16 +169,64 @@ class WorkDone(Event):
     order: DigestStr
 
 
+class SecretsShared(Event):
+    """The hospital joined a masked sum over this cohort."""
+
+    event: ClassVar[str] = "secrets-shared"
+    study: StudyId
+    round: RoundNumber
+    phase: Phase
+    attempt: Annotated[int, Field(ge=1)]
+    cohort: DigestStr
+
+
 class ContributionReleased(Event):
-    """A vector left the hospital: how many bytes, and their digest."""
+    """A masked vector left the hospital: for which sharers, how many bytes, and their digest."""
 
     event: ClassVar[str] = "contribution-released"
     study: StudyId
     round: RoundNumber
     phase: Phase
     attempt: Annotated[int, Field(ge=1)]
+    sharers: DigestStr
     vector: DigestStr
     size: Annotated[int, Field(ge=1)]
+
+
+class SurvivorsAgreed(Event):
+    """The hospital signed the one set of survivors it will help to unmask in this attempt."""
+
+    event: ClassVar[str] = "survivors-agreed"
+    study: StudyId
+    round: RoundNumber
+    phase: Phase
+    attempt: Annotated[int, Field(ge=1)]
+    survivors: DigestStr
+
+
+class UnmaskingHelped(Event):
+    """The hospital revealed shares: of the self masks of `surviving`, of the key seeds of `lost`."""
+
+    event: ClassVar[str] = "unmasking-helped"
+    study: StudyId
+    round: RoundNumber
+    phase: Phase
+    attempt: Annotated[int, Field(ge=1)]
+    survivors: DigestStr
+    surviving: Silos
+    lost: Silos
+
+
+class SumOpened(Event):
+    """The coordinator unmasked the sum over these hospitals, and nothing else."""
+
+    event: ClassVar[str] = "sum-opened"
+    study: StudyId
+    round: RoundNumber
+    phase: Phase
+    attempt: Annotated[int, Field(ge=1)]
+    survivors: DigestStr
+    surviving: Silos
 
 
 AnyEvent = (
@@ -190,7 +244,11 @@ AnyEvent = (
     | StudyEnded
     | WorkRefused
     | WorkDone
+    | SecretsShared
     | ContributionReleased
+    | SurvivorsAgreed
+    | UnmaskingHelped
+    | SumOpened
 )
 
 EVENTS: dict[str, type[AnyEvent]] = {kind.event: kind for kind in AnyEvent.__args__}

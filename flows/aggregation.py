@@ -1,10 +1,10 @@
-"""From sealed contributions to one sum: stream and add. Memory does not grow with the number of hospitals.
+"""From masked vectors to one sum: stream and add, then take the masks off. Memory does not grow with the hospitals.
 
-The only place that opens a hospital's contribution, and it keeps none: each 1 MiB piece is added to the running
-sum and forgotten. With masked sums this file gets shorter.
+No single vector is ever opened, here or anywhere: until the survivors' masks are taken off the *sum*, every byte of it
+looks random.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -12,92 +12,85 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from boundary.contribution import contribution_context, open_contribution, sealed_size
-from boundary.errors import BadTensors, BoundaryError, TooLarge
-from boundary.layout import ITEM_BYTES, VectorLayout
-from boundary.messages import Contribution
-from boundary.sealing import UnsealingKey
+from boundary.errors import BadTensors
+from boundary.layout import VectorLayout
+from boundary.secagg.encoding import decode_mean, decode_numbers
+from boundary.secagg.masks import PIECE_BYTES, Masking, MaskKey, apply_everywhere
+from boundary.secagg.ring import Encoding
+
+Opener = Callable[[], AbstractContextManager[BinaryIO]]
 
 
-@dataclass(frozen=True, slots=True)
-class Sealed:
-    """A contribution as it was received, and where its bytes are."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Total:
+    """An unmasked sum. `numbers` is float64 [m] by `layout`; `words` are the weights' ring words, still scaled."""
 
-    silo: str
-    message: Contribution
-    open: Callable[[], AbstractContextManager[BinaryIO]]
+    layout: VectorLayout
+    encoding: Encoding
+    numbers: NDArray[np.float64]
+    words: NDArray[np.uint32] | NDArray[np.uint16]
 
-
-class ContributionRefused(BoundaryError):
-    """One hospital's contribution does not open, has a wrong size or is not finite. Names the hospital."""
-
-    code = "BAD_CONTRIBUTION"
-
-    def __init__(self, silo: str, why: Exception) -> None:
-        super().__init__(f"the contribution of {silo} cannot be used: {why}")
-        self.silo = silo
+    def number(self, name: str) -> float:
+        """The one number of a section; raises `CallerFault` if there is no such section."""
+        return float(self.numbers[self.layout.where(name)][0])
 
 
-def check_size(sealed: Sealed, layout: VectorLayout) -> None:
-    """Raises `ContributionRefused` before a byte is read."""
-    if sealed.message.vector.size != sealed_size(layout):
-        too_large = TooLarge("the sealed vector", sealed.message.vector.size, sealed_size(layout))
-        raise ContributionRefused(sealed.silo, too_large)
-
-
-def sum_contributions(contributions: Iterable[Sealed], layout: VectorLayout, key: UnsealingKey) -> NDArray[np.float64]:
-    """Add up the vectors to float64 [layout.size]; raises `ContributionRefused`.
-
-    In the order of the hospitals' names, so that the same contributions give the same bits.
-    """
-    total = np.zeros(layout.size)
-    for sealed in sorted(contributions, key=lambda one: one.silo):
-        check_size(sealed, layout)
-        try:
-            _add(total, _pieces(sealed, key))
-        except BoundaryError as why:
-            raise ContributionRefused(sealed.silo, why) from why
+def masked_total(vectors: Iterable[Opener], layout: VectorLayout, ring: int) -> NDArray[np.uint8]:
+    """Add up masked vectors to uint8 [layout.masked_bytes(ring)], modulo their rings. Raises `BadTensors`."""
+    total = np.zeros(layout.masked_bytes(ring), np.uint8)
+    for opened in vectors:
+        at = 0
+        with opened() as source:
+            while piece := source.read(PIECE_BYTES):
+                if at + len(piece) > len(total):
+                    raise BadTensors("a masked vector is longer than the plan's layout")
+                _add(total[at : at + len(piece)], piece, max(0, layout.numbers_bytes - at), ring)
+                at += len(piece)
+        if at != len(total):
+            raise BadTensors("a masked vector is shorter than the plan's layout")
     return total
 
 
-def _pieces(sealed: Sealed, key: UnsealingKey) -> Iterator[bytes]:
-    context = contribution_context(sealed.message.collection, sealed.silo, sealed.message.order)
-    with sealed.open() as source:
-        yield from open_contribution(source.read, sealed_key=sealed.message.sealed_key, key=key, context=context)
+def _add(total: NDArray[np.uint8], piece: bytes, numbers_bytes: int, ring: int) -> None:
+    """In place; the first `numbers_bytes` are 64-bit words."""
+    split = min(len(piece), numbers_bytes)
+    for part, word in ((slice(0, split), "<u8"), (slice(split, None), f"<u{ring // 8}")):
+        into = total[part].view(word)
+        np.add(into, np.frombuffer(piece, np.uint8)[part].view(word), out=into)
 
 
-def _add(total: NDArray[np.float64], pieces: Iterator[bytes]) -> None:
-    at = 0
-    for piece in pieces:
-        if len(piece) % ITEM_BYTES:
-            raise BadTensors("the vector ends inside a number")
-        values = np.frombuffer(piece, dtype="<f4")
-        if at + len(values) > len(total):
-            raise BadTensors("the vector is longer than the plan's layout")
-        if not np.isfinite(values).all():
-            raise BadTensors("the vector holds NaN or infinity")
-        total[at : at + len(values)] += values
-        at += len(values)
-    if at != len(total):
-        raise BadTensors(f"the vector has {at} coordinates, the plan's layout {len(total)}")
+def unmasked(total: NDArray[np.uint8], masks: list[MaskKey], layout: VectorLayout, encoding: Encoding) -> Total:
+    """Take the masks off, in place, and read the numbers."""
+    apply_everywhere(total, Masking(masks, numbers_bytes=layout.numbers_bytes, ring=encoding.ring))
+    split = layout.numbers_bytes
+    return Total(
+        layout, encoding, decode_numbers(total[:split].view("<u8")), total[split:].view(f"<u{encoding.ring // 8}")
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainSum:
-    """The sum of a train collection, taken apart. `mean_delta` is float32 [n]; the loss is per image."""
+    """The sum of a train collection, taken apart. `mean_delta` is float32 [n]; the loss is per image.
+
+    `largest` is the largest absolute weight of the sum, `clipped` how many weights hospitals had to clip.
+    """
 
     mean_delta: NDArray[np.float32]
     mean_loss: float
     weight: float
+    largest: float
+    clipped: int
 
 
-def read_train_sum(total: NDArray[np.float64], layout: VectorLayout) -> TrainSum:
+def read_train_sum(total: Total) -> TrainSum:
     """Divide once, in float64, and round once. Raises `BadTensors` if the weights do not add up."""
-    weight = float(total[layout.where("weight")][0])
-    images = float(total[layout.where("images")][0])
+    weight, images = total.number("weight"), total.number("images")
     if not (weight > 0 and images > 0):
         raise BadTensors("the summed weight is not positive")
-    summed = total[layout.where("delta")]
-    delta = np.empty(len(summed), dtype=np.float32)
-    np.divide(summed, weight, out=delta, casting="same_kind")
-    return TrainSum(delta, float(total[layout.where("loss_sum")][0]) / images, weight)
+    mean, largest = decode_mean(total.words, total.encoding, weight)
+    return TrainSum(mean, total.number("loss_sum") / images, weight, largest, round(total.number("clipped")))
+
+
+def openers(vectors: Mapping[str, str], opened: Callable[[str], BinaryIO]) -> list[Opener]:
+    """One per hospital, in the order of their names. `vectors` gives silo -> digest."""
+    return [lambda digest=digest: opened(digest) for _, digest in sorted(vectors.items())]  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""One collection, watched: who is ready, who refused, who is silent; closed by the engine's decision.
+"""One collection, watched: who has answered, who refused, who is silent; closed by the engine's decision.
 
 Several Prefect tasks look at one watch; it polls the store once for all of them, only when something was posted.
 """
@@ -11,10 +11,10 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, Engine
 
 from boundary.api import Activity
-from boundary.messages import CohortClosed, Collection, Contribution, Ready, Refused
+from boundary.envelope import Envelope
+from boundary.messages import Collection, OfCollection, Refused
 from flows.desk import Desk
 from flows.engine import CollectionView, Decision, Next, Reason, Standing, next_action
-from flows.records import CohortDecision
 from flows.store import mail, members
 from flows.store.database import reading
 
@@ -38,37 +38,49 @@ class CollectionFailed(Exception):
         self.collection, self.reason = collection, reason
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one step waits for: this kind of message, from these hospitals, for the orders they were given.
+
+    `fault(silo, envelope)` gives the code of what makes an answer unusable, or None; it is asked once per answer.
+    """
+
+    kind: type[OfCollection]
+    expected: frozenset[str]
+    needed: int
+    due: datetime
+    fault: Callable[[str, Envelope], str | None]
+
+
 class Watch:
     """The view of one collection, kept up to date by `keep`. It only reads: the engine decides, the driver writes."""
 
     def __init__(
-        self,
-        store: Engine,
-        desk: Desk,
-        collection: Collection,
-        orders: dict[str, str],
-        due: datetime,
-        now: Callable[[], datetime],
+        self, store: Engine, desk: Desk, collection: Collection, orders: dict[str, str], now: Callable[[], datetime]
     ) -> None:
         self._store, self._desk, self._now = store, desk, now
         self.collection, self.orders = collection, orders
-        self.stage: type[Ready | Contribution] = Ready
-        self.members: frozenset[str] = frozenset(orders)
         self.progress: dict[str, Progress] = {}
-        self.contributions: dict[str, Contribution] = {}
+        self.answers: dict[str, Envelope] = {}
         self._changed = asyncio.Condition()
+        self._asked: Asked | None = None
+        self._judged: dict[str, str | None] = {}
         self._sequence = -1
-        self.view = CollectionView(self.members, frozenset(), {}, frozenset(), due, desk.plan.aggregation.quorum)
-        self.ready: frozenset[str] = frozenset()
+        self.view = CollectionView(frozenset(orders), frozenset(), {}, frozenset(), now(), 0)
 
     @property
     def decision(self) -> Decision:
         return next_action(self.view, self._now())
 
-    def expect_contributions(self, cohort: frozenset[str], due: datetime) -> None:
-        """From now on the question is who of the closed cohort has sent."""
-        self.stage, self.members, self._sequence = Contribution, cohort, -1
-        self.view = CollectionView(cohort, frozenset(), {}, frozenset(), due, self.view.quorum)
+    def ask(self, asked: Asked) -> None:
+        """From now on this is the question."""
+        self._asked, self._judged, self._sequence = asked, {}, -1
+        self.answers = {}
+        self.view = CollectionView(asked.expected, frozenset(), {}, frozenset(), asked.due, asked.needed)
+
+    def need_more(self) -> None:
+        """What was enough by number turned out not to be: wait for one more answer."""
+        self.view = replace(self.view, needed=len(self.view.answered) + 1)
 
     async def keep(self) -> None:
         """Poll until cancelled."""
@@ -85,32 +97,41 @@ class Watch:
             await asyncio.sleep(LOOK_SECONDS)
 
     def _look(self, connection: Connection) -> None:
-        slot = str(self.collection)
-        ready = {s for s, e in self._desk.heard(connection, Ready.kind, slot).items() if self._answers(s, e.message)}
-        sent = self._desk.heard(connection, Contribution.kind, slot)
-        for silo, envelope in sent.items():
-            if isinstance(envelope.message, Contribution) and self._answers(silo, envelope.message):
-                self.contributions[silo] = envelope.message
+        if self._asked is None:
+            return
+        heard = self._heard(connection, self._asked.kind)
         refused = {
             silo: envelope.message.code
-            for silo, envelope in self._desk.heard(connection, Refused.kind, slot).items()
-            if isinstance(envelope.message, Refused) and self._answers(silo, envelope.message)
+            for silo, envelope in self._heard(connection, Refused).items()
+            if isinstance(envelope.message, Refused)
         }
-        self.ready = frozenset(ready)
-        answered = self.ready if self.stage is Ready else frozenset(self.contributions)
+        for silo, envelope in heard.items():
+            if envelope.digest not in self._judged:
+                self._judged[envelope.digest] = self._asked.fault(silo, envelope)
+            fault = self._judged[envelope.digest]
+            if fault is None:
+                self.answers[silo] = envelope
+            else:
+                refused[silo] = fault
         self.view = replace(
             self.view,
-            answered=answered & self.members,
-            refused={silo: code for silo, code in refused.items() if silo in self.members - answered},
+            answered=frozenset(self.answers),
+            refused={silo: code for silo, code in refused.items() if silo not in self.answers},
             silent=self._silent(connection),
         )
 
-    def _answers(self, silo: str, message: object) -> bool:
-        return isinstance(message, Ready | Contribution | Refused) and message.order == self.orders.get(silo)
+    def _heard(self, connection: Connection, kind: type[OfCollection]) -> dict[str, Envelope]:
+        """Answers of the hospitals that are asked, to the very order they were given."""
+        found = self._desk.heard(connection, kind.kind, str(self.collection))
+        return {
+            silo: envelope
+            for silo, envelope in found.items()
+            if silo in self.view.expected and getattr(envelope.message, "order", None) == self.orders.get(silo)
+        }
 
     def _silent(self, connection: Connection) -> frozenset[str]:
         patience = timedelta(seconds=self._desk.plan.aggregation.lost_after_seconds)
-        silent = set(self.members)
+        silent = set(self.view.expected)
         for member in members.members(connection):
             heartbeat = member.heartbeat
             self.progress[member.silo] = Progress(heartbeat.activity if heartbeat else None, member.last_seen_at)
@@ -119,36 +140,34 @@ class Watch:
         return frozenset(silent)
 
     async def until_decided(self) -> Decision:
-        """Wait until the engine no longer says wait."""
+        """Wait until the engine no longer says wait. Raises `CollectionFailed` when it gives up."""
         async with self._changed:
-            while self.decision.next is Next.WAIT or self._sequence < 0:
+            while self._sequence < 0 or self.decision.next is Next.WAIT:
                 await self._changed.wait()
-            return self.decision
+            decision = self.decision
+        if decision.next is Next.GIVE_UP:
+            raise CollectionFailed(self.collection, decision.reason)
+        return decision
 
     async def until_answered(self, silo: str) -> Standing:
-        """Wait until this hospital has answered in the present stage, or the collection went on without it."""
+        """Wait until this hospital has answered the present question, or the collection went on without it."""
+        question = self._asked
         async with self._changed:
             while True:
                 standing = self.view.standing(silo, self._now())
+                if self._asked is not question:
+                    return Standing.READY if silo in self.view.expected else Standing.LATE
                 if self._sequence >= 0 and (
                     standing in {Standing.READY, Standing.REFUSED} or self.decision.next is not Next.WAIT
                 ):
                     return standing
                 await self._changed.wait()
 
-
-def absences(watch: Watch, now: datetime) -> dict[str, str]:
-    """Why each hospital that was asked is not in: its own code, SILENT or LATE."""
-    view = watch.view
-    return {
-        silo: view.refused.get(silo) or (Standing.SILENT if silo in view.silent else Standing.LATE).name
-        for silo in sorted(view.expected - view.answered)
-        if view.standing(silo, now) is not Standing.READY
-    }
-
-
-def closing(watch: Watch, order: str, decision: CohortDecision) -> CohortClosed:
-    """The message for one hospital about how the collection was closed."""
-    return CohortClosed(
-        collection=watch.collection, order=order, members=decision.members, absent=tuple(sorted(decision.absent))
-    )
+    @property
+    def absences(self) -> dict[str, str]:
+        """Why each hospital that was asked has not answered: its own code, SILENT or LATE."""
+        view = self.view
+        return {
+            silo: view.refused.get(silo) or (Standing.SILENT if silo in view.silent else Standing.LATE).name
+            for silo in sorted(view.expected - view.answered)
+        }

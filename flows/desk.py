@@ -38,6 +38,13 @@ class Desk:
         mail.post(connection, envelope, now=self.now())
         return envelope
 
+    def told(self, connection: Connection, silo: str, kind: str, slot: str) -> AnyMessage | None:
+        """What was posted for this slot before, if anything: a driver that takes over goes on from there."""
+        before = mail.said(connection, silo, kind, slot).get(COORDINATOR)
+        if before is None:
+            return None
+        return open_envelope(before, recipient=silo, signer=self.key.public, sender=COORDINATOR).message
+
     def heard(self, connection: Connection, kind: str, slot: str) -> dict[str, Envelope]:
         """What hospitals of the plan said, by hospital. What does not verify counts as not said."""
         found = {}

@@ -12,6 +12,7 @@ from datetime import datetime
 
 from boundary.messages import BlobRef, PlanApproved, PlanDeclined, StudyClosed
 from boundary.names import COORDINATOR
+from boundary.secagg.ring import first_encoding
 from compliance.trail import PlanApprovalGiven
 from flows.coordinator import DRIVER_LEASE, Coordinator
 from flows.desk import Desk
@@ -98,7 +99,11 @@ class StudyDriver:
             holdings.record(connection, model, owner=COORDINATOR, now=self.coordinator.now())
             roster = self.desk.roster(connection).signed.digest
         consenting = tuple(sorted(s for s, answer in self.consents().items() if answer.code is None))
-        return RoundWork(self.coordinator, self.study, self.reins, self.desk, roster, opened, model, consenting)
+        records = self.records()
+        encoding = records[-1].next_encoding if records else first_encoding(self.study.plan)
+        return RoundWork(
+            self.coordinator, self.study, self.reins, self.desk, roster, opened, model, consenting, encoding
+        )
 
     def finish(self, reason: str) -> None:
         """Close the study and tell the hospitals, whose caches may go."""

@@ -1,7 +1,7 @@
 """The round engine: pure decisions over what is known and the clock. Prefect only carries them out.
 
-A collection is one sum over hospitals (architecture.md, section 4). Its life: hospitals are invited, answer `ready`
-or refuse or fall silent; the cohort is closed; its members send; the sum is taken. Never below the quorum.
+A collection is one sum over hospitals (architecture.md, section 4). Its life is a row of steps, of which each asks
+hospitals for one message: they answer, refuse or fall silent. Never on with fewer than the step needs.
 """
 
 from collections.abc import Mapping
@@ -28,6 +28,7 @@ class Reason(StrEnum):
     DEADLINE = "DEADLINE"
     BELOW_QUORUM = "BELOW_QUORUM"
     TOO_MANY_REFUSED = "TOO_MANY_REFUSED"
+    CANNOT_UNMASK = "CANNOT_UNMASK"
 
 
 class Standing(StrEnum):
@@ -50,14 +51,14 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class CollectionView:
-    """What is known of a collection. `answered` are ready (or have sent), `refused` gives silo -> code."""
+    """What is known of one step of a collection. `refused` gives silo -> code; `needed` answers are enough."""
 
     expected: frozenset[str]
     answered: frozenset[str]
     refused: Mapping[str, str]
     silent: frozenset[str]
     due: datetime
-    quorum: int
+    needed: int
 
     @property
     def outstanding(self) -> frozenset[str]:
@@ -79,14 +80,14 @@ def next_action(view: CollectionView, now: datetime) -> Decision:
     A silent hospital costs a wait only until the others are through: then the quorum goes on without it, and says so.
     A hospital that still gives signs of life is waited for until the deadline.
     """
-    enough = len(view.answered & view.expected) >= view.quorum
+    enough = len(view.answered & view.expected) >= view.needed
     if not view.outstanding:
         if not view.refused:
             return Decision(Next.GO_ON, Reason.ALL_THERE) if enough else Decision(Next.GIVE_UP, Reason.BELOW_QUORUM)
         return _by_quorum(Reason.REST_REFUSED, Reason.TOO_MANY_REFUSED, enough=enough)
     if now >= view.due:
         return _by_quorum(Reason.DEADLINE, Reason.BELOW_QUORUM, enough=enough)
-    if len(view.expected - set(view.refused)) < view.quorum:
+    if len(view.expected - set(view.refused)) < view.needed:
         return Decision(Next.GIVE_UP, Reason.TOO_MANY_REFUSED)
     if enough and view.outstanding <= view.silent:
         return Decision(Next.GO_ON, Reason.REST_SILENT)
@@ -133,5 +134,6 @@ HEADLINES = {
     Reason.DEADLINE: "the deadline has passed",
     Reason.BELOW_QUORUM: "too few hospitals for a sum",
     Reason.TOO_MANY_REFUSED: "too many hospitals refused",
+    Reason.CANNOT_UNMASK: "the revealed shares do not open the sum",
     Reason.WAITING: "waiting",
 }

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from time import monotonic
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import acreate_markdown_artifact
@@ -38,6 +38,7 @@ CONSENT_SECONDS = 120.0  # how long a run waits for stewards who have not answer
 _PROGRESS_SECONDS = 30.0  # between log lines about a hospital at work: SQLite under Prefect dislikes more
 
 State_ = State[Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,55 +187,94 @@ async def approval(silo: str) -> State_:
 async def one_round(number: int) -> State_:
     """Train, sum, evaluate, commit."""
     log, driver = get_run_logger(), _hands.get().driver
-    work: RoundWork | None = driver.open_round(number)
-    while work is not None:
-        try:
-            record = await _one_attempt(work)
-        except CollectionFailed as failed:
-            log.warning(
-                "attempt %d of round %d failed: %s", failed.collection.attempt, number, HEADLINES[failed.reason]
-            )
-            work = work.give_up(failed)
-            continue
-        await _round_page(driver, record)
-        if record.is_partial:
-            log.warning("round %d: %s", number, pages.partial_message(record))
-            return Completed(name="QuorumMet", message=pages.partial_message(record))
-        log.info("round %d committed: %s", number, pages.counts(record))
-        return Completed(message=pages.counts(record))
-    return Failed(name="NoQuorum", message="too few hospitals in every attempt; run the flow again to try once more")
-
-
-async def _one_attempt(work: RoundWork) -> RoundRecord:
+    work = driver.open_round(number)
     candidate = work.opened.candidate
     if candidate is None:
-        gathered = await _collect(work, "train", work.model_in)
-        candidate = await aggregate(work, gathered)
+        work, candidate = await _attempts(work, "train", work.model_in, aggregate)
+        if candidate is None:
+            return Failed(name="NoQuorum", message="too few hospitals in every attempt; run the flow to try once more")
     begun = monotonic()
-    try:
-        evaluated = await evaluate(work, await _collect(work, "evaluate", candidate.model))
-    except CollectionFailed as failed:
-        get_run_logger().warning("round %d is not evaluated: %s", work.number, HEADLINES[failed.reason])
-        evaluated = None
-    return await commit(work, candidate, evaluated, monotonic() - begun)
+    work, evaluated = await _attempts(work, "evaluate", candidate.model, evaluate)
+    if evaluated is None:
+        log.warning("round %d is not evaluated", number)
+    record = await commit(work, candidate, evaluated, monotonic() - begun)
+    await _round_page(driver, record)
+    if record.is_partial:
+        log.warning("round %d: %s", number, pages.partial_message(record))
+        return Completed(name="QuorumMet", message=pages.partial_message(record))
+    log.info("round %d committed: %s", number, pages.counts(record))
+    return Completed(message=pages.counts(record))
+
+
+async def _attempts(
+    work: RoundWork, phase: Phase, model: BlobRef, use: Callable[[RoundWork, Gathered], Awaitable[T]]
+) -> tuple[RoundWork, T | None]:
+    """Try as often as the plan says. What hospitals have computed for a failed attempt they use again."""
+    for _ in range(work.study.plan.aggregation.attempts):
+        try:
+            return work, await use(work, await _collect(work, phase, model))
+        except CollectionFailed as failed:
+            get_run_logger().warning(
+                "attempt %d of round %d failed: %s", failed.collection.attempt, work.number, HEADLINES[failed.reason]
+            )
+            work = work.give_up(failed)
+    return work, None
 
 
 async def _collect(work: RoundWork, phase: Phase, model: BlobRef) -> Gathered:
+    """One masked sum: a task per hospital while they work, then a task per step."""
     begun = monotonic()
-    async with work.collecting(phase, model) as watch:
-        token = _watch.set(watch)
+    async with work.collecting(phase, model) as masked:
+        token = _watch.set(masked.watch)
         try:
-            working = [_each(hospital, f"{silo} · {phase}", silo) for silo in work.consenting]
-            waiting = asyncio.gather(*working)
-            decision = await work.close(watch)
+            waiting = asyncio.gather(*[_each(hospital, f"{silo} · {phase}", silo) for silo in work.consenting])
+            await masked.close_cohort()
             closed = monotonic()
             await waiting
-            sending = asyncio.gather(*[_each(sent, f"{silo} · send {phase}", silo) for silo in decision.members])
-            sealed = await work.gather(watch, decision)
-            await sending
+            for name, act in masked.steps.items():
+                await _step(f"{phase} · {name}", act)
         finally:
             _watch.reset(token)
-    return Gathered(decision, sealed, closed - begun, monotonic() - closed)
+    assert masked.decision is not None  # noqa: S101 - the cohort was closed above
+    return Gathered(masked, masked.decision, closed - begun, monotonic() - closed)
+
+
+async def _step(name: str, act: Callable[[], Awaitable[None]]) -> None:
+    """Run one step as a task that shows who is missing. Raises `CollectionFailed`."""
+    failures: list[CollectionFailed] = []
+
+    async def run() -> None:
+        try:
+            await act()
+        except CollectionFailed as failed:
+            failures.append(failed)
+
+    token = _job.set(run)
+    try:
+        shown: Any = step.with_options(task_run_name=name)
+        await shown(return_state=True)
+    finally:
+        _job.reset(token)
+    if failures:
+        raise failures[0]
+
+
+@task(name="step", cache_policy=NO_CACHE, persist_result=False)
+async def step() -> State_:
+    """One step of the masked sum. While it waits, it says for whom."""
+    watch, log = _watch.get(), get_run_logger()
+    doing = asyncio.ensure_future(_job.get()())
+    while not doing.done():
+        await asyncio.wait({doing}, timeout=_PROGRESS_SECONDS)
+        if not doing.done():
+            log.info("waiting for %s", ", ".join(sorted(watch.view.outstanding)) or "the last answers")
+    await doing
+    missing = ", ".join(f"{silo} ({code})" for silo, code in watch.absences.items())
+    if len(watch.view.answered) < watch.view.needed:
+        return Failed(name="TooFew", message=f"{len(watch.view.answered)} of {watch.view.needed} needed; not {missing}")
+    if missing:
+        return Completed(name="Without", message=f"{len(watch.view.answered)} hospitals; without {missing}")
+    return Completed(message=f"all {len(watch.view.answered)} hospitals")
 
 
 def _each(what: Any, name: str, silo: str) -> Awaitable[State_]:
@@ -274,15 +314,6 @@ def _standing(standing: Standing, silo: str, watch: Watch) -> State_:
             return Failed(name="Silent", message=f"{silo}: {_where(watch, silo)}; the round went on without it")
         case Standing.LATE | Standing.WORKING:
             return Failed(name="Late", message=f"{silo} was not ready in time; it joins the next round")
-
-
-@task(name="send", cache_policy=NO_CACHE, persist_result=False)
-async def sent(silo: str) -> State_:
-    """Wait for one hospital's vector."""
-    watch = _watch.get()
-    if await watch.until_answered(silo) is Standing.READY:
-        return Completed(name="Sent", message=f"{silo} has sent its part of the sum")
-    return Failed(name="Lost", message=f"{silo} was lost after the cohort was closed")
 
 
 @task(name="aggregate", task_run_name="aggregate", cache_policy=NO_CACHE, persist_result=False)

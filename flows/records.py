@@ -1,20 +1,15 @@
 """What is kept of a round when it is over: the values that tables, MLflow and the evidence are made from."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
 from boundary.canonical import canonical_bytes, parse_json
 from boundary.messages import BlobRef, Phase
-from boundary.names import Code, DigestStr, Frozen, Moment, RoundNumber, SiloId, StudyId
+from boundary.names import Code, DigestStr, Frozen, Moment, RoundNumber, SiloId, Silos, StudyId
+from boundary.secagg.ring import Encoding
 from boundary.tensors import TensorManifest
 
-
-def _list_in(raw: Any) -> Any:
-    return tuple(raw) if isinstance(raw, list) else raw
-
-
-Silos = Annotated[tuple[SiloId, ...], BeforeValidator(_list_in)]
 Seconds = Annotated[float, Field(ge=0)]
 
 
@@ -70,14 +65,20 @@ class Candidate(Frozen):
     model: BlobRef
     train_loss: float
     weight: float
+    clipped: Annotated[int, Field(ge=0)]
     train: CohortDecision
+    survivors: DigestStr
+    next_encoding: Encoding
     training_seconds: Seconds
     transport_seconds: Seconds
     aggregation_seconds: Seconds
 
 
 class RoundRecord(Frozen):
-    """A committed round. registered / ready / contributing are the three counts people see."""
+    """A committed round. registered / ready / contributing are the three counts people see.
+
+    `transcript` binds the model to the sum it was made from; `next_encoding` is fitted to that sum.
+    """
 
     study: StudyId
     round: RoundNumber
@@ -88,6 +89,9 @@ class RoundRecord(Frozen):
     contributing: Silos
     absent: dict[SiloId, Code]
     train: CohortDecision
+    transcript: DigestStr
+    clipped: Annotated[int, Field(ge=0)]
+    next_encoding: Encoding
     evaluate: CohortDecision | None
     train_loss: float
     metrics: GlobalMetrics | None

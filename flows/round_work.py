@@ -5,43 +5,47 @@ stays closed, a committed round stays applied. So a round that was interrupted a
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import logging
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import product
 from time import monotonic
-from typing import BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import Connection
 
+from boundary.errors import BoundaryError
 from boundary.layout import VectorLayout, layout_for
-from boundary.messages import PHASES, BlobRef, Collection, Contribution, Phase, RoundCommitted, WorkOrder
+from boundary.messages import PHASES, BlobRef, Collection, MaskedVector, Phase, RoundCommitted, WorkOrder
 from boundary.names import COORDINATOR
+from boundary.secagg.context import context_of, transcript_of
+from boundary.secagg.ring import Encoding, first_encoding, next_encoding
 from boundary.tensors import Vector, check_values, pack, unpack
-from flows.aggregation import ContributionRefused, Sealed, read_train_sum, sum_contributions
-from flows.collecting import CollectionFailed, Watch, absences, closing
+from compliance.trail import SumOpened
+from flows.aggregation import Total, masked_total, openers, read_train_sum, unmasked
+from flows.collecting import CollectionFailed, Watch
 from flows.coordinator import Coordinator
 from flows.desk import Desk
-from flows.engine import Next, Reason
+from flows.engine import Reason
+from flows.masked_sum import MaskedSum, Ordered
 from flows.records import Candidate, CohortDecision, GlobalMetrics, RoundRecord, Timing, Traffic
-from flows.store import holdings, rounds
-from flows.store.database import reading, writing
+from flows.store import audit, holdings, rounds, studies
+from flows.store.database import writing
 from flows.store.rounds import OpenRound
 from flows.store.studies import Reins, Study
 from flows.strategies import ServerState, strategy
 from models.metrics import MetricLayout, read
 
-MOST_ATTEMPTS = 3
+_log = logging.getLogger("flows.round_work")
 
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """A closed collection with its sum's parts: who is in, who is not and why, and how long it took."""
+    """A collection whose masks can be taken off: who is in, who is not and why, and how long it took."""
 
+    opened: MaskedSum
     decision: CohortDecision
-    sealed: tuple[Sealed, ...]
     working_seconds: float
     transport_seconds: float
 
@@ -58,129 +62,100 @@ class RoundWork:
     opened: OpenRound
     model_in: BlobRef
     consenting: tuple[str, ...]
+    encoding: Encoding
 
     @property
     def number(self) -> int:
         return self.opened.facts.number
 
     def collection(self, phase: Phase) -> Collection:
-        attempt = self.opened.facts.attempt if phase == "train" else 1
-        return Collection(study=self.study.study, round=self.number, phase=phase, attempt=attempt)
+        """Attempts are counted through the round: every failed one, of either phase, is one more."""
+        return Collection(study=self.study.study, round=self.number, phase=phase, attempt=self.opened.facts.attempt)
+
+    def layout(self, phase: Phase) -> VectorLayout:
+        metrics = MetricLayout(len(self.study.plan.labels.classes)).size
+        return layout_for(phase, parameters=self.study.model.manifest.size, metrics=metrics)
 
     # --- collecting ----------------------------------------------------------------------------------
     @asynccontextmanager
-    async def collecting(self, phase: Phase, model: BlobRef) -> AsyncIterator[Watch]:
+    async def collecting(self, phase: Phase, model: BlobRef) -> AsyncIterator[MaskedSum]:
         """Post the orders (or find them) and watch for answers during the block."""
         collection, orders = self.collection(phase), {}
-        due = self.coordinator.now() + timedelta(minutes=self.study.plan.aggregation.ready_minutes)
+        order = WorkOrder(
+            collection=collection,
+            plan_digest=self.study.plan_digest,
+            roster_digest=self.roster_digest,
+            model=model,
+            encoding=self.encoding if phase == "train" else first_encoding(self.study.plan),
+            due=self.coordinator.now() + timedelta(minutes=self.study.plan.aggregation.ready_minutes),
+        )
         with writing(self.coordinator.store) as connection:
+            studies.check(connection, self.reins)
             holdings.record(connection, model, owner=COORDINATOR, now=self.coordinator.now())
             for silo in self.consenting:
-                order = WorkOrder(
-                    collection=collection,
-                    plan_digest=self.study.plan_digest,
-                    roster_digest=self.roster_digest,
-                    model=model,
-                    due=due,
-                )
                 envelope = self.desk.tell(connection, silo, order)
                 orders[silo] = envelope.digest
                 if isinstance(envelope.message, WorkOrder):
-                    due = min(due, envelope.message.due)
-        watch = Watch(self.coordinator.store, self.desk, collection, dict(orders), due, self.coordinator.now)
+                    order = envelope.message  # one that was posted before counts, its roster and deadline too
+        watch = Watch(self.coordinator.store, self.desk, collection, dict(orders), self.coordinator.now)
+        ordered = Ordered(context_of(order), self.layout(phase), order.encoding, order.due)
+        masked = MaskedSum(self.coordinator.store, self.reins, self.desk, watch, ordered)
         keeping = asyncio.create_task(watch.keep())
         try:
-            yield watch
+            yield masked
         finally:
             keeping.cancel()
             with suppress(asyncio.CancelledError):
                 await keeping
 
-    async def close(self, watch: Watch) -> CohortDecision:
-        """Wait for the engine's decision, keep it, tell every hospital. Raises `CollectionFailed`."""
-        with reading(self.coordinator.store) as connection:
-            decision = rounds.decided(connection, watch.collection)
-        if decision is None:
-            said = await watch.until_decided()
-            if said.next is Next.GIVE_UP:
-                raise CollectionFailed(watch.collection, said.reason)
-            now = self.coordinator.now()
-            decision = CohortDecision(
-                phase=watch.collection.phase,
-                attempt=watch.collection.attempt,
-                reason=said.reason.value,
-                members=tuple(sorted(watch.view.answered)),
-                absent=absences(watch, now),
-                closed_at=now,
-            )
-        with writing(self.coordinator.store) as connection:
-            now = self.coordinator.now()
-            decision = rounds.close_cohort(connection, self.reins, watch.collection, decision, now)
-            for silo, order in watch.orders.items():
-                self.desk.tell(connection, silo, closing(watch, order, decision))
-        due = self.coordinator.now() + timedelta(minutes=self.study.plan.aggregation.ready_minutes)
-        watch.expect_contributions(frozenset(decision.members), due)
-        return decision
-
-    async def gather(self, watch: Watch, decision: CohortDecision) -> tuple[Sealed, ...]:
-        """Wait for the members' vectors. A member that is lost now is left out if the quorum still stands."""
-        said = await watch.until_decided()
-        if said.next is Next.GIVE_UP:
-            raise CollectionFailed(watch.collection, said.reason)
-        return tuple(
-            Sealed(silo, message, self._opener(message.vector.digest))
-            for silo, message in sorted(watch.contributions.items())
-            if silo in decision.members and silo in watch.view.answered
-        )
-
-    def _opener(self, digest: str) -> Callable[[], BinaryIO]:
-        return lambda: self.coordinator.blobs.open(digest)
-
-    def give_up(self, failed: CollectionFailed) -> "RoundWork | None":
-        """Count the failed attempt; the round with its next one, or None when there have been enough."""
+    def give_up(self, failed: CollectionFailed) -> "RoundWork":
+        """Count the failed attempt; the round with its next one."""
         with writing(self.coordinator.store) as connection:
             attempt = rounds.next_attempt(
                 connection, self.reins, failed.collection, failed.reason.value, self.coordinator.now()
             )
-        if attempt > MOST_ATTEMPTS:
-            return None
         facts = replace(self.opened.facts, attempt=attempt)
         return replace(self, opened=replace(self.opened, facts=facts))
 
     # --- the model -----------------------------------------------------------------------------------
     def aggregate(self, gathered: Gathered) -> Candidate:
-        """Sum, apply the server optimiser, publish the model, keep it as this round's candidate. Blocking."""
+        """Sum, apply the server optimiser, publish the model, keep it as this round's candidate. Blocking.
+
+        Raises `CollectionFailed` if the sum does not open.
+        """
         begun = monotonic()
-        manifest = self.study.model.manifest
-        layout = layout_for("train", parameters=manifest.size, metrics=0)
-        decision, total = self._sum(gathered, layout)
-        summed = read_train_sum(total, layout)
-        del total  # two models' worth, before the next two are made
+        manifest, plan, masked = self.study.model.manifest, self.study.plan, gathered.opened
+        summed = read_train_sum(self._total(gathered))
         state = ServerState(self.number - 1, self._weights(self.model_in))
-        state = strategy(self.study.plan.training)(state, summed.mean_delta)
-        mean_loss, weight = summed.mean_loss, summed.weight
+        state = strategy(plan.training)(state, summed.mean_delta)
+        mean_loss, weight, clipped, largest = summed.mean_loss, summed.weight, summed.clipped, summed.largest
         del summed  # and the delta with it
-        check_values(state.weights, self.study.plan.aggregation.max_model_norm)
+        check_values(state.weights, plan.aggregation.max_model_norm)
         model = self.coordinator.blobs.put_bytes(pack(state.weights, manifest))
         candidate = Candidate(
             model=model,
             train_loss=mean_loss,
             weight=weight,
-            train=decision,
+            clipped=clipped,
+            train=gathered.decision,
+            survivors=masked.survivors,
+            next_encoding=next_encoding(plan, masked.ordered.encoding, largest=largest, clipped=clipped),
             training_seconds=gathered.working_seconds,
             transport_seconds=gathered.transport_seconds,
             aggregation_seconds=monotonic() - begun,
         )
         with writing(self.coordinator.store) as connection:
             rounds.keep_candidate(connection, self.reins, self.number, candidate)
+            self._record_opened(connection, gathered)
         return candidate
 
     def measure(self, gathered: Gathered) -> tuple[CohortDecision, GlobalMetrics]:
-        """Sum the hospitals' metrics of the candidate. Blocking."""
-        metrics = MetricLayout(len(self.study.plan.labels.classes))
-        decision, total = self._sum(gathered, layout_for("evaluate", parameters=0, metrics=metrics.size))
-        found = read(total, metrics)
-        return decision, GlobalMetrics(
+        """Sum the hospitals' metrics of the candidate. Blocking. Raises `CollectionFailed` if the sum does not open."""
+        found = read(self._total(gathered).numbers, MetricLayout(len(self.study.plan.labels.classes)))
+        with writing(self.coordinator.store) as connection:
+            studies.check(connection, self.reins)
+            self._record_opened(connection, gathered)
+        return gathered.decision, GlobalMetrics(
             count=found.count,
             loss=found.loss,
             accuracy=found.accuracy,
@@ -189,20 +164,25 @@ class RoundWork:
             confusion=found.confusion,
         )
 
-    def _sum(self, gathered: Gathered, layout: VectorLayout) -> tuple[CohortDecision, NDArray[np.float64]]:
-        """Sum what opens; a hospital whose vector does not is left out while the quorum stands."""
-        sealed, decision = list(gathered.sealed), gathered.decision
-        absent = decision.absent | {s: "LOST" for s in decision.members if s not in {one.silo for one in sealed}}
-        while len(sealed) >= self.study.plan.aggregation.quorum:
-            try:
-                total = sum_contributions(sealed, layout, self.coordinator.unsealing)
-            except ContributionRefused as why:
-                absent[why.silo] = why.code
-                sealed = [one for one in sealed if one.silo != why.silo]
-            else:
-                members = tuple(one.silo for one in sealed)
-                return decision.model_copy(update={"members": members, "absent": absent}), total
-        raise CollectionFailed(self.collection(decision.phase), Reason.BELOW_QUORUM)
+    def _total(self, gathered: Gathered) -> Total:
+        masked = gathered.opened
+        vectors = {silo: blob.digest for silo, blob in masked.vectors.items()}
+        try:
+            masks = masked.masks()
+            opened = openers(vectors, self.coordinator.blobs.open)
+            total = masked_total(opened, masked.ordered.layout, masked.ordered.encoding.ring)
+        except BoundaryError as why:
+            _log.warning("%s cannot be unmasked: %s", masked.watch.collection, why)
+            raise CollectionFailed(masked.watch.collection, Reason.CANNOT_UNMASK) from why
+        return unmasked(total, masks, masked.ordered.layout, masked.ordered.encoding)
+
+    def _record_opened(self, connection: Connection, gathered: Gathered) -> None:
+        event = SumOpened(
+            **gathered.opened.watch.collection.model_dump(),
+            survivors=gathered.opened.survivors,
+            surviving=gathered.decision.members,
+        )
+        audit.append(connection, event, actor=COORDINATOR, now=self.coordinator.now())
 
     def _weights(self, model: BlobRef) -> Vector:
         with self.coordinator.blobs.open(model.digest) as source:
@@ -222,6 +202,7 @@ class RoundWork:
                 study=self.study.study,
                 round=self.number,
                 model=candidate.model,
+                transcript=record.transcript,
                 contributing=record.contributing,
                 absent=tuple(sorted(record.absent)),
             )
@@ -239,7 +220,8 @@ class RoundWork:
         now = self.coordinator.now()
         train = candidate.train
         not_asked = {silo: "NOT_APPROVED" for silo in self.study.plan.silos if silo not in self.consenting}
-        asked = rounds.decided(connection, self.collection("train")) or train
+        attempt = self.collection("train").model_copy(update={"attempt": train.attempt})
+        asked = rounds.decided(connection, attempt) or train
         return RoundRecord(
             study=self.study.study,
             round=self.number,
@@ -250,6 +232,9 @@ class RoundWork:
             contributing=train.members,
             absent=not_asked | train.absent,
             train=train,
+            transcript=transcript_of(candidate.survivors, candidate.model.digest),
+            clipped=candidate.clipped,
+            next_encoding=candidate.next_encoding,
             evaluate=None if evaluated is None else evaluated[0],
             train_loss=candidate.train_loss,
             metrics=None if evaluated is None else evaluated[1],
@@ -268,10 +253,10 @@ class RoundWork:
         """Blob bytes that crossed the wire for this round: vectors up, the new model (and at first the old) down."""
         models = [candidate.model.digest] + ([self.model_in.digest] if self.number == 1 else [])
         vectors: dict[str, list[str]] = {silo: [] for silo in self.study.plan.silos}
-        for phase in PHASES:
-            slot = str(self.collection(phase))
-            for silo, envelope in self.desk.heard(connection, Contribution.kind, slot).items():
-                if isinstance(envelope.message, Contribution):
+        for phase, attempt in product(PHASES, range(1, self.opened.facts.attempt + 1)):
+            slot = str(self.collection(phase).model_copy(update={"attempt": attempt}))
+            for silo, envelope in self.desk.heard(connection, MaskedVector.kind, slot).items():
+                if isinstance(envelope.message, MaskedVector):
                     vectors[silo].append(envelope.message.vector.digest)
         return {
             silo: Traffic(

@@ -1,42 +1,30 @@
-"""Hospitals for tests and benchmarks that speak the production messages through the coordinator's real store.
+"""Hospitals for tests and benchmarks: real agents' parts and the coordinator's real store, in one process.
 
-They sign with real keys, seal real contributions and post them as the relay does; what they leave out is TLS, DICOM
-and training. Failures are verbs: `silence`, `refuse`, `spoil`.
+Journal, mailroom, masked sums and outbox are the agent's own; what is left out is TLS, DICOM and training: a
+hospital's work is a function that gives its numbers and weights. Failures are verbs: `silence`, `refuse`, `restart`,
+`fall_silent_before`, `lie`.
 """
 
 import asyncio
-import hashlib
-import io
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from boundary.api import Heartbeat
-from boundary.approval import Approval, sign_approval
-from boundary.canonical import canonical_bytes
-from boundary.contribution import contribution_context, seal_contribution
+from boundary.canonical import canonical_bytes, digest
 from boundary.envelope import open_envelope, seal_envelope
 from boundary.identity import SigningIdentity
-from boundary.messages import (
-    AnyMessage,
-    CohortClosed,
-    Collection,
-    Contribution,
-    PlanApproved,
-    PlanDeclined,
-    PlanProposed,
-    Ready,
-    Refused,
-    WorkOrder,
-)
+from boundary.messages import AnyMessage, Collection
 from boundary.names import COORDINATOR
-from boundary.plan import StudyPlan, digest_of, parse_plan, study_id
-from boundary.roster import make_card
-from boundary.sealing import UnsealingKey
+from boundary.plan import StudyPlan, parse_plan
+from boundary.protocol import Step
+from boundary.roster import TrustedRoster
 from boundary.tensors import TensorManifest, TensorSpec, pack
 from boundary.version import ProtocolRange
 from flows.authority import issue_roster
@@ -45,104 +33,154 @@ from flows.records import ModelStart
 from flows.store import holdings, mail, members, studies
 from flows.store.database import reading, writing
 from flows.store.schema import silos
+from silo_agent.config import starting_config
+from silo_agent.inbound import OwnSide
+from silo_agent.journal import Journal, KeptOrder, Parcel
+from silo_agent.mailroom import Mailroom
+from silo_agent.outbound import Outbound
+from silo_agent.results import StoredResult, result_folder
+from silo_agent.state import StateFolder
+from silo_agent.steward import approve
+from silo_agent.sums import Sums, order_of
+from silo_agent.vector import write_vector
+from silo_agent.workbench import is_whole
 
-Vectors = Callable[[Collection], NDArray[np.float32]]
+Weights = NDArray[np.float32]
+Work = Callable[[Collection], tuple[NDArray[np.float64], Weights | None]]
+Lie = Callable[[Any], AnyMessage]
 
 
 @dataclass
 class SimulatedHospital:
-    """One hospital's half, driven by `turn`. `vectors` gives what it contributes to a collection."""
+    """One hospital, driven by `turn`. `work` gives the numbers and weights it contributes to a collection."""
 
     silo: str
-    key: SigningIdentity
-    unsealing: UnsealingKey
-    vectors: Vectors
+    folder: StateFolder
+    coordinator: Coordinator
+    work: Work
     is_silent: bool = False
     declines: bool = False
     refuses: dict[str, str] = field(default_factory=dict)  # phase -> code
-    spoils: Callable[[bytes], bytes] | None = None
-    cursor: int = 0
+    silent_before: str | None = None  # the kind of message it never says
+    lies: dict[str, Lie] = field(default_factory=dict)  # kind -> what it says instead
+    worked: list[str] = field(default_factory=list)
     orders: dict[str, str] = field(default_factory=dict)
     sent: list[str] = field(default_factory=list)
+    roster: TrustedRoster | None = None
 
-    def turn(self, coordinator: Coordinator) -> None:
-        """Read the inbox and answer, as an agent whose work takes no time."""
+    def __post_init__(self) -> None:
+        config = starting_config(self.silo, "images", Path("/d"), Path("/l"), threads=1, heartbeat=1)
+        self.folder.create(secrets.token_bytes, config)
+        self.key = self.folder.identity
+        self._open()
+
+    def _open(self) -> None:
+        self.journal = Journal(self.folder.journal, self.silo)
+        self.outbound = Outbound(self.silo, self.key, self.journal, self.coordinator.now, secrets.token_bytes, "0")
+        self.sums = Sums(self.journal, self.outbound, self.own, secrets.token_bytes, 3)
+        self.mailroom = Mailroom(self.journal, self.outbound, self.sums, self.folder, self.own, lambda _: None)
+        self.sums.admit_loss()
+
+    def own(self) -> OwnSide:
+        if self.roster is None:
+            raise RuntimeError("not admitted yet")
+        return OwnSide(self.silo, self.folder.steward.public, self.roster, self.coordinator.now())
+
+    def turn(self) -> None:
+        """Read the inbox, work, send: as an agent whose work takes no time."""
         if self.is_silent:
             return
-        now = coordinator.now()
+        coordinator = self.coordinator
         with writing(coordinator.store) as connection:
             heartbeat = Heartbeat(agent_version="0", protocol=ProtocolRange(), roster_version=1)
-            members.beat(connection, self.silo, heartbeat, now, timedelta(seconds=60))
-            deliveries = mail.inbox(connection, self.silo, after=self.cursor)
+            members.beat(connection, self.silo, heartbeat, coordinator.now(), timedelta(seconds=60))
+            deliveries = mail.inbox(connection, self.silo, after=self.mailroom.cursor)
         for delivery in deliveries:
-            self.cursor = delivery.sequence
-            signer = coordinator.key.public
-            envelope = open_envelope(delivery.envelope, recipient=self.silo, signer=signer, sender=COORDINATOR)
-            self._answer(coordinator, envelope.message, envelope.digest)
+            self.mailroom.take(delivery)
+        for plan in self.journal.plans():
+            if plan.state == "received":
+                self._consider(plan.study, plan.digest)
+        for order in self.journal.open_orders():
+            self.orders[order.collection] = order.digest
+            if order.step is Step.WORKING:
+                self._work(order)
+        while not self.is_silent and (parcel := self.journal.next_waiting(0)) is not None:
+            self._send(parcel)
 
-    def _answer(self, coordinator: Coordinator, message: AnyMessage, digest: str) -> None:
-        match message:
-            case PlanProposed():
-                self._consent(coordinator, message.plan)
-            case WorkOrder():
-                self.orders[str(message.collection)] = digest
-                code = self.refuses.get(message.collection.phase)
-                if code is None:
-                    self.say(coordinator, Ready(collection=message.collection, order=digest))
-                else:
-                    refused = Refused(
-                        collection=message.collection, order=digest, code=code, reference="0" * 12, retryable=True
-                    )
-                    self.say(coordinator, refused)
-            case CohortClosed() if self.silo in message.members:
-                self._contribute(coordinator, message.collection, message.order)
-            case _:
-                pass
-
-    def _consent(self, coordinator: Coordinator, plan: StudyPlan) -> None:
+    def _consider(self, study: str, plan_digest: str) -> None:
         if self.declines:
-            declined = PlanDeclined(study=study_id(plan), plan_digest=digest_of(plan), code="DECLINED_BY_STEWARD")
-            self.say(coordinator, declined)
+            self.outbound.decline(study, plan_digest, "DECLINED_BY_STEWARD", "a test")
             return
-        approval = Approval(
-            silo=self.silo, plan_digest=digest_of(plan), dataset_digest="sha256:" + hashlib.sha256(
-                self.silo.encode()).hexdigest(), role="data_steward", approved_at=coordinator.now(),
-        )  # fmt: skip
-        signed = sign_approval(approval, SigningIdentity.generate())
-        self.say(coordinator, PlanApproved(study=study_id(plan), approval=signed))
+        self.journal.set_plan(study, "scanned", dataset_digest=digest(self.silo.encode()))
+        approve(self.journal, self.folder, self.outbound, study, "data_steward", "a test")
 
-    def _contribute(self, coordinator: Coordinator, collection: Collection, order: str) -> None:
-        plain = self.vectors(collection).astype("<f4").tobytes()
-        context = contribution_context(collection, self.silo, order)
-        sealed_key, chunks = seal_contribution(
-            io.BytesIO(plain).read, coordinator=coordinator.unsealing.public, context=context,
-            file_key=coordinator.entropy(32),
-        )  # fmt: skip
-        sealed = b"".join(chunks)
-        if self.spoils is not None:
-            sealed = self.spoils(sealed)
-        blob = coordinator.blobs.put_bytes(sealed)
-        with writing(coordinator.store) as connection:
-            holdings.record(connection, blob, owner=self.silo, now=coordinator.now())
+    def _work(self, order: KeptOrder) -> None:
+        message = order_of(order, self.own())
+        collection = message.collection
+        code = self.refuses.get(collection.phase)
+        if code is not None:
+            self.outbound.refuse(order, collection, code, "a test", retryable=True)
+            return
+        folder = result_folder(self.folder, order.study, order.round, collection.phase, message.model.digest)
+        if not is_whole(folder):
+            numbers, weights = self.work(collection)
+            write_vector(folder / "vector", numbers, weights)
+            metrics = 0 if weights is not None else len(numbers)
+            size = 0 if weights is None else len(weights)
+            StoredResult(secrets.token_hex(16), folder / "vector", size, metrics).save(folder)
+            self.worked.append(str(collection))
+        self.sums.begin(order, folder)
+
+    def _send(self, parcel: Parcel) -> None:
+        if parcel.kind == self.silent_before:
+            self.is_silent = True
+            return
+        if parcel.blob_path is not None:
+            self.put(Path(parcel.blob_path).read_bytes())
+            Path(parcel.blob_path).unlink()
+            self.sent.append(parcel.slot.partition("/")[2])
+        envelope = open_envelope(parcel.envelope, recipient=COORDINATOR, signer=self.key.public, sender=self.silo)
+        if parcel.kind in self.lies:
+            self.say(self.lies[parcel.kind](envelope.message))
+        else:
+            with writing(self.coordinator.store) as connection:
+                mail.post(connection, envelope, now=self.coordinator.now())
+        with self.journal.transaction():
+            self.journal.settle(parcel, accepted=True, verdict="OK")
+
+    def put(self, data: bytes) -> str:
+        """Upload a blob; give its digest."""
+        blob = self.coordinator.blobs.put_bytes(data)
+        with writing(self.coordinator.store) as connection:
+            holdings.record(connection, blob, owner=self.silo, now=self.coordinator.now())
             holdings.moved(connection, self.silo, blob.digest, up=blob.size)
-        self.sent.append(str(collection))
-        message = Contribution(collection=collection, order=order, vector=blob, sealed_key=sealed_key)
-        self.say(coordinator, message)
+        return blob.digest
 
-    def say(self, coordinator: Coordinator, message: AnyMessage) -> None:
-        envelope = seal_envelope(
-            message, sender=self.silo, recipient=COORDINATOR, sent_at=coordinator.now(), key=self.key
-        )
-        with writing(coordinator.store) as connection:
-            mail.post(connection, envelope, now=coordinator.now())
+    def say(self, message: AnyMessage) -> None:
+        """Sign and post whatever it is."""
+        now = self.coordinator.now()
+        envelope = seal_envelope(message, sender=self.silo, recipient=COORDINATOR, sent_at=now, key=self.key)
+        with writing(self.coordinator.store) as connection:
+            mail.post(connection, envelope, now=now)
 
     # --- failures as verbs ---------------------------------------------------------------------------
     def silence(self) -> None:
         """Fall silent: no answers, no heartbeat."""
         self.is_silent = True
 
+    def fall_silent_before(self, kind: str) -> None:
+        """Fall silent instead of sending this kind of message."""
+        self.silent_before = kind
+
     def speak(self) -> None:
-        self.is_silent = False
+        """Be there again, as after a cut of the network."""
+        self.is_silent, self.silent_before = False, None
+
+    def restart(self) -> None:
+        """Be killed and started again: what was only in memory is gone."""
+        self.journal.close()
+        self._open()
+        self.speak()
 
     def refuse(self, phase: str, code: str = "NO_IMAGES") -> None:
         self.refuses[phase] = code
@@ -150,9 +188,9 @@ class SimulatedHospital:
     def relent(self) -> None:
         self.refuses.clear()
 
-    def spoil(self, change: Callable[[bytes], bytes]) -> None:
-        """Change the sealed bytes before they are uploaded."""
-        self.spoils = change
+    def lie(self, kind: str, change: Lie) -> None:
+        """Say something else than the agent would, properly signed."""
+        self.lies[kind] = change
 
 
 @dataclass
@@ -166,18 +204,22 @@ class SimulatedFederation:
 
     def turn(self) -> None:
         for hospital in self.hospitals.values():
-            hospital.turn(self.coordinator)
+            hospital.turn()
 
     async def keep_turning(self) -> None:
         """Let the hospitals answer until cancelled."""
         while True:
-            await asyncio.to_thread(self.turn)
+            self.turn()
             await asyncio.sleep(0.01)
+
+    def close(self) -> None:
+        for hospital in self.hospitals.values():
+            hospital.journal.close()
 
 
 def make_federation(  # noqa: PLR0913 - what tests vary
     folder: Path,
-    vectors: Mapping[str, Vectors],
+    works: Mapping[str, Work],
     *,
     parameters: int = 10,
     rounds: int = 3,
@@ -186,18 +228,20 @@ def make_federation(  # noqa: PLR0913 - what tests vary
     ready_minutes: float = 1.0,
     mlflow_url: str | None = None,
     name: str = "simulated",
+    **aggregation: object,
 ) -> SimulatedFederation:
-    """Make a coordinator in `folder` and one hospital per entry of `vectors`, admitted, with a published plan."""
+    """Make a coordinator in `folder` and one hospital per entry of `works`, admitted, with a published plan."""
     settings = starting_settings(folder, "https://127.0.0.1:1", "127.0.0.1", 1, ["127.0.0.1"])
     if mlflow_url is not None:
         settings = settings.replace('# mlflow_url = "http://127.0.0.1:5000"', f'mlflow_url = "{mlflow_url}"')
     coordinator = create(folder, settings)
     hospitals = {
-        silo: SimulatedHospital(silo, SigningIdentity.generate(), UnsealingKey.generate(), what)
-        for silo, what in vectors.items()
+        silo: SimulatedHospital(silo, StateFolder(folder / "hospitals" / silo), coordinator, work)
+        for silo, work in works.items()
     }
     _admit(coordinator, hospitals)
-    plan = simulated_plan(hospitals, rounds, quorum, lost_after_seconds, ready_minutes, name)
+    sums = {"quorum": quorum, "lost_after_seconds": lost_after_seconds, "ready_minutes": ready_minutes} | aggregation
+    plan = simulated_plan({silo: one.key for silo, one in hospitals.items()}, rounds, name, **sums)
     manifest = TensorManifest(tensors=(TensorSpec(name="w", shape=(parameters,)),))
     initial = coordinator.blobs.put_bytes(pack(np.zeros(parameters, dtype=np.float32), manifest))
     with writing(coordinator.store) as connection:
@@ -208,14 +252,7 @@ def make_federation(  # noqa: PLR0913 - what tests vary
     return SimulatedFederation(coordinator, hospitals, plan, study)
 
 
-def simulated_plan(
-    hospitals: Mapping[str, SimulatedHospital],
-    rounds: int,
-    quorum: int,
-    lost_after_seconds: float,
-    ready_minutes: float,
-    name: str = "simulated",
-) -> StudyPlan:
+def simulated_plan(keys: Mapping[str, SigningIdentity], rounds: int, name: str, **aggregation: object) -> StudyPlan:
     return parse_plan(
         {
             "version": 1,
@@ -228,25 +265,19 @@ def simulated_plan(
                 "ethics_reference": "none",
                 "expires": date(datetime.now(UTC).year + 1, 1, 31),
             },
-            "hospitals": [
-                {"silo": silo, "signing_key": hospital.key.public.text} for silo, hospital in hospitals.items()
-            ],
+            "hospitals": [{"silo": silo, "signing_key": key.public.text} for silo, key in keys.items()],
             "model": {"name": "densenet-small", "version": 1},
             "preprocessing": {"size": [16, 16], "intensity": "window", "low": 0.0, "high": 1.0},
             "labels": {"classes": ["0", "1"]},
             "dataset": {"name": "images", "modalities": ["CT"]},
             "training": {"rounds": rounds},
-            "aggregation": {
-                "quorum": quorum,
-                "lost_after_seconds": lost_after_seconds,
-                "ready_minutes": ready_minutes,
-            },
+            "aggregation": {"step_minutes": 0.2} | aggregation,
         }
     )
 
 
 def _admit(coordinator: Coordinator, hospitals: Mapping[str, SimulatedHospital]) -> None:
-    cards = [make_card(silo, one.key, one.unsealing.public) for silo, one in hospitals.items()]
+    cards = [one.folder.card(silo) for silo, one in hospitals.items()]
     roster = issue_roster(
         cards, version=1, coordinator=coordinator.card, keys=[coordinator.key], now=coordinator.now(),
         lifetime=timedelta(days=1),
@@ -260,3 +291,5 @@ def _admit(coordinator: Coordinator, hospitals: Mapping[str, SimulatedHospital])
                 )
             )  # fmt: skip
         members.issue(connection, roster, now=coordinator.now())
+    for one in hospitals.values():
+        one.roster = TrustedRoster.first(roster.data, coordinator.key.public, coordinator.now())

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from boundary.names import Frozen, SiloId, StudyName
+from boundary.plan import MAX_HOSPITALS, SMALLEST_COHORT
 from silo_agent.errors import ConfigError
 
 CONFIG_NAME = "agent.toml"
@@ -52,6 +53,12 @@ class Timing(Frozen):
     retry_most: Annotated[float, Field(ge=0.1, le=600)] = 60.0
 
 
+class Sums(Frozen):
+    """The hospital's own floor, whatever a plan says: the fewest hospitals in a sum it takes part in."""
+
+    least_hospitals: Annotated[int, Field(ge=SMALLEST_COHORT, le=MAX_HOSPITALS)] = SMALLEST_COHORT
+
+
 class AgentConfig(Frozen):
     """All of agent.toml."""
 
@@ -60,6 +67,7 @@ class AgentConfig(Frozen):
     dataset: dict[StudyName, DatasetConfig]
     resources: Resources = Resources()
     timing: Timing = Timing()
+    sums: Sums = Sums()
     proxy: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
 
 
@@ -109,6 +117,9 @@ min_free_disk_mb = 500
 
 [timing]
 heartbeat = {heartbeat}     # seconds between signs of life
+
+[sums]
+least_hospitals = 3  # refuse to be in a sum over fewer hospitals, whatever the plan says
 """
 
 

@@ -43,6 +43,7 @@ from silo_agent.plain import plain
 from silo_agent.relay_client import RelayClient, TlsFiles
 from silo_agent.results import sweep
 from silo_agent.state import StateFolder
+from silo_agent.sums import Sums
 from silo_agent.workbench import Workbench
 from silo_agent.worker import Worker
 
@@ -85,8 +86,9 @@ class Agent:
         self._relay = self._client()
         outbound = Outbound(config.site, self._key, self.journal, world.now, world.entropy, world.version)
         self._outbound = outbound
-        self._bench = Workbench(config, folder, self.journal, outbound, worker, self._relay, self._own)
-        self._mail = Mailroom(self.journal, outbound, folder, self._own, self._unwanted)
+        self._sums = Sums(self.journal, outbound, self._own, world.entropy, config.sums.least_hospitals)
+        self._bench = Workbench(config, folder, self.journal, outbound, self._sums, worker, self._relay, self._own)
+        self._mail = Mailroom(self.journal, outbound, self._sums, folder, self._own, self._unwanted)
         self._worker = worker
         self._wake_work, self._wake_send = asyncio.Event(), asyncio.Event()
         self._drops: set[asyncio.Task[None]] = set()
@@ -131,6 +133,7 @@ class Agent:
             loop.add_signal_handler(number, stop.set)
         _log.info("%s dials %s", self._config.site, (self.journal.fact(RELAY_URL) or b"").decode())
         sweep(self._folder, self.journal)
+        self._sums.admit_loss()
         turns = {"listen": self._listen, "work": self._work, "send": self._send, "beat": self._beat}
         loops = [asyncio.create_task(self._forever(name, turn)) for name, turn in turns.items()]
         waiter = asyncio.create_task(stop.wait())

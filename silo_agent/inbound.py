@@ -7,15 +7,17 @@ is one the plan allows, not an old one and not committed; every attempt of it is
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from boundary.approval import SignedApproval, check_approval
-from boundary.canonical import parse_json
-from boundary.errors import CohortTooSmall, NotApproved, OutOfTurn, Stale, UnknownMember
+from boundary.canonical import canonical_bytes, parse_json
+from boundary.errors import NotApproved, OutOfTurn, Stale, UnknownMember
 from boundary.identity import PublicIdentity
-from boundary.messages import CohortClosed, Collection, WorkOrder
-from boundary.plan import SMALLEST_COHORT, StudyPlan, digest_of, plan_from_json, study_id
+from boundary.messages import CohortClosed, Collection, WorkOrder, to_body
+from boundary.plan import StudyPlan, digest_of, plan_from_json, study_id
 from boundary.protocol import Step
 from boundary.roster import TrustedRoster
+from boundary.secagg.ring import check_encoding
 from silo_agent.journal import KeptOrder, KeptPlan
 
 
@@ -56,17 +58,24 @@ def check_order(
     newest = max((kept_order.round for kept_order in earlier), default=0)
     if collection.round < newest or collection.round <= committed:
         raise Stale(f"an order for round {collection.round}; round {max(newest, committed)} was begun or is over")
-    if _models(earlier, collection) - {order.model.digest}:
-        raise OutOfTurn(f"another model for round {collection.round}, {collection.phase}, than in an earlier attempt")
+    check_encoding(order.encoding, plan)
+    if _questions(earlier, collection) - {_question(to_body(order))}:
+        raise OutOfTurn(
+            f"another model or encoding for round {collection.round}, {collection.phase}, than in an earlier attempt"
+        )
     if order.due <= own.now:
         raise Stale("the order was due before it arrived")
     return plan
 
 
-def _models(earlier: list[KeptOrder], collection: Collection) -> set[str]:
+def _questions(earlier: list[KeptOrder], collection: Collection) -> set[bytes]:
     """What this round and phase was ordered on before: a second model would be a second question to the same data."""
     same = [kept for kept in earlier if (kept.round, kept.phase) == (collection.round, collection.phase)]
-    return {str(parse_json(kept.envelope)["body"]["model"]["digest"]) for kept in same}
+    return {_question(parse_json(kept.envelope)["body"]) for kept in same}
+
+
+def _question(body: dict[str, Any]) -> bytes:
+    return canonical_bytes([body["model"], body["encoding"]])
 
 
 def approved_plan(kept: KeptPlan | None, own: OwnSide) -> StudyPlan:
@@ -88,7 +97,7 @@ def approved_plan(kept: KeptPlan | None, own: OwnSide) -> StudyPlan:
 
 
 def check_closing(closed: CohortClosed, order: KeptOrder, plan: StudyPlan, own: OwnSide) -> bool:
-    """Whether we are in the sum; raises `PeerFault` if the sum is not one this hospital takes part in."""
+    """Whether we are in the sum; raises `PeerFault` for a closing that contradicts itself, the plan or our order."""
     if closed.order != order.digest:
         raise OutOfTurn("the cohort was closed for another order")
     named = (*closed.members, *closed.absent)
@@ -96,10 +105,7 @@ def check_closing(closed: CohortClosed, order: KeptOrder, plan: StudyPlan, own: 
         raise UnknownMember("the cohort names a hospital twice or one that is not in the plan")
     if own.silo not in closed.members:
         return False
-    own.roster.alive(own.now)  # its coordinator's key is what the vector will be sealed for
+    own.roster.alive(own.now)
     if order.step is not Step.READY:
         raise OutOfTurn(f"the cohort was closed with us while we are {order.step.value}")
-    least = max(SMALLEST_COHORT, plan.aggregation.quorum)
-    if len(closed.members) < least:
-        raise CohortTooSmall(f"a sum over {len(closed.members)} hospitals, this hospital accepts {least}")
     return True

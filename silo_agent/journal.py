@@ -17,7 +17,7 @@ from boundary.protocol import FINAL, Heard, Step, next_step
 from compliance.trail import AnyEvent, leaf_bytes
 from silo_agent.errors import ConfigError, UpgradeNeeded
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LOCK_SECONDS = 30.0  # how long one process waits for another's transaction; sealing a large vector takes seconds
 _SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL);
@@ -40,6 +40,7 @@ CREATE TABLE outbox (
 );
 CREATE TABLE trail (sequence INTEGER PRIMARY KEY AUTOINCREMENT, leaf BLOB NOT NULL);
 """
+_SPENT = "CREATE TABLE spent (result TEXT PRIMARY KEY, collection TEXT NOT NULL, survivors TEXT NOT NULL)"
 
 _WAITING = (
     "SELECT position, slot, study, kind, envelope, blob_path, blob_digest, blob_size FROM outbox "
@@ -118,12 +119,13 @@ class Journal:
         self._db.execute("PRAGMA foreign_keys=ON")
         with self.transaction():
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in _SCHEMA.split(";\n"):
+            if version < SCHEMA_VERSION:
+                steps = [*(_SCHEMA.split(";\n") if version == 0 else []), _SPENT]
+                for statement in steps:
                     if statement.strip():
                         self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            elif version != SCHEMA_VERSION:
+            elif version > SCHEMA_VERSION:
                 raise UpgradeNeeded(
                     f"{path} has schema {version}, this agent knows {SCHEMA_VERSION}: install the newer agent again"
                 )
@@ -254,6 +256,18 @@ class Journal:
             (step.value, result, collection),
         )
         return step
+
+    # --- results -------------------------------------------------------------------------------------
+    def spend(self, result: str, collection: str, survivors: frozenset[str]) -> None:
+        """Remember, before a share leaves, in which sum we help to unmask a result. Only inside a transaction."""
+        self._inside()
+        names = ",".join(sorted(survivors))
+        self._db.execute("INSERT OR IGNORE INTO spent VALUES (?, ?, ?)", (result, collection, names))
+
+    def spent_on(self, result: str) -> frozenset[str] | None:
+        """The survivors this result was unmasked among, None if it was not."""
+        row = self._db.execute("SELECT survivors FROM spent WHERE result = ?", (result,)).fetchone()
+        return None if row is None else frozenset(row[0].split(","))
 
     # --- outbox --------------------------------------------------------------------------------------
     def put_out(

@@ -1,10 +1,10 @@
 """One hospital's work of one round, in the child: weights in, one vector out, both as files.
 
-Train: the vector is `[w * (new - old), loss sum, images, w]`; evaluate: the additive metrics on the patients that
-are held back. Incoming weights are checked (names, shapes, dtype, finite, norm) before they touch a network.
+Train: the vector is loss sum, images, w, 0 and `w * (new - old)`; evaluate: the additive metrics on the patients that
+are held back (`boundary.layout`). Incoming weights are checked (names, shapes, dtype, finite, norm) before they touch
+a network.
 """
 
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from boundary.layout import layout_for
-from boundary.plan import StudyPlan, Training, parse_plan
+from boundary.errors import BadTensors
+from boundary.plan import StudyPlan, parse_plan
 from boundary.tensors import TensorManifest, Vector, check_values, flatten, unflatten, unpack_file
 from models.catalogue import build
 from models.errors import TrainingCancelled
@@ -26,13 +26,14 @@ from models.parameters import load_tensors, manifest, to_tensors
 from models.training import LocalData, evaluate, train
 from silo_agent.errors import WorkCancelled, WorkFailed
 from silo_agent.intake.cache import load_cache
+from silo_agent.vector import write_vector
 
 _manifests: dict[tuple[str, int, int], TensorManifest] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class LocalRound:
-    """Everything the work needs. `model` is a safetensors file, `out` the vector's file (float32, little-endian)."""
+    """Everything the work needs. `model` is a safetensors file, `out` the vector's file."""
 
     plan: StudyPlan
     manifest: TensorManifest
@@ -86,15 +87,11 @@ def train_round(
     except TrainingCancelled as why:
         raise WorkCancelled("between two steps") from why
     new = flatten(to_tensors(module.to("cpu")), work.manifest)
-    weight = _weight(work.plan.training, data)
-    layout = layout_for("train", parameters=work.manifest.size, metrics=0)
-    vector = np.empty(layout.size, dtype="<f4")
-    np.subtract(new, old, out=vector[layout.where("delta")])
-    vector[layout.where("delta")] *= np.float32(weight)
-    vector[layout.where("loss_sum")] = outcome.mean_loss * outcome.images_seen
-    vector[layout.where("images")] = outcome.images_seen
-    vector[layout.where("weight")] = weight
-    _write(vector, work.out)
+    weight = _weight(work.plan, data)
+    delta = np.subtract(new, old, out=new)
+    delta *= np.float32(weight)
+    numbers = np.array([outcome.mean_loss * outcome.images_seen, outcome.images_seen, weight, 0.0])
+    _store(work.out, numbers, delta)
     return {"parameters": work.manifest.size, "metrics": 0}
 
 
@@ -106,30 +103,21 @@ def evaluate_round(work: LocalRound, should_stop: Callable[[], bool]) -> dict[st
         metrics = evaluate(module, work.data(holdout=True), layout, should_stop=should_stop, device=work.device)
     except TrainingCancelled as why:
         raise WorkCancelled("between two batches") from why
-    _write(metrics.astype("<f4"), work.out)
+    _store(work.out, metrics)
     return {"parameters": work.manifest.size, "metrics": layout.size}
 
 
-def _weight(training: Training, data: LocalData) -> float:
-    match training.weighting:
-        case "images":
-            return float(len(data))
-        case "patients":
-            return float(len(np.unique(data.patients)))
-        case "equal":
-            return 1.0
+def _store(out: Path, numbers: NDArray[np.float64], weights: NDArray[np.float32] | None = None) -> None:
+    try:
+        write_vector(out, numbers, weights)
+    except BadTensors as why:
+        raise WorkFailed("NON_FINITE_LOSS", str(why)) from why
 
 
-def _write(vector: NDArray[np.float32], out: Path) -> None:
-    if not np.isfinite(vector).all():
-        raise WorkFailed("NON_FINITE_LOSS", "the result holds NaN or infinity")
-    out.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = out.with_suffix(".part")
-    with draft.open("wb") as file:  # on the disk for good before "done" is said
-        vector.tofile(file)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(out)
+def _weight(plan: StudyPlan, data: LocalData) -> float:
+    """Never above the plan's largest: what one hospital can add to a sum is bounded."""
+    counts = {"images": len(data), "patients": len(np.unique(data.patients)), "equal": 1}
+    return float(min(counts[plan.training.weighting], plan.aggregation.largest_weight(plan.training)))
 
 
 def _every(seconds: float, say: Callable[[int, int], None]) -> Callable[[int, int], None]:

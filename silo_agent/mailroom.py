@@ -6,24 +6,31 @@ So an envelope is acted on once: after a crash it is either wholly in the journa
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from boundary.api import Delivery
 from boundary.canonical import canonical_bytes, parse_json
 from boundary.envelope import Envelope, open_envelope
 from boundary.errors import BadSignature, PeerFault
-from boundary.layout import layout_for
-from boundary.messages import CohortClosed, PlanProposed, RoundCommitted, StudyClosed, WorkOrder
+from boundary.messages import (
+    AgreementShown,
+    CohortClosed,
+    PlanProposed,
+    RoundCommitted,
+    SharesRouted,
+    StudyClosed,
+    SurvivorsNamed,
+    WorkOrder,
+)
 from boundary.names import COORDINATOR
 from boundary.plan import digest_of, to_json
-from boundary.protocol import FINAL, Heard, Step
-from boundary.sealing import SealingKey
-from silo_agent.errors import EgressRefused, StoredFileLost, WrongCoordinator, disk_code
-from silo_agent.inbound import OwnSide, approved_plan, check_closing, check_order, check_proposal
+from boundary.protocol import IN_MEMORY, Heard, Step
+from silo_agent.errors import WrongCoordinator
+from silo_agent.inbound import OwnSide, check_order, check_proposal
 from silo_agent.journal import Journal, KeptOrder
 from silo_agent.outbound import Outbound
-from silo_agent.results import StoredResult, forget_rounds, forget_study
+from silo_agent.results import forget_rounds, forget_study
 from silo_agent.state import StateFolder
+from silo_agent.sums import Sums
 
 _log = logging.getLogger("silo_agent.mailroom")
 CURSOR = "inbox cursor"
@@ -35,6 +42,7 @@ class Mailroom:
 
     journal: Journal
     outbound: Outbound
+    sums: Sums
     folder: StateFolder
     own: Callable[[], OwnSide]
     unwanted: Callable[[str], None]
@@ -79,8 +87,9 @@ class Mailroom:
                 self._propose(proposal)
             case WorkOrder() as order:
                 self._order(order, envelope)
-            case CohortClosed() as closed:
-                self._close(closed)
+            case CohortClosed() | SharesRouted() | SurvivorsNamed() | AgreementShown() as told:
+                if not self.sums.hear(told):
+                    self.unwanted(str(told.collection))
             case RoundCommitted() as committed:
                 self._committed(committed)
             case StudyClosed() as closed_study:
@@ -130,39 +139,9 @@ class Mailroom:
             return
         for old in earlier:  # nothing of an older try is wanted any more, but this one's work: on the same model
             is_earlier_attempt = (old.round, old.phase) == (kept.round, kept.phase)
-            if is_earlier_attempt or old.step in {Step.WORKING, Step.READY}:
+            if is_earlier_attempt or old.step is Step.WORKING or old.step in IN_MEMORY:
                 self._end(old, goes_on=is_earlier_attempt)
         _log.info("order for %s accepted", collection)
-
-    def _close(self, closed: CohortClosed) -> None:
-        order = self.journal.order(str(closed.collection))
-        if order is None or order.step in FINAL or order.step is Step.RELEASED:
-            return
-        try:
-            plan = approved_plan(self.journal.plan(order.study), self.own())
-            with_us = check_closing(closed, order, plan, self.own())
-        except PeerFault as why:
-            _log.warning("the closing of %s was refused: %s %s", closed.collection, why.code, why)
-            if order.step is Step.READY:
-                self.outbound.refuse(order, closed.collection, why.code, str(why), retryable=False)
-            return
-        if not with_us:
-            self.journal.advance(order.collection, Heard.CLOSED_WITHOUT_US)
-            self.unwanted(order.collection)
-            _log.info("%s went on without us; we join the next", closed.collection)
-            return
-        self._release(order, closed)
-
-    def _release(self, order: KeptOrder, closed: CohortClosed) -> None:
-        try:
-            result = StoredResult.load(Path(order.result or ""))
-            layout = layout_for(closed.collection.phase, parameters=result.parameters, metrics=max(1, result.metrics))
-            coordinator = SealingKey(self.own().roster.roster.coordinator.sealing_key)
-            self.outbound.release(order, closed, result.vector, layout, coordinator)
-        except (EgressRefused, StoredFileLost) as why:
-            self.outbound.refuse(order, closed.collection, why.code, str(why), retryable=False)
-        except OSError as why:
-            self.outbound.refuse(order, closed.collection, disk_code(why), str(why), retryable=True)
 
     def _committed_round(self, study: str) -> int:
         fact = self.journal.fact(f"progress {study}")
@@ -195,5 +174,6 @@ class Mailroom:
         if order.step is not Step.OVER:
             self.journal.advance(order.collection, Heard.ROUND_OVER)
             self.journal.withdraw(order.collection)
+            self.sums.forget(order.collection)
             if not goes_on:
                 self.unwanted(order.collection)

@@ -1,59 +1,73 @@
 """The only door out. Everything that leaves the hospital is made here, from an allow-listed schema.
 
-Five kinds of message and a heartbeat exist. An error leaves as a code of `RELEASABLE_CODES` and a reference into
-the hospital's own log, never as its text. A vector leaves only for an order whose cohort was closed with this
-hospital in it, and only sealed. Nothing here sends: it stores parcels in the outbox, in the same transaction as
-the audit entry and the step that allows them.
+Eight kinds of message and a heartbeat exist. An error leaves as a code of `RELEASABLE_CODES` and a reference into
+the hospital's own log, never as its text. A vector leaves only under the masks of a sum this hospital is in: there is
+no other way for it, and no setting that makes one. Nothing here sends: it stores parcels in the outbox, in the same
+transaction as the audit entry and the step that allows them.
 """
 
-import hashlib
 import logging
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from boundary.api import Activity, Heartbeat
 from boundary.approval import SignedApproval
-from boundary.canonical import Digest
-from boundary.contribution import contribution_context, seal_contribution, sealed_size
 from boundary.envelope import seal_envelope
 from boundary.identity import SigningIdentity
-from boundary.layout import ITEM_BYTES, VectorLayout
 from boundary.messages import (
     BlobRef,
-    CohortClosed,
     Collection,
-    Contribution,
+    MaskedVector,
     PlanApproved,
     PlanDeclined,
     Ready,
     Refused,
+    RevealedShare,
+    Share,
+    Shares,
+    SharesRevealed,
+    SurvivorsSeen,
     slot_of,
     study_of,
 )
 from boundary.names import COORDINATOR
-from boundary.protocol import Heard, Step
-from boundary.sealing import FILE_KEY_BYTES, SealingKey
+from boundary.protocol import NEXT_STEP, Heard
+from boundary.secagg.hospital import Dealt, Revealed
+from boundary.secagg.secrets import Announcement
 from boundary.version import ProtocolRange
-from compliance.trail import ContributionReleased, PlanApprovalGiven, WorkDone, WorkRefused
+from compliance.trail import (
+    AnyEvent,
+    ContributionReleased,
+    PlanApprovalGiven,
+    SecretsShared,
+    SurvivorsAgreed,
+    UnmaskingHelped,
+    WorkDone,
+    WorkRefused,
+)
 from silo_agent.errors import EgressRefused
 from silo_agent.journal import Journal, KeptOrder
 
 _log = logging.getLogger("silo_agent.outbound")
 
-MESSAGES_THAT_MAY_LEAVE = (PlanApproved, PlanDeclined, Ready, Contribution, Refused)
+MESSAGES_THAT_MAY_LEAVE = (
+    PlanApproved, PlanDeclined, Ready, Shares, MaskedVector, SurvivorsSeen, SharesRevealed, Refused
+)  # fmt: skip
 RELEASABLE_CODES = frozenset(
     {
-        "ARCHIVE_DENIED", "ARCHIVE_MISSING", "BAD_TENSORS", "CACHE_MISSING", "CACHE_UNREADABLE", "CANCELLED",
-        "CHILD_DIED", "COHORT_TOO_SMALL", "CONTRACT_NOT_MET", "DATASET_CHANGED", "DATASET_UNREADABLE",
-        "DECLINED_BY_STEWARD", "DISK_FULL", "EXPIRED", "INPUT_TOO_SMALL", "INTERNAL", "MODEL_UNAVAILABLE",
-        "NON_FINITE_LOGITS", "NON_FINITE_LOSS", "NOT_APPROVED", "NO_IMAGES", "OUT_OF_MEMORY", "OUT_OF_TURN", "STALE",
-        "TOO_MANY_STARTS", "UNKNOWN_MEMBER", "UNKNOWN_MODEL", "UNSHARED_STATE", "UNSUITABLE_PLAN", "WRONG_TENSORS",
+        "ARCHIVE_DENIED", "ARCHIVE_MISSING", "BAD_SHARES", "BAD_SIGNATURE", "BAD_TENSORS", "CACHE_MISSING",
+        "CACHE_UNREADABLE", "CANCELLED", "CHILD_DIED", "COHORT_TOO_SMALL", "CONTRACT_NOT_MET", "DATASET_CHANGED",
+        "DATASET_UNREADABLE", "DECLINED_BY_STEWARD", "DISK_FULL", "EXPIRED", "INPUT_TOO_SMALL", "INTERNAL",
+        "KEYS_LOST", "KEY_REUSED", "MALFORMED", "MODEL_UNAVAILABLE", "NON_FINITE_LOGITS", "NON_FINITE_LOSS",
+        "NOT_APPROVED", "NO_IMAGES", "OUT_OF_MEMORY", "OUT_OF_TURN", "RESULT_SPENT", "SPLIT_VIEW", "STALE",
+        "TOO_MANY_STARTS", "UNKNOWN_MEMBER", "UNKNOWN_MODEL", "UNSEAL_FAILED", "UNSHARED_STATE", "UNSUITABLE_PLAN",
+        "WRONG_RECIPIENT", "WRONG_TENSORS",
     }
 )  # fmt: skip
-Leaving = PlanApproved | PlanDeclined | Ready | Contribution | Refused
+Leaving = PlanApproved | PlanDeclined | Ready | Shares | MaskedVector | SurvivorsSeen | SharesRevealed | Refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +103,95 @@ class Outbound:
             self.journal.set_plan(study, "declined", reason=reason)
             self._put(PlanDeclined(study=study, plan_digest=plan_digest, code=_releasable(code)))
 
-    def ready(self, order: KeptOrder, collection: Collection, result: Path) -> None:
-        """Store the result's place and say that it exists. Nothing of it leaves yet."""
+    # --- the steps of a masked sum -------------------------------------------------------------------
+    def ready(self, order: KeptOrder, collection: Collection, result: Path, announced: Announcement) -> None:
+        """A1. Store the result's place, say that it exists and with which keys. Nothing of it leaves yet."""
         with self.journal.transaction():
             self.journal.advance(order.collection, Heard.DONE, result=str(result))
             self.journal.record(
                 WorkDone(study=collection.study, round=collection.round, phase=collection.phase, order=order.digest),
                 self.now(),
             )
-            self._put(Ready(collection=collection, order=order.digest))
+            self._put(
+                Ready(
+                    collection=collection,
+                    order=order.digest,
+                    context=announced.context,
+                    transport_key=announced.transport_key,
+                    mask_key=announced.mask_key,
+                    self_commitment=announced.self_commitment,
+                )
+            )
+
+    def shared(self, order: KeptOrder, collection: Collection, dealt: Dealt) -> None:
+        """B1. Each part is an envelope of its own, for the hospital that holds it."""
+        parts = [
+            self._sealed(
+                Share(
+                    collection=collection,
+                    cohort=dealt.cohort,
+                    sealed=part.sealed,
+                    pair=part.pair,
+                    self_digest=part.self_digest,
+                    seed_digest=part.seed_digest,
+                ),
+                holder,
+            )
+            for holder, part in sorted(dealt.parts.items())
+        ]
+        message = Shares(
+            collection=collection,
+            order=order.digest,
+            cohort=dealt.cohort,
+            self_digest=dealt.self_digest,
+            seed_digest=dealt.seed_digest,
+            parts=tuple(parts),
+        )
+        self._step(order, Heard.COHORT_CLOSED, SecretsShared(**_about(collection), cohort=dealt.cohort), message)
+
+    def released(self, order: KeptOrder, collection: Collection, sharers: str, masked: Path, blob: BlobRef) -> None:
+        """C1. The masked vector goes into the outbox."""
+        event = ContributionReleased(**_about(collection), sharers=sharers, vector=blob.digest, size=blob.size)
+        message = MaskedVector(collection=collection, order=order.digest, sharers=sharers, vector=blob)
+        self._step(order, Heard.SHARES_ROUTED, event, message, blob_path=masked, blob=blob)
+
+    def agreed(self, order: KeptOrder, collection: Collection, survivors: str) -> None:
+        """D2."""
+        event = SurvivorsAgreed(**_about(collection), survivors=survivors)
+        message = SurvivorsSeen(collection=collection, order=order.digest, survivors=survivors)
+        self._step(order, Heard.SURVIVORS_NAMED, event, message)
+
+    def revealed(self, order: KeptOrder, collection: Collection, shares: Revealed) -> None:
+        """E1. On the disk before it leaves: the outbox gives the same bytes for ever."""
+        event = UnmaskingHelped(
+            **_about(collection),
+            survivors=shares.survivors,
+            surviving=tuple(sorted(shares.of_survivors)),
+            lost=tuple(sorted(shares.of_lost)),
+        )
+        message = SharesRevealed(
+            collection=collection,
+            order=order.digest,
+            survivors=shares.survivors,
+            of_survivors=_listed(shares.of_survivors),
+            of_lost=_listed(shares.of_lost),
+        )
+        self._step(order, Heard.AGREEMENT_SHOWN, event, message)
+
+    def left_out(self, order: KeptOrder) -> None:
+        """The sum goes on without us; what of it has not left by now stays here."""
+        with self.journal.transaction():
+            self.journal.advance(order.collection, Heard.WITHOUT_US)
+            self.journal.withdraw(order.collection)
+
+    def _step(
+        self, order: KeptOrder, heard: Heard, event: AnyEvent, message: Leaving, *,
+        blob_path: Path | None = None, blob: BlobRef | None = None,
+    ) -> None:  # fmt: skip
+        with self.journal.transaction():
+            self.journal.advance(order.collection, heard)
+            self.journal.record(event, self.now())
+            self._put(message, blob_path=blob_path, blob=blob)
 
     def refuse(self, order: KeptOrder, collection: Collection, code: str, detail: str, *, retryable: bool) -> None:
         """Say no with a code. The detail goes to the hospital's own log under a reference."""
@@ -105,7 +199,7 @@ class Outbound:
         _log.warning("order %s refused: %s [%s] %s", order.collection, code, reference, detail)
         released = _releasable(code)
         with self.journal.transaction():
-            if order.step in {Step.WORKING, Step.READY}:
+            if (order.step, Heard.CANNOT) in NEXT_STEP:
                 self.journal.advance(order.collection, Heard.CANNOT)
             self.journal.record(
                 WorkRefused(study=collection.study, round=collection.round, phase=collection.phase, code=released),
@@ -121,58 +215,6 @@ class Outbound:
                 )
             )
 
-    def release(
-        self, order: KeptOrder, closed: CohortClosed, vector: Path, layout: VectorLayout, coordinator: SealingKey
-    ) -> None:
-        """Seal the stored vector and put it in the outbox. Raises `EgressRefused` if it is not ours to send.
-
-        Raises `OSError` when the disk fails; then nothing was promised and nothing is left behind.
-        """
-        if self.silo not in closed.members or closed.order != order.digest or order.step is not Step.READY:
-            raise EgressRefused(f"{order.collection}: the cohort was not closed with us for this order")
-        if vector.stat().st_size != layout.size * ITEM_BYTES:  # not what the child wrote, or cut by a crash
-            raise EgressRefused(f"{order.collection}: the vector has another length than the plan's layout")
-        sealed = vector.with_suffix(f".{closed.collection.attempt}.sealed")
-        context = contribution_context(closed.collection, self.silo, order.digest)
-        sealed_key, blob = self._seal(vector, sealed, coordinator, context)
-        if blob.size != sealed_size(layout):
-            sealed.unlink()
-            raise EgressRefused(f"{order.collection}: {blob.size} sealed bytes, not {sealed_size(layout)}")
-        collection = closed.collection
-        with self.journal.transaction():
-            self.journal.advance(order.collection, Heard.CLOSED_WITH_US)
-            self.journal.record(
-                ContributionReleased(
-                    study=collection.study,
-                    round=collection.round,
-                    phase=collection.phase,
-                    attempt=collection.attempt,
-                    vector=blob.digest,
-                    size=blob.size,
-                ),
-                self.now(),
-            )
-            message = Contribution(collection=collection, order=order.digest, vector=blob, sealed_key=sealed_key)
-            self._put(message, blob_path=sealed, blob=blob)
-
-    def _seal(self, vector: Path, sealed: Path, coordinator: SealingKey, context: bytes) -> tuple[bytes, BlobRef]:
-        """Write the sealed file, on the disk for good before anything is promised about it; `OSError` leaves none."""
-        hasher, size = hashlib.sha256(), 0
-        try:
-            with vector.open("rb") as source, sealed.open("wb") as target:
-                sealed_key, chunks = seal_contribution(
-                    source.read, coordinator=coordinator, context=context, file_key=self.entropy(FILE_KEY_BYTES)
-                )
-                for chunk in chunks:
-                    hasher.update(chunk)
-                    size += target.write(chunk)
-                target.flush()
-                os.fsync(target.fileno())
-        except OSError:
-            sealed.unlink(missing_ok=True)
-            raise
-        return sealed_key, BlobRef(digest=Digest("sha256:" + hasher.hexdigest()), size=size)
-
     def heartbeat(self, activity: Activity | None, *, disk_low: bool, roster_version: int) -> Heartbeat:
         """A sign of life: version, step n of N, disk. No counts of patients or images."""
         return Heartbeat(
@@ -186,16 +228,27 @@ class Outbound:
     def _put(self, message: Leaving, *, blob_path: Path | None = None, blob: BlobRef | None = None) -> None:
         if not isinstance(message, MESSAGES_THAT_MAY_LEAVE):
             raise EgressRefused(f"{type(message).__name__} may not leave the hospital")
-        envelope = seal_envelope(message, sender=self.silo, recipient=COORDINATOR, sent_at=self.now(), key=self.key)
         self.journal.put_out(
             f"{message.kind}/{slot_of(message)}",
             study_of(message),
             message.kind,
-            envelope.data,
+            self._sealed(message, COORDINATOR),
             blob_path=None if blob_path is None else str(blob_path),
             blob_digest=None if blob is None else blob.digest,
             blob_size=None if blob is None else blob.size,
         )
+
+    def _sealed(self, message: Leaving | Share, recipient: str) -> bytes:
+        now = self.now()
+        return seal_envelope(message, sender=self.silo, recipient=recipient, sent_at=now, key=self.key).data
+
+
+def _about(collection: Collection) -> dict[str, Any]:
+    return collection.model_dump()
+
+
+def _listed(shares: Mapping[str, bytes]) -> tuple[RevealedShare, ...]:
+    return tuple(RevealedShare(silo=silo, share=share) for silo, share in sorted(shares.items()))
 
 
 def _releasable(code: str) -> str:

@@ -2,10 +2,12 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from boundary.layout import VectorLayout, layout_for
+from boundary.messages import Phase
 from silo_agent.errors import StoredFileLost
 from silo_agent.journal import Journal
 from silo_agent.state import StateFolder, write_private
@@ -13,15 +15,19 @@ from silo_agent.state import StateFolder, write_private
 
 @dataclass(frozen=True, slots=True)
 class StoredResult:
-    """`vector` is a file of little-endian float32; `parameters` and `metrics` give its layout."""
+    """`vector` is its file; `parameters` and `metrics` give its layout. `identity` is drawn anew for each result."""
 
+    identity: str
     vector: Path
     parameters: int
     metrics: int
 
+    def layout(self, phase: Phase) -> VectorLayout:
+        return layout_for(phase, parameters=self.parameters, metrics=max(1, self.metrics))
+
     def save(self, folder: Path) -> None:
         """Write the description last: a folder with it is complete."""
-        content = {"vector": str(self.vector), "parameters": self.parameters, "metrics": self.metrics}
+        content = asdict(self) | {"vector": str(self.vector)}
         write_private(folder / "result.json", json.dumps(content).encode())
 
     @classmethod
@@ -32,9 +38,14 @@ class StoredResult:
         except (OSError, ValueError) as why:
             raise StoredFileLost(f"the result in {folder} cannot be read: {why}") from why
         match content:
-            case {"vector": str(vector), "parameters": int(parameters), "metrics": int(metrics)}:
-                return cls(Path(vector), parameters, metrics)
+            case {"identity": str(name), "vector": str(vector), "parameters": int(parameters), "metrics": int(metrics)}:
+                return cls(name, Path(vector), parameters, metrics)
         raise StoredFileLost(f"{folder / 'result.json'} is not a result's description")
+
+
+def forget_result(folder: Path) -> None:
+    """The work has to be done anew: this result was unmasked in a sum over other hospitals."""
+    (folder / "result.json").unlink(missing_ok=True)
 
 
 def result_folder(folder: StateFolder, study: str, number: int, phase: str, model: str) -> Path:
@@ -67,6 +78,6 @@ def sweep(folder: StateFolder, journal: Journal) -> None:
         if plan.state == "closed":
             forget_study(folder, plan.study)
     wanted = {parcel.blob_path for parcel in journal.waiting()}
-    for sealed in folder.work.glob("*/*/*.sealed"):
-        if str(sealed) not in wanted:
-            sealed.unlink(missing_ok=True)
+    for masked in folder.work.glob("*/*/*.masked"):
+        if str(masked) not in wanted:
+            masked.unlink(missing_ok=True)

@@ -33,7 +33,7 @@ def print_status(journal: Journal, folder: StateFolder, now: datetime) -> None:
     for order in kept[-12:]:
         orders.add_row(order.collection, order.step.value)
     console.print(orders)
-    left = Table("what", "state", "sealed bytes", title="What has left, or is leaving", title_justify="left")
+    left = Table("what", "state", "masked bytes", title="What has left, or is leaving", title_justify="left")
     for slot, _kind, parcel_state, size in journal.left()[-20:]:
         left.add_row(slot, parcel_state, "" if size is None else f"{size:,}")
     console.print(left)

@@ -11,19 +11,18 @@ from typing import Any
 
 from boundary.api import Activity
 from boundary.canonical import parse_json
-from boundary.envelope import open_envelope
 from boundary.errors import MalformedMessage, PeerFault
 from boundary.messages import Collection, WorkOrder
-from boundary.names import COORDINATOR
 from boundary.protocol import Step
 from silo_agent.config import AgentConfig, DatasetConfig
-from silo_agent.errors import RelayRefused, RelayUnreachable, WorkCancelled, WorkFailed, disk_code
+from silo_agent.errors import RelayRefused, RelayUnreachable, StoredFileLost, WorkCancelled, WorkFailed, disk_code
 from silo_agent.inbound import OwnSide, approved_plan
 from silo_agent.journal import Journal, KeptOrder, KeptPlan, PlanState
 from silo_agent.outbound import Outbound
 from silo_agent.relay_client import RelayClient
 from silo_agent.results import StoredResult, forget_study, result_folder
 from silo_agent.state import StateFolder
+from silo_agent.sums import Sums, order_of
 from silo_agent.worker import Worker
 
 _log = logging.getLogger("silo_agent.workbench")
@@ -39,6 +38,7 @@ class Workbench:
     folder: StateFolder
     journal: Journal
     outbound: Outbound
+    sums: Sums
     worker: Worker
     relay: RelayClient
     own: Callable[[], OwnSide]
@@ -84,11 +84,13 @@ class Workbench:
         try:
             result = await self._result(order, collection)
             if self._still_wanted(order):
-                self.outbound.ready(order, collection, result)
+                self.sums.begin(order, result)
         except WorkCancelled:
             _log.info("%s was stopped", collection)  # if it still counts as work, the next look says why not
         except WorkFailed as why:
             self._no(order, collection, why)
+        except StoredFileLost as why:
+            self._no(order, collection, WorkFailed(why.code, str(why), retryable=True))
         except PeerFault as why:
             self._no(order, collection, WorkFailed(why.code, str(why)))
         except OSError as why:
@@ -106,21 +108,21 @@ class Workbench:
 
     async def _result(self, order: KeptOrder, collection: Collection) -> Path:
         """The folder of the finished result: the stored one if there is one, else after doing the work."""
-        message = self._order(order)
+        message = order_of(order, self.own())
         folder = result_folder(self.folder, order.study, order.round, collection.phase, message.model.digest)
-        if (folder / "result.json").exists():
-            return folder  # finished before a restart, or for an attempt that failed: never trained twice
+        if is_whole(folder):
+            return folder  # finished before a restart, or for an attempt that failed: not trained twice
         kept = self._may_start(order, message)
         self._check_disk()
         await self._same_data(kept)
         weights = await self._model(order, message)
         if not self._still_wanted(order):
             raise WorkCancelled("while the model was fetched")
-        vector = folder / "vector.f32"
+        vector = folder / "vector"
         command = self._command(order.phase, kept) | {"model": str(weights), "out": str(vector)}
         match await self.worker.run(command, self._progress):
             case {"parameters": int(parameters), "metrics": int(metrics), **rest} if not rest:
-                StoredResult(vector, parameters, metrics).save(folder)
+                StoredResult(self.outbound.entropy(16).hex(), vector, parameters, metrics).save(folder)
                 return folder
             case other:
                 raise WorkFailed("INTERNAL", f"the child's result is {other!r:.200}")
@@ -138,14 +140,6 @@ class Workbench:
         if own.now >= message.due:
             raise WorkFailed("STALE", f"the work was due at {message.due:%Y-%m-%d %H:%M} UTC", retryable=True)
         return kept
-
-    def _order(self, order: KeptOrder) -> WorkOrder:
-        own = self.own()
-        signer = own.roster.roster.coordinator.identity
-        message = open_envelope(order.envelope, recipient=own.silo, signer=signer, sender=COORDINATOR).message
-        if not isinstance(message, WorkOrder):
-            raise WorkFailed("INTERNAL", "a kept order is not an order")
-        return message
 
     async def _model(self, order: KeptOrder, message: WorkOrder) -> Path:
         name = f"{order.study}.{message.model.digest.removeprefix('sha256:')}"
@@ -259,3 +253,11 @@ class Workbench:
 def _work_of(what: str) -> str:
     """A collection without its attempt: attempts share their work. A study stays as it is."""
     return what.rpartition("/")[0] or what
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a finished result lies there."""
+    try:
+        return StoredResult.load(folder).vector.exists()
+    except StoredFileLost:
+        return False

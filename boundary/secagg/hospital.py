@@ -106,9 +106,19 @@ class HospitalSession:
         return self._turn
 
     @property
+    def cohort(self) -> str:
+        """The digest of the cohort; known after `share`."""
+        return self._cohort
+
+    @property
     def sharers(self) -> str:
         """The digest of the sharers; known after `mask`."""
         return self._sharers
+
+    @property
+    def surviving(self) -> frozenset[str]:
+        """Whom we will help to unmask; known after `agree`."""
+        return self._surviving
 
     @property
     def numbers(self) -> Thresholds:

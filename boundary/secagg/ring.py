@@ -6,13 +6,15 @@ Apart from `encoding.py` so that reading a message does not load NumPy.
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from boundary.errors import CallerFault
-from boundary.names import Frozen
-from boundary.plan import MAX_HOSPITALS, SMALLEST_COHORT
+from boundary.errors import CallerFault, NotApproved
+from boundary.names import Frozen, whole
+from boundary.plan import MAX_HOSPITALS, SMALLEST_COHORT, StudyPlan
 
+FRACTION_BITS = 24  # of a number: whole numbers and losses up to 2^39 / hospitals, in steps of 6e-8
 _FLOAT32_BITS = 24
+_HEADROOM = 16  # how much more than the largest sum of the last round one hospital may want to say in this one
 _MOST_EXPONENT = 60
 
 
@@ -22,7 +24,7 @@ class Encoding(Frozen):
     `exponent` comes from the plan or from the previous sum, never from one hospital.
     """
 
-    ring: Literal[16, 32] = 32
+    ring: Annotated[Literal[16, 32], BeforeValidator(whole)] = 32
     exponent: Annotated[int, Field(ge=-_MOST_EXPONENT, le=_MOST_EXPONENT)]
     most: Annotated[int, Field(ge=SMALLEST_COHORT, le=MAX_HOSPITALS)]
 
@@ -49,3 +51,32 @@ def exponent_for(bound: float, ring: Literal[16, 32], most: int) -> int:
         if Encoding(ring=ring, exponent=exponent, most=most).bound >= bound:
             return exponent
     raise CallerFault(f"weights up to {bound} do not fit the ring")
+
+
+def first_encoding(plan: StudyPlan) -> Encoding:
+    """The encoding of the first round, and the coarsest that a hospital agrees to in any: all of it is in the plan."""
+    aggregation = plan.aggregation
+    bound, most = aggregation.delta_bound * aggregation.largest_weight(plan.training), len(plan.hospitals)
+    return Encoding(ring=aggregation.ring, exponent=exponent_for(bound, aggregation.ring, most), most=most)
+
+
+def next_encoding(plan: StudyPlan, before: Encoding, *, largest: float, clipped: int) -> Encoding:
+    """Fit the scale to the last sum, which everybody knows: `largest` is its largest absolute weight.
+
+    If hospitals had to clip, the bound becomes `_HEADROOM` times what it was. Never coarser than the plan's.
+    """
+    first = first_encoding(plan)
+    if clipped:
+        exponent = before.exponent - int(math.log2(_HEADROOM))
+    elif largest > 0:
+        exponent = exponent_for(_HEADROOM * largest, before.ring, before.most)
+    else:
+        exponent = before.exponent
+    return first.model_copy(update={"exponent": max(first.exponent, exponent)})
+
+
+def check_encoding(encoding: Encoding, plan: StudyPlan) -> None:
+    """Raises `NotApproved` for what the plan does not allow: another ring, a smaller sum, a coarser scale."""
+    first = first_encoding(plan)
+    if (encoding.ring, encoding.most) != (first.ring, first.most) or encoding.exponent < first.exponent:
+        raise NotApproved("the order wants another encoding than the plan allows")

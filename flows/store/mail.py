@@ -13,22 +13,7 @@ from boundary.api import MAX_ENVELOPES_PER_POLL, Delivery
 from boundary.canonical import Digest
 from boundary.envelope import Envelope
 from boundary.errors import PeerFault
-from boundary.messages import (
-    AnyMessage,
-    BlobRef,
-    CohortClosed,
-    Contribution,
-    PlanApproved,
-    PlanDeclined,
-    PlanProposed,
-    Ready,
-    Refused,
-    RoundCommitted,
-    StudyClosed,
-    WorkOrder,
-    slot_of,
-    study_of,
-)
+from boundary.messages import AnyMessage, BlobRef, MaskedVector, RoundCommitted, WorkOrder, slot_of, study_of
 from flows.store import holdings
 from flows.store.schema import envelopes
 
@@ -113,11 +98,11 @@ def post(connection: Connection, envelope: Envelope, *, now: datetime) -> Posted
 def blob_of(message: AnyMessage) -> BlobRef | None:
     """The blob a message hands to its recipient."""
     match message:
-        case Contribution():
+        case MaskedVector():
             return message.vector
         case WorkOrder() | RoundCommitted():
             return message.model
-        case PlanProposed() | PlanApproved() | PlanDeclined() | Ready() | CohortClosed() | Refused() | StudyClosed():
+        case _:
             return None
 
 
