@@ -39,7 +39,7 @@ def _one_form(key: str) -> str:
 Quoted = Annotated[  # whole envelopes of other hospitals, as they signed them
     tuple[Annotated[Base64Bytes, Field(max_length=16 * 1024)], ...], BeforeValidator(list_in), Field(max_length=200)
 ]
-HybridKey = Annotated[str, Field(pattern=r"^hpke-mlkem768-x25519:[A-Za-z0-9+/]{1663}=$"), AfterValidator(_one_form)]
+HybridKey = Annotated[str, Field(pattern=r"^hpke-mlkem768-x25519:[A-Za-z0-9+/]{1622}==$"), AfterValidator(_one_form)]
 
 
 class Collection(Frozen):

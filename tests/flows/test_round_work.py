@@ -1,7 +1,7 @@
 """Rounds with hospitals that speak the production messages: what is applied, what is refused, what a crash costs."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,30 +20,42 @@ from flows.records import RoundRecord
 from flows.round_work import Gathered, RoundWork
 from flows.store import audit, rounds, studies
 from flows.store.database import reading, writing
-from infra.federation import SimulatedFederation, make_federation
+from infra.federation import SimulatedFederation, Work, make_federation
 from models.metrics import MetricLayout, measure
 
 PARAMETERS = 10
 METRICS = MetricLayout(2)
 
 
-def vectors_of(number: int) -> Callable[[Collection], NDArray[np.float32]]:
+def work_of(number: int) -> Work:
     """Hospital `number` moves every weight by `number`, with weight `number`."""
 
-    def vector(collection: Collection) -> NDArray[np.float32]:
+    def work(collection: Collection) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
         if collection.phase == "evaluate":
             logits = np.array([[0.0, 1.0], [1.0, 0.0]] * number, dtype=np.float32)
-            return measure(logits, np.array([1, 0] * number), METRICS).astype(np.float32)
-        return np.array([number * number] * PARAMETERS + [2.0 * number, number, number], dtype=np.float32)
+            return measure(logits, np.array([1, 0] * number), METRICS), None
+        return np.array([2.0 * number, number, number, 0]), np.full(PARAMETERS, number * number, np.float32)
 
-    return vector
+    return work
 
 
 @pytest.fixture
-def federation(tmp_path: Path) -> SimulatedFederation:
-    return make_federation(
-        tmp_path / "home", {f"h{n}": vectors_of(n) for n in (1, 2, 3, 4)}, parameters=PARAMETERS, quorum=3
-    )
+def make(tmp_path: Path) -> Iterator[Callable[..., SimulatedFederation]]:
+    made: list[SimulatedFederation] = []
+
+    def make(hospitals: int = 4, **options: Any) -> SimulatedFederation:
+        works = {f"h{n}": work_of(n) for n in range(1, hospitals + 1)}
+        made.append(make_federation(tmp_path / f"home-{len(made)}", works, parameters=PARAMETERS, **options))
+        return made[-1]
+
+    yield make
+    for federation in made:
+        federation.close()
+
+
+@pytest.fixture
+def federation(make: Callable[..., SimulatedFederation]) -> SimulatedFederation:
+    return make()
 
 
 def run(federation: SimulatedFederation, story: Callable[[StudyDriver], Awaitable[Any]], driver: str = "test") -> Any:
@@ -69,16 +81,30 @@ def answering(federation: SimulatedFederation) -> list[str]:
 
 
 async def collect(work: RoundWork, phase: Any, model: Any) -> Gathered:
-    async with work.collecting(phase, model) as watch:
-        decision = await work.close(watch)
-        sealed = await work.gather(watch, decision)
-    return Gathered(decision, sealed, 0.0, 0.0)
+    async with work.collecting(phase, model) as masked:
+        await masked.close_cohort()
+        for act in masked.steps.values():
+            await act()
+    assert masked.decision is not None
+    return Gathered(masked, masked.decision, 0.0, 0.0)
+
+
+async def attempts(work: RoundWork, phase: Any, model: Any, use: Callable[[RoundWork, Gathered], Any]) -> Any:
+    """As the flow does it: (the round with its last attempt, what `use` made of the sum)."""
+    for _ in range(work.study.plan.aggregation.attempts):
+        try:
+            return work, use(work, await collect(work, phase, model))
+        except CollectionFailed as failed:
+            work = work.give_up(failed)
+    raise AssertionError("no attempt went through")
 
 
 async def one_round(driver: StudyDriver, number: int = 1) -> RoundRecord:
     work = driver.open_round(number)
-    candidate = work.opened.candidate or work.aggregate(await collect(work, "train", work.model_in))
-    evaluated = work.measure(await collect(work, "evaluate", candidate.model))
+    candidate = work.opened.candidate
+    if candidate is None:
+        work, candidate = await attempts(work, "train", work.model_in, RoundWork.aggregate)
+    work, evaluated = await attempts(work, "evaluate", candidate.model, RoundWork.measure)
     return work.commit(candidate, evaluated, 0.0)
 
 
@@ -90,7 +116,7 @@ def weights(federation: SimulatedFederation, record: RoundRecord) -> NDArray[np.
 def test_a_round_moves_the_model_by_the_weighted_mean(federation: SimulatedFederation) -> None:
     record = run(federation, one_round)
     mean = sum(n * n for n in (1, 2, 3, 4)) / sum((1, 2, 3, 4))
-    assert weights(federation, record) == pytest.approx(np.full(PARAMETERS, mean))
+    assert weights(federation, record) == pytest.approx(np.full(PARAMETERS, mean), rel=1e-4)
     assert record.train_loss == pytest.approx(2.0)
     assert record.contributing == ("h1", "h2", "h3", "h4")
     assert record.metrics is not None
@@ -109,7 +135,7 @@ def test_a_silent_hospital_is_left_out_by_name_and_joins_the_next_round(federati
     assert first.contributing == ("h1", "h2", "h3")
     assert first.absent == {"h4": "SILENT"}
     assert first.train.reason == "REST_SILENT"
-    assert weights(federation, first) == pytest.approx(np.full(PARAMETERS, 14 / 6))
+    assert weights(federation, first) == pytest.approx(np.full(PARAMETERS, 14 / 6), rel=1e-4)
     assert second.absent == {}
     assert second.model_in == first.model_out.digest
 
@@ -119,14 +145,6 @@ def test_a_refusing_hospital_is_left_out_with_its_code(federation: SimulatedFede
     record = run(federation, one_round)
     assert record.absent == {"h2": "NO_IMAGES"}
     assert record.train.reason == "REST_REFUSED"
-
-
-def test_a_spoilt_contribution_is_left_out_and_the_rest_is_summed(federation: SimulatedFederation) -> None:
-    federation.hospitals["h1"].spoil(lambda data: bytes([data[0] ^ 1]) + data[1:])
-    record = run(federation, one_round)
-    assert record.absent == {"h1": "BAD_CONTRIBUTION"}
-    assert record.ready == ("h1", "h2", "h3", "h4")
-    assert weights(federation, record) == pytest.approx(np.full(PARAMETERS, 29 / 9))
 
 
 def test_too_many_refusals_fail_the_attempt_and_the_next_one_may_go_through(federation: SimulatedFederation) -> None:
@@ -139,7 +157,6 @@ def test_too_many_refusals_fail_the_attempt_and_the_next_one_may_go_through(fede
         for silo in ("h1", "h2"):
             federation.hospitals[silo].relent()
         again = work.give_up(failed.value)
-        assert again is not None
         candidate = again.aggregate(await collect(again, "train", again.model_in))
         return again.commit(candidate, None, 0.0)
 
@@ -150,24 +167,6 @@ def test_too_many_refusals_fail_the_attempt_and_the_next_one_may_go_through(fede
     assert [(event.attempt, event.reason) for event in failures] == [(1, "TOO_MANY_REFUSED")]
 
 
-def test_attempts_come_to_an_end(federation: SimulatedFederation) -> None:
-    for silo in ("h1", "h2"):
-        federation.hospitals[silo].refuse("train")
-
-    async def story(driver: StudyDriver) -> int:
-        work: RoundWork | None = driver.open_round(1)
-        tries = 0
-        while work is not None:
-            tries += 1
-            try:
-                await collect(work, "train", work.model_in)
-            except CollectionFailed as failed:
-                work = work.give_up(failed)
-        return tries
-
-    assert run(federation, story) == 3
-
-
 def test_a_hospital_that_declined_is_never_asked_to_work(federation: SimulatedFederation) -> None:
     federation.hospitals["h3"].declines = True
     record = run(federation, one_round)
@@ -175,27 +174,35 @@ def test_a_hospital_that_declined_is_never_asked_to_work(federation: SimulatedFe
     assert federation.hospitals["h3"].orders == {}
 
 
-STOPS = ("after the orders", "after the cohort was closed", "after the sum", "after the evaluation")
+STOPS = (
+    "after the orders", "after the cohort was closed", "after keys shared", "after masked vectors",
+    "after same survivors seen", "after shares revealed", "after the sum", "after the evaluation",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("stop", STOPS)
 def test_a_driver_that_died_is_continued_by_the_next_one(stop: str, federation: SimulatedFederation) -> None:
     async def die(driver: StudyDriver) -> None:
         work = driver.open_round(1)
-        async with work.collecting("train", work.model_in) as watch:
-            if stop == STOPS[0]:
+        async with work.collecting("train", work.model_in) as masked:
+            if stop == "after the orders":
                 return
-            decision = await work.close(watch)
-            if stop == STOPS[1]:
+            await masked.close_cohort()
+            if stop == "after the cohort was closed":
                 return
-            gathered = Gathered(decision, await work.gather(watch, decision), 0.0, 0.0)
-        candidate = work.aggregate(gathered)
-        if stop == STOPS[3]:
+            for name, act in masked.steps.items():
+                await act()
+                if stop == f"after {name}":
+                    return
+        assert masked.decision is not None
+        candidate = work.aggregate(Gathered(masked, masked.decision, 0.0, 0.0))
+        if stop == "after the evaluation":
             work.measure(await collect(work, "evaluate", candidate.model))
 
     run(federation, die, "first driver")
     record = run(federation, one_round, "second driver")
-    assert weights(federation, record) == pytest.approx(np.full(PARAMETERS, 3.0))
+    assert weights(federation, record) == pytest.approx(np.full(PARAMETERS, 3.0), rel=1e-4)
+    assert record.train.attempt == 1
     for hospital in federation.hospitals.values():
         assert len(hospital.sent) == len(set(hospital.sent)) == 2, "nobody was asked twice for one sum"
     closed = [leaf.event for leaf in trail(federation) if isinstance(leaf.event, RoundClosed)]
