@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from boundary.api import Heartbeat
 from boundary.canonical import canonical_bytes, digest
 from boundary.envelope import open_envelope, seal_envelope
 from boundary.identity import SigningIdentity
-from boundary.messages import AnyMessage, Collection
+from boundary.messages import AnyMessage, BlobRef, Collection, Message
 from boundary.names import COORDINATOR
 from boundary.plan import StudyPlan, parse_plan
 from boundary.protocol import Step
@@ -32,7 +32,7 @@ from flows.coordinator import Coordinator, create, starting_settings
 from flows.records import ModelStart
 from flows.store import holdings, mail, members, studies
 from flows.store.database import reading, writing
-from flows.store.schema import silos
+from flows.store.schema import envelopes, silos
 from silo_agent.config import starting_config
 from silo_agent.inbound import OwnSide
 from silo_agent.journal import Journal, KeptOrder, Parcel
@@ -48,6 +48,7 @@ from silo_agent.workbench import is_whole
 Weights = NDArray[np.float32]
 Work = Callable[[Collection], tuple[NDArray[np.float64], Weights | None]]
 Lie = Callable[[Any], AnyMessage]
+M = TypeVar("M", bound=Message)
 
 
 @dataclass
@@ -62,6 +63,7 @@ class SimulatedHospital:
     declines: bool = False
     refuses: dict[str, str] = field(default_factory=dict)  # phase -> code
     silent_before: str | None = None  # the kind of message it never says
+    silent_before_attempt: int = 0  # it falls silent when it is ordered to try again
     lies: dict[str, Lie] = field(default_factory=dict)  # kind -> what it says instead
     worked: list[str] = field(default_factory=list)
     orders: dict[str, str] = field(default_factory=dict)
@@ -117,6 +119,9 @@ class SimulatedHospital:
     def _work(self, order: KeptOrder) -> None:
         message = order_of(order, self.own())
         collection = message.collection
+        if collection.attempt == self.silent_before_attempt:
+            self.silence()
+            return
         code = self.refuses.get(collection.phase)
         if code is not None:
             self.outbound.refuse(order, collection, code, "a test", retryable=True)
@@ -148,13 +153,13 @@ class SimulatedHospital:
         with self.journal.transaction():
             self.journal.settle(parcel, accepted=True, verdict="OK")
 
-    def put(self, data: bytes) -> str:
-        """Upload a blob; give its digest."""
+    def put(self, data: bytes) -> BlobRef:
+        """Upload a blob."""
         blob = self.coordinator.blobs.put_bytes(data)
         with writing(self.coordinator.store) as connection:
             holdings.record(connection, blob, owner=self.silo, now=self.coordinator.now())
             holdings.moved(connection, self.silo, blob.digest, up=blob.size)
-        return blob.digest
+        return blob
 
     def say(self, message: AnyMessage) -> None:
         """Sign and post whatever it is."""
@@ -162,6 +167,29 @@ class SimulatedHospital:
         envelope = seal_envelope(message, sender=self.silo, recipient=COORDINATOR, sent_at=now, key=self.key)
         with writing(self.coordinator.store) as connection:
             mail.post(connection, envelope, now=now)
+
+    def said(self, kind: type[M]) -> list[M]:
+        """Everything of one kind it has said so far."""
+        with reading(self.coordinator.store) as connection:
+            rows = connection.execute(
+                envelopes.select().where(envelopes.c.sender == self.silo, envelopes.c.kind == kind.kind)
+            ).all()
+        opened = [
+            open_envelope(bytes(row.data), recipient=COORDINATOR, signer=self.key.public, sender=self.silo).message
+            for row in rows
+        ]
+        return [message for message in opened if isinstance(message, kind)]
+
+    def heard(self, kind: type[M]) -> list[M]:
+        """Everything of one kind the coordinator has told it so far."""
+        key = self.coordinator.key.public
+        with reading(self.coordinator.store) as connection:
+            deliveries = mail.inbox(connection, self.silo, after=0)
+        opened = [
+            open_envelope(one.envelope, recipient=self.silo, signer=key, sender=COORDINATOR).message
+            for one in deliveries
+        ]
+        return [message for message in opened if isinstance(message, kind)]
 
     # --- failures as verbs ---------------------------------------------------------------------------
     def silence(self) -> None:
@@ -201,10 +229,19 @@ class SimulatedFederation:
     hospitals: dict[str, SimulatedHospital]
     plan: StudyPlan
     study: studies.Study
+    _plot: tuple[set[str], Callable[[SimulatedHospital], None]] | None = None
 
     def turn(self) -> None:
         for hospital in self.hospitals.values():
             hospital.turn()
+        if self._plot is not None and all(self.hospitals[silo].is_silent for silo in self._plot[0]):
+            (silos, act), self._plot = self._plot, None
+            for silo in silos:
+                act(self.hospitals[silo])
+
+    def when_silent(self, silos: set[str], act: Callable[[SimulatedHospital], None]) -> None:
+        """Do this to them once all of them have fallen silent."""
+        self._plot = silos, act
 
     async def keep_turning(self) -> None:
         """Let the hospitals answer until cancelled."""

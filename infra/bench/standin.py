@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from boundary.layout import layout_for
 from models.metrics import MetricLayout, measure
+from silo_agent.vector import write_vector
 
 Command = dict[str, Any]
 
@@ -45,17 +44,14 @@ def _warm(_command: Command) -> dict[str, Any]:
 
 def _train(command: Command) -> dict[str, Any]:
     parameters = _parameters(Path(command["model"]))
-    layout = layout_for("train", parameters=parameters, metrics=0)
-    vector = np.zeros(layout.size, dtype="<f4")
-    vector[layout.where("images")] = vector[layout.where("weight")] = 1
-    _write(vector, Path(command["out"]))
+    write_vector(Path(command["out"]), np.array([0.0, 1.0, 1.0, 0.0]), np.zeros(parameters, dtype="<f4"))
     return {"parameters": parameters, "metrics": 0}
 
 
 def _evaluate(command: Command) -> dict[str, Any]:
     layout = MetricLayout(len(command["plan"]["labels"]["classes"]))
     metrics = measure(np.eye(2, layout.classes, dtype=np.float32), np.arange(2), layout)
-    _write(metrics.astype("<f4"), Path(command["out"]))
+    write_vector(Path(command["out"]), metrics)
     return {"parameters": _parameters(Path(command["model"])), "metrics": layout.size}
 
 
@@ -64,14 +60,6 @@ def _parameters(model: Path) -> int:
     with model.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
     return (model.stat().st_size - 8 - header) // 4
-
-
-def _write(vector: NDArray[np.float32], out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("wb") as file:
-        vector.tofile(file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 _ANSWERS: dict[str, Callable[[Command], dict[str, Any]]] = {

@@ -1,42 +1,32 @@
 """Rounds with hospitals that speak the production messages: what is applied, what is refused, what a crash costs."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from boundary.messages import Collection
-from boundary.tensors import unpack
-from compliance.trail import AttemptFailed, CohortDecided, RoundClosed, StudyDriven, read_leaf
+from compliance.trail import AttemptFailed, CohortDecided, RoundClosed, StudyDriven
 from flows.collecting import CollectionFailed
 from flows.driver import StudyDriver, driving
-from flows.publication import propose
 from flows.records import RoundRecord
-from flows.round_work import Gathered, RoundWork
-from flows.store import audit, rounds, studies
+from flows.store import rounds, studies
 from flows.store.database import reading, writing
-from infra.federation import SimulatedFederation, Work, make_federation
-from models.metrics import MetricLayout, measure
-
-PARAMETERS = 10
-METRICS = MetricLayout(2)
-
-
-def work_of(number: int) -> Work:
-    """Hospital `number` moves every weight by `number`, with weight `number`."""
-
-    def work(collection: Collection) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
-        if collection.phase == "evaluate":
-            logits = np.array([[0.0, 1.0], [1.0, 0.0]] * number, dtype=np.float32)
-            return measure(logits, np.array([1, 0] * number), METRICS), None
-        return np.array([2.0 * number, number, number, 0]), np.full(PARAMETERS, number * number, np.float32)
-
-    return work
+from infra.driving import (
+    EXACT,
+    PARAMETERS,
+    collect,
+    gathered,
+    mean_of,
+    one_round,
+    run,
+    trail,
+    weights,
+    work_of,
+)
+from infra.federation import SimulatedFederation, make_federation
 
 
 @pytest.fixture
@@ -58,65 +48,9 @@ def federation(make: Callable[..., SimulatedFederation]) -> SimulatedFederation:
     return make()
 
 
-def run(federation: SimulatedFederation, story: Callable[[StudyDriver], Awaitable[Any]], driver: str = "test") -> Any:
-    """Drive the study with the hospitals answering beside it."""
-
-    async def together() -> Any:
-        turning = asyncio.create_task(federation.keep_turning())
-        try:
-            async with driving(federation.coordinator, federation.plan.label, driver) as one:
-                propose(federation.coordinator, federation.study)
-                await asyncio.gather(*(one.consent_of(silo) for silo in answering(federation)))
-                return await story(one)
-        finally:
-            turning.cancel()
-            with suppress(asyncio.CancelledError):
-                await turning
-
-    return asyncio.run(asyncio.wait_for(together(), 60))
-
-
-def answering(federation: SimulatedFederation) -> list[str]:
-    return [silo for silo, hospital in federation.hospitals.items() if not hospital.is_silent]
-
-
-async def collect(work: RoundWork, phase: Any, model: Any) -> Gathered:
-    async with work.collecting(phase, model) as masked:
-        await masked.close_cohort()
-        for act in masked.steps.values():
-            await act()
-    assert masked.decision is not None
-    return Gathered(masked, masked.decision, 0.0, 0.0)
-
-
-async def attempts(work: RoundWork, phase: Any, model: Any, use: Callable[[RoundWork, Gathered], Any]) -> Any:
-    """As the flow does it: (the round with its last attempt, what `use` made of the sum)."""
-    for _ in range(work.study.plan.aggregation.attempts):
-        try:
-            return work, use(work, await collect(work, phase, model))
-        except CollectionFailed as failed:
-            work = work.give_up(failed)
-    raise AssertionError("no attempt went through")
-
-
-async def one_round(driver: StudyDriver, number: int = 1) -> RoundRecord:
-    work = driver.open_round(number)
-    candidate = work.opened.candidate
-    if candidate is None:
-        work, candidate = await attempts(work, "train", work.model_in, RoundWork.aggregate)
-    work, evaluated = await attempts(work, "evaluate", candidate.model, RoundWork.measure)
-    return work.commit(candidate, evaluated, 0.0)
-
-
-def weights(federation: SimulatedFederation, record: RoundRecord) -> NDArray[np.float32]:
-    with federation.coordinator.blobs.open(record.model_out.digest) as source:
-        return unpack(source.read(), federation.study.model.manifest)
-
-
 def test_a_round_moves_the_model_by_the_weighted_mean(federation: SimulatedFederation) -> None:
     record = run(federation, one_round)
-    mean = sum(n * n for n in (1, 2, 3, 4)) / sum((1, 2, 3, 4))
-    assert weights(federation, record) == pytest.approx(np.full(PARAMETERS, mean), rel=1e-4)
+    assert weights(federation, record) == pytest.approx(np.full(PARAMETERS, mean_of(1, 2, 3, 4)), rel=EXACT)
     assert record.train_loss == pytest.approx(2.0)
     assert record.contributing == ("h1", "h2", "h3", "h4")
     assert record.metrics is not None
@@ -135,7 +69,7 @@ def test_a_silent_hospital_is_left_out_by_name_and_joins_the_next_round(federati
     assert first.contributing == ("h1", "h2", "h3")
     assert first.absent == {"h4": "SILENT"}
     assert first.train.reason == "REST_SILENT"
-    assert weights(federation, first) == pytest.approx(np.full(PARAMETERS, 14 / 6), rel=1e-4)
+    assert weights(federation, first) == pytest.approx(np.full(PARAMETERS, 14 / 6), rel=EXACT)
     assert second.absent == {}
     assert second.model_in == first.model_out.digest
 
@@ -163,7 +97,7 @@ def test_too_many_refusals_fail_the_attempt_and_the_next_one_may_go_through(fede
     record = run(federation, story)
     assert record.train.attempt == 2
     assert record.metrics is None
-    failures = [leaf.event for leaf in trail(federation) if isinstance(leaf.event, AttemptFailed)]
+    failures = [event for event in trail(federation) if isinstance(event, AttemptFailed)]
     assert [(event.attempt, event.reason) for event in failures] == [(1, "TOO_MANY_REFUSED")]
 
 
@@ -194,22 +128,21 @@ def test_a_driver_that_died_is_continued_by_the_next_one(stop: str, federation: 
                 await act()
                 if stop == f"after {name}":
                     return
-        assert masked.decision is not None
-        candidate = work.aggregate(Gathered(masked, masked.decision, 0.0, 0.0))
+        candidate = work.aggregate(gathered(masked))
         if stop == "after the evaluation":
             work.measure(await collect(work, "evaluate", candidate.model))
 
     run(federation, die, "first driver")
     record = run(federation, one_round, "second driver")
-    assert weights(federation, record) == pytest.approx(np.full(PARAMETERS, 3.0), rel=1e-4)
+    assert weights(federation, record) == pytest.approx(np.full(PARAMETERS, 3.0), rel=EXACT)
     assert record.train.attempt == 1
     for hospital in federation.hospitals.values():
         assert len(hospital.sent) == len(set(hospital.sent)) == 2, "nobody was asked twice for one sum"
-    closed = [leaf.event for leaf in trail(federation) if isinstance(leaf.event, RoundClosed)]
-    decided = [leaf.event for leaf in trail(federation) if isinstance(leaf.event, CohortDecided)]
+    closed = [event for event in trail(federation) if isinstance(event, RoundClosed)]
+    decided = [event for event in trail(federation) if isinstance(event, CohortDecided)]
     assert len(closed) == 1
     assert len(decided) == 2
-    assert [leaf.event.fence for leaf in trail(federation) if isinstance(leaf.event, StudyDriven)] == [1, 2]
+    assert [event.fence for event in trail(federation) if isinstance(event, StudyDriven)] == [1, 2]
 
 
 def test_committing_twice_changes_nothing(federation: SimulatedFederation) -> None:
@@ -221,7 +154,7 @@ def test_committing_twice_changes_nothing(federation: SimulatedFederation) -> No
     first, _ = run(federation, story)
     with reading(federation.coordinator.store) as connection:
         assert rounds.committed(connection, federation.study.study) == [first]
-    assert len([leaf for leaf in trail(federation) if isinstance(leaf.event, RoundClosed)]) == 1
+    assert len([event for event in trail(federation) if isinstance(event, RoundClosed)]) == 1
 
 
 def test_a_driver_that_lost_the_reins_cannot_write(federation: SimulatedFederation) -> None:
@@ -260,8 +193,3 @@ def studies_lease() -> Any:
     from flows.coordinator import DRIVER_LEASE
 
     return DRIVER_LEASE
-
-
-def trail(federation: SimulatedFederation) -> list[Any]:
-    with reading(federation.coordinator.store) as connection:
-        return [read_leaf(leaf) for leaf in audit.leaves(connection)]

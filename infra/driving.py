@@ -1,0 +1,116 @@
+"""For tests and benchmarks: hospitals with known sums, and a driver that behaves as the flow does, without Prefect."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boundary.messages import Collection
+from boundary.tensors import unpack
+from compliance.trail import read_leaf
+from flows.collecting import CollectionFailed
+from flows.driver import StudyDriver, driving
+from flows.masked_sum import MaskedSum
+from flows.publication import propose
+from flows.records import RoundRecord
+from flows.round_work import Gathered, RoundWork
+from flows.store import audit
+from flows.store.database import reading
+from infra.federation import SimulatedFederation, Work
+from models.metrics import MetricLayout, measure
+
+PARAMETERS = 10
+METRICS = MetricLayout(2)
+EXACT = 1e-3  # relative: one step of the first round's encoding
+
+
+def work_of(number: int) -> Work:
+    """Hospital `number` moves every weight by `number`, with weight `number`."""
+
+    def work(collection: Collection) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
+        if collection.phase == "evaluate":
+            logits = np.array([[0.0, 1.0], [1.0, 0.0]] * number, dtype=np.float32)
+            return measure(logits, np.array([1, 0] * number), METRICS), None
+        return np.array([2.0 * number, number, number, 0]), np.full(PARAMETERS, number * number, np.float32)
+
+    return work
+
+
+def mean_of(*numbers: int) -> float:
+    """What the model moves by when these hospitals are in the sum."""
+    return sum(n * n for n in numbers) / sum(numbers)
+
+
+def run(federation: SimulatedFederation, story: Callable[[StudyDriver], Awaitable[Any]], driver: str = "test") -> Any:
+    """Drive the study with the hospitals answering beside it."""
+
+    async def together() -> Any:
+        turning = asyncio.create_task(federation.keep_turning())
+        try:
+            async with driving(federation.coordinator, federation.plan.label, driver) as one:
+                propose(federation.coordinator, federation.study)
+                await asyncio.gather(*(one.consent_of(silo) for silo in answering(federation)))
+                return await story(one)
+        finally:
+            turning.cancel()
+            with suppress(asyncio.CancelledError):
+                await turning
+
+    return asyncio.run(asyncio.wait_for(together(), 90))
+
+
+def answering(federation: SimulatedFederation) -> list[str]:
+    return [silo for silo, hospital in federation.hospitals.items() if not hospital.is_silent]
+
+
+async def collect(work: RoundWork, phase: Any, model: Any) -> Gathered:
+    async with work.collecting(phase, model) as masked:
+        await masked.close_cohort()
+        for act in masked.steps.values():
+            await act()
+    return gathered(masked)
+
+
+def gathered(masked: MaskedSum) -> Gathered:
+    """What the flow makes of a collection whose steps are through."""
+    if masked.decision is None:
+        raise RuntimeError("the cohort was not closed")
+    return Gathered(masked, masked.decision, 0.0, 0.0)
+
+
+async def attempts(work: RoundWork, phase: Any, model: Any, use: Callable[[RoundWork, Gathered], Any]) -> Any:
+    """As the flow does it: (the round with its last attempt, what `use` made of the sum)."""
+    for _ in range(work.study.plan.aggregation.attempts):
+        try:
+            return work, use(work, await collect(work, phase, model))
+        except CollectionFailed as failed:
+            work = work.give_up(failed)
+    raise AssertionError("no attempt went through")
+
+
+async def one_round(driver: StudyDriver, number: int = 1) -> RoundRecord:
+    work = driver.open_round(number)
+    candidate = work.opened.candidate
+    if candidate is None:
+        work, candidate = await attempts(work, "train", work.model_in, RoundWork.aggregate)
+    work, evaluated = await attempts(work, "evaluate", candidate.model, RoundWork.measure)
+    return work.commit(candidate, evaluated, 0.0)
+
+
+async def train_only(driver: StudyDriver, number: int = 1) -> RoundRecord:
+    work = driver.open_round(number)
+    work, candidate = await attempts(work, "train", work.model_in, RoundWork.aggregate)
+    return work.commit(candidate, None, 0.0)
+
+
+def weights(federation: SimulatedFederation, record: RoundRecord) -> NDArray[np.float32]:
+    with federation.coordinator.blobs.open(record.model_out.digest) as source:
+        return unpack(source.read(), federation.study.model.manifest)
+
+
+def trail(federation: SimulatedFederation) -> list[Any]:
+    with reading(federation.coordinator.store) as connection:
+        return [read_leaf(leaf).event for leaf in audit.leaves(connection)]
