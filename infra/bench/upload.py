@@ -17,7 +17,7 @@ from pathlib import Path
 
 from boundary.api import Heartbeat, PollRequest
 from boundary.envelope import seal_envelope
-from boundary.messages import BlobRef, Collection, Contribution, StudyClosed
+from boundary.messages import BlobRef, Collection, MaskedVector, StudyClosed
 from boundary.names import COORDINATOR
 from boundary.version import ProtocolRange
 from flows.store import mail
@@ -90,7 +90,7 @@ def _client(stage: BenchStage) -> tuple[RelayClient, StateFolder]:
 def _parcel(stage: BenchStage, state: StateFolder, file: Path, data: bytes, number: int) -> tuple[Parcel, BlobRef]:
     blob = BlobRef(digest="sha256:" + hashlib.sha256(data).hexdigest(), size=len(data))
     collection = Collection(study="bench-00000000", round=number, phase="train")
-    message = Contribution(collection=collection, order=_DIGEST, vector=blob, sealed_key=bytes(64))
+    message = MaskedVector(collection=collection, order=_DIGEST, sharers=_DIGEST, vector=blob)
     site = stage.sites[0].silo
     envelope = seal_envelope(message, sender=site, recipient=COORDINATOR, sent_at=_now(), key=state.identity)
     slot = f"{message.kind}/{collection}"

@@ -31,15 +31,15 @@ def prefect() -> Iterator[None]:
         yield
 
 
-def vector(collection: Collection) -> NDArray[np.float32]:
+def work(collection: Collection) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
     if collection.phase == "evaluate":
-        return measure(np.eye(2, dtype=np.float32), np.array([0, 1]), MetricLayout(2)).astype(np.float32)
-    return np.array([1.0] * 10 + [0.5, 1.0, 1.0], dtype=np.float32)
+        return measure(np.eye(2, dtype=np.float32), np.array([0, 1]), MetricLayout(2)), None
+    return np.array([0.5, 1.0, 1.0, 0.0]), np.ones(10, np.float32)
 
 
 @pytest.fixture
 def federation(tmp_path: Path, prefect: None, monkeypatch: pytest.MonkeyPatch) -> SimulatedFederation:
-    made = make_federation(tmp_path / "home", {f"h{n}": vector for n in (1, 2, 3, 4)}, rounds=3)
+    made = make_federation(tmp_path / "home", {f"h{n}": work for n in (1, 2, 3, 4)}, rounds=3)
     monkeypatch.setenv("WARDROUND_HOME", str(tmp_path / "home"))
     return made
 

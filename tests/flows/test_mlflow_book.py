@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from boundary.messages import BlobRef
+from boundary.secagg.ring import first_encoding
 from boundary.tensors import flatten, manifest_of, pack
 from flows.mlflow_book import Publisher
 from flows.records import CohortDecision, GlobalMetrics, ModelStart, RoundRecord, Timing, Traffic
@@ -72,7 +73,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[st
 def federation(tmp_path: Path, mlflow_server: tuple[str, Callable[[], None]]) -> SimulatedFederation:
     """A study over the real small network, so that its model can be registered."""
     made = make_federation(
-        tmp_path / "home", {f"h{n}": lambda _: np.zeros(1, np.float32) for n in (1, 2, 3)}, rounds=2,
+        tmp_path / "home", {f"h{n}": lambda _: (np.zeros(1), None) for n in (1, 2, 3)}, rounds=2,
         mlflow_url=mlflow_server[0], name=f"book-{tmp_path.name[-8:].strip('_').lower().replace('_', '-')}",
     )  # fmt: skip
     tensors = initial_tensors(made.plan.model, 2)
@@ -95,7 +96,8 @@ def commit(federation: SimulatedFederation, number: int) -> None:
     )
     record = RoundRecord(
         study=study.study, round=number, model_in=model.digest, model_out=model, registered=study.plan.silos,
-        ready=study.plan.silos, contributing=study.plan.silos, absent={}, train=cohort, evaluate=cohort,
+        ready=study.plan.silos, contributing=study.plan.silos, absent={}, train=cohort,
+        transcript=model.digest, clipped=0, next_encoding=first_encoding(study.plan), evaluate=cohort,
         train_loss=1.0 / number,
         metrics=GlobalMetrics(count=9, loss=0.5 / number, accuracy=0.5, auroc=None if number == 1 else 0.75,
                               balanced_accuracy=0.5, confusion=((1, 2), (3, 3))),
@@ -178,7 +180,7 @@ def test_the_registered_model_loads_without_pickle_and_is_the_global_model(
 
 
 def test_without_mlflow_there_is_nothing_to_do_and_nothing_wrong(tmp_path: Path) -> None:
-    made = make_federation(tmp_path / "home", {f"h{n}": lambda _: np.zeros(1, np.float32) for n in (1, 2, 3)})
+    made = make_federation(tmp_path / "home", {f"h{n}": lambda _: (np.zeros(1), None) for n in (1, 2, 3)})
     publisher = Publisher(made.coordinator, made.study)
     with publisher:
         publisher.wake()

@@ -15,7 +15,7 @@ from boundary.api import ENROLMENT_CONTEXT, EnrolmentRequest, EnrolmentState, He
 from boundary.canonical import canonical_bytes
 from boundary.envelope import seal_envelope
 from boundary.identity import SigningIdentity
-from boundary.messages import Collection, Ready, StudyClosed
+from boundary.messages import Collection, StudyClosed, SurvivorsSeen
 from boundary.requests import sign_request
 from boundary.roster import make_card
 from boundary.sealing import UnsealingKey
@@ -28,8 +28,8 @@ STUDY = "ct-contrast-7f3a90c1"
 DIGEST = "sha256:" + "ab" * 32
 
 
-def ready(number: int, order: str = DIGEST) -> Ready:
-    return Ready(collection=Collection(study=STUDY, round=number, phase="train"), order=order)
+def ready(number: int, order: str = DIGEST) -> SurvivorsSeen:
+    return SurvivorsSeen(collection=Collection(study=STUDY, round=number, phase="train"), order=order, survivors=DIGEST)
 
 
 def say(hospital: Any, message: Any, *, to: str = "coordinator", name: str | None = None) -> bytes:
@@ -94,14 +94,14 @@ def test_another_envelope_for_the_slot_is_refused(relay: Any, olavs: Any) -> Non
     answer = olavs.ask("POST", "/v1/envelopes", say(olavs, ready(2, "sha256:" + "00" * 32)))
     assert (answer.status_code, answer.json()["code"]) == (409, "SLOT_TAKEN")
     with reading(relay.engine) as connection:
-        assert mail.said(connection, "coordinator", "ready", f"{STUDY}/2/train/1") == {"st-olavs": first}
+        assert mail.said(connection, "coordinator", "survivors-seen", f"{STUDY}/2/train/1") == {"st-olavs": first}
 
 
 def test_envelopes_that_are_not_the_senders_to_send_are_refused(olavs: Any, charite: Any) -> None:
     refused = {
         "in another's name": (say(charite, ready(3)), 401, "BAD_SIGNATURE"),
         "with another's key": (say(charite, ready(3), name="st-olavs"), 401, "BAD_SIGNATURE"),
-        "to somebody unknown": (say(olavs, ready(3), to="nobody"), 403, "UNKNOWN_MEMBER"),
+        "to another hospital": (say(olavs, ready(3), to="charite"), 403, "WRONG_RECIPIENT"),
         "not an envelope": (b"{}", 400, "MALFORMED"),
         "not canonical": (say(olavs, ready(3)) + b"\n", 400, "MALFORMED"),
         "no bytes at all": (b"", 400, "MALFORMED"),

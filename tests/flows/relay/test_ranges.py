@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from boundary.envelope import seal_envelope
-from boundary.messages import BlobRef, Collection, Contribution, RoundCommitted
+from boundary.messages import BlobRef, Collection, MaskedVector, RoundCommitted
 from flows.relay.ranges import range_of
 from flows.relay.refusals import UnservableRange
 from flows.store import holdings, mail
@@ -101,11 +101,11 @@ def test_a_blob_of_somebody_else_is_as_if_it_were_not_there(relay: Any, olavs: A
     refused = charite.ask("GET", target)
     assert (refused.status_code, refused.content) == (404, unknown.content)
     assert charite.state(blob) == {"complete": False, "digest": blob.digest, "offset": 0}
-    message = Contribution(
+    message = MaskedVector(
         collection=Collection(study="ct-7f3a90c1", round=1, phase="train"),
         order="sha256:" + "1" * 64,
+        sharers="sha256:" + "1" * 64,
         vector=blob,
-        sealed_key=bytes(64),
     )
     now = datetime.now(UTC)
     envelope = seal_envelope(message, sender="charite", recipient="coordinator", sent_at=now, key=charite.key)
@@ -119,7 +119,7 @@ def test_a_commitment_opens_the_model_to_its_recipient(relay: Any, olavs: Any, c
     blob = relay.put(b"model weights")
     target = f"/v1/blobs/{blob.digest}"
     assert olavs.ask("GET", target).status_code == 404
-    done = RoundCommitted(study="ct-7f3a90c1", round=1, model=blob, contributing=(), absent=())
+    done = RoundCommitted(study="ct-7f3a90c1", round=1, model=blob, transcript=blob.digest, contributing=(), absent=())
     now = datetime.now(UTC)
     envelope = seal_envelope(done, sender="coordinator", recipient="st-olavs", sent_at=now, key=relay.key)
     with writing(relay.engine) as connection:

@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from boundary.messages import BlobRef, Collection, Contribution, Ready, RoundCommitted, StudyClosed, WorkOrder
+from boundary.messages import (
+    BlobRef,
+    Collection,
+    MaskedVector,
+    RoundCommitted,
+    StudyClosed,
+    SurvivorsSeen,
+    WorkOrder,
+)
+from boundary.secagg.ring import Encoding
 from flows.store import holdings, mail
 from flows.store.database import reading, writing
 from flows.store.holdings import BlobMissing
@@ -15,15 +24,20 @@ from flows.store.mail import Posted, SlotTaken
 STUDY = "ct-contrast-7f3a90c1"
 COLLECTION = Collection(study=STUDY, round=3, phase="train")
 DIGEST = "sha256:" + "ab" * 32
+ENCODING = Encoding(exponent=20, most=3)
 BLOB = BlobRef(digest="sha256:" + "cd" * 32, size=1000)
 
 
-def contribution(blob: BlobRef = BLOB) -> Contribution:
-    return Contribution(collection=COLLECTION, order=DIGEST, vector=blob, sealed_key=b"k" * 64)
+def seen(collection: Collection = COLLECTION, order: str = DIGEST) -> SurvivorsSeen:
+    return SurvivorsSeen(collection=collection, order=order, survivors=DIGEST)
+
+
+def contribution(blob: BlobRef = BLOB) -> MaskedVector:
+    return MaskedVector(collection=COLLECTION, order=DIGEST, sharers=DIGEST, vector=blob)
 
 
 def test_the_same_envelope_again_gets_the_same_receipt(federation: Any, now: datetime) -> None:
-    ready = federation.party("st-olavs").says(Ready(collection=COLLECTION, order=DIGEST))
+    ready = federation.party("st-olavs").says(seen())
     with writing(federation.store) as connection:
         assert mail.post(connection, ready, now=now) == Posted(ready.digest, fresh=True)
     with writing(federation.store) as connection:
@@ -33,15 +47,15 @@ def test_the_same_envelope_again_gets_the_same_receipt(federation: Any, now: dat
 
 def test_another_envelope_for_the_same_slot_is_refused_and_the_first_stays(federation: Any, now: datetime) -> None:
     olavs = federation.party("st-olavs")
-    first = olavs.says(Ready(collection=COLLECTION, order=DIGEST))
-    second = olavs.says(Ready(collection=COLLECTION, order="sha256:" + "ef" * 32))
+    first = olavs.says(seen())
+    second = olavs.says(seen(order="sha256:" + "ef" * 32))
     with writing(federation.store) as connection:
         mail.post(connection, first, now=now)
-    with pytest.raises(SlotTaken, match="another ready"), writing(federation.store) as connection:
+    with pytest.raises(SlotTaken, match="another survivors-seen"), writing(federation.store) as connection:
         mail.post(connection, second, now=now)
     with reading(federation.store) as connection:
         slot = str(COLLECTION)
-        assert mail.said(connection, "coordinator", "ready", slot) == {"st-olavs": first.data}
+        assert mail.said(connection, "coordinator", "survivors-seen", slot) == {"st-olavs": first.data}
         assert mail.latest_sequence(connection) == 1
 
 
@@ -49,10 +63,10 @@ def test_other_slots_senders_and_kinds_do_not_disturb_each_other(federation: Any
     olavs, charite = federation.party("st-olavs"), federation.party("charite")
     again = COLLECTION.model_copy(update={"attempt": 2})
     with writing(federation.store) as connection:
-        mail.post(connection, olavs.says(Ready(collection=COLLECTION, order=DIGEST)), now=now)
-        mail.post(connection, olavs.says(Ready(collection=again, order=DIGEST)), now=now)
-        mail.post(connection, charite.says(Ready(collection=COLLECTION, order=DIGEST)), now=now)
-        assert set(mail.said(connection, "coordinator", "ready", str(COLLECTION))) == {"st-olavs", "charite"}
+        mail.post(connection, olavs.says(seen()), now=now)
+        mail.post(connection, olavs.says(seen(again)), now=now)
+        mail.post(connection, charite.says(seen()), now=now)
+        assert set(mail.said(connection, "coordinator", "survivors-seen", str(COLLECTION))) == {"st-olavs", "charite"}
 
 
 def test_an_inbox_is_in_order_and_bounded(federation: Any, now: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,8 +111,10 @@ def test_a_contribution_needs_its_blob_complete_in_that_size_and_by_its_sender(f
 
 
 def test_an_order_and_a_commitment_let_their_recipient_read_the_model(federation: Any, now: datetime) -> None:
-    order = WorkOrder(collection=COLLECTION, plan_digest=DIGEST, roster_digest=DIGEST, model=BLOB, due=now)
-    done = RoundCommitted(study=STUDY, round=3, model=BLOB, contributing=("st-olavs",), absent=())
+    order = WorkOrder(
+        collection=COLLECTION, plan_digest=DIGEST, roster_digest=DIGEST, model=BLOB, encoding=ENCODING, due=now
+    )
+    done = RoundCommitted(study=STUDY, round=3, model=BLOB, transcript=DIGEST, contributing=("st-olavs",), absent=())
     with writing(federation.store) as connection:
         holdings.record(connection, BLOB, owner="coordinator", now=now)
         mail.post(connection, federation.coordinator.says(order, to="st-olavs"), now=now)
@@ -123,7 +139,7 @@ def test_sequences_become_visible_in_their_order(federation: Any, now: datetime)
     def write(silo: str) -> None:
         party = federation.party(silo)
         for number in range(1, 16):
-            ready = Ready(collection=Collection(study=STUDY, round=number, phase="train"), order=DIGEST)
+            ready = seen(Collection(study=STUDY, round=number, phase="train"))
             with writing(federation.store) as connection:
                 mail.post(connection, party.says(ready), now=now)
 
