@@ -229,6 +229,7 @@ class SimulatedFederation:
     hospitals: dict[str, SimulatedHospital]
     plan: StudyPlan
     study: studies.Study
+    made_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     _plot: tuple[set[str], Callable[[SimulatedHospital], None]] | None = None
 
     def turn(self) -> None:

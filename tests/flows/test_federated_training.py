@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from boundary.messages import Collection
 from flows.store import rounds
 from flows.store.database import reading
-from infra.federation import SimulatedFederation, make_federation
+from infra.federation import SimulatedFederation, SimulatedHospital, make_federation
 from models.metrics import MetricLayout, measure
 
 pytestmark = [
@@ -100,7 +100,9 @@ def test_the_timeline_reads_like_the_study(federation: SimulatedFederation) -> N
     flows, tasks, artifacts = ask(names)
     study = federation.study.study
     assert {f"simulated · study {study[-8:]}", "round 01 of 3"} <= flows
-    assert {"h1 · approval", "h1 · train", "h4 · send train", "h2 · evaluate", "aggregate", "commit"} <= tasks
+    assert {"h1 · approval", "h1 · train", "h2 · evaluate", "aggregate", "commit"} <= tasks
+    steps = ("keys shared", "masked vectors", "same survivors seen", "shares revealed")
+    assert {f"{phase} · {step}" for phase in ("train", "evaluate") for step in steps} <= tasks
     assert {f"{study}-summary", f"{study}-round-001"} <= artifacts
 
 
@@ -117,6 +119,38 @@ def test_a_round_without_some_hospital_is_never_called_a_plain_success(federatio
 
     assert re.search(r"4 registered, 3 ready, 3 contributing", ask(page))
     assert "| h4 | no: SILENT |" in ask(page)
+
+
+def test_a_step_says_who_is_missing_in_it(federation: SimulatedFederation) -> None:
+    federation.hospitals["h4"].fall_silent_before("masked-vector")
+    assert run(federation, count=1).name == "RoundsDone"
+    assert said_by_task("train · masked vectors", federation) == [("Without", "3 hospitals; without h4 (SILENT)")]
+
+
+def test_a_step_with_too_few_says_how_many_and_the_next_attempt_goes_through(federation: SimulatedFederation) -> None:
+    for silo in ("h3", "h4"):
+        federation.hospitals[silo].fall_silent_before("shares")
+    federation.when_silent({"h3", "h4"}, SimulatedHospital.restart)
+    assert run(federation, count=1).name == "RoundsDone"
+    first, second = said_by_task("train · masked vectors", federation)
+    assert first == ("TooFew", "2 of 3 needed; not h3 (KEYS_LOST), h4 (KEYS_LOST)")
+    assert second == ("Completed", "all 4 hospitals")
+
+
+def said_by_task(name: str, federation: SimulatedFederation) -> list[tuple[str, str]]:
+    """(state, message) of the tasks of this name in this federation's rounds, in their order."""
+    from prefect.client.schemas.sorting import TaskRunSort
+
+    async def states(client: Any) -> list[tuple[str, str]]:
+        runs = await client.read_task_runs(limit=200, sort=TaskRunSort.EXPECTED_START_TIME_DESC)
+        flows = {one.id for one in await client.read_flow_runs(limit=200) if one.start_time >= federation.made_at}
+        return [
+            (one.state.name, one.state.message)
+            for one in reversed(runs)
+            if one.name == name and one.flow_run_id in flows
+        ]
+
+    return ask(states)  # type: ignore[no-any-return]
 
 
 def test_without_a_quorum_the_run_fails_by_name_and_the_next_one_goes_on(federation: SimulatedFederation) -> None:
