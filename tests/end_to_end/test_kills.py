@@ -17,16 +17,17 @@ import psutil
 import pytest
 from sqlalchemy import select
 
-from compliance.trail import RoundClosed, WorkDone, read_leaf
+from boundary.protocol import Step
+from compliance.trail import AnyEvent, AttemptFailed, Leaf, RoundClosed, UnmaskingHelped, WorkDone, read_leaf
 from flows.coordinator import Coordinator
-from flows.demo.archive import compose_plan, find_sites
+from flows.demo.archive import Site, compose_plan, find_sites
 from flows.demo.processes import DemoFailed, Processes
 from flows.demo.show import flow_state, start_run
 from flows.demo.stage import Stage, choose_ports
 from flows.records import RoundRecord
 from flows.store import audit, rounds, studies
 from flows.store.database import reading
-from flows.store.schema import cohorts
+from flows.store.schema import cohorts, envelopes
 from flows.store.schema import rounds as rounds_table
 from infra.hospitals.phantoms import make_phantom_hospitals
 from silo_agent.journal import Journal
@@ -93,6 +94,21 @@ class Ward:
                 child.kill()
         wait_for("Prefect to notice", lambda: flow_state(self.stage, self.run)["type"] in DONE, 60)
 
+    def step_of(self, silo: str, collection: str) -> Step | None:
+        """Where an agent stands with a collection, read from its journal while it runs."""
+        site = next(site for site in self.stage.sites if site.silo == silo)
+        journal = Journal(self.stage.state_of(site) / "journal.sqlite", silo)
+        try:
+            order = journal.order(collection)
+        finally:
+            journal.close()
+        return None if order is None else order.step
+
+    def is_posted(self, kind: str, collection: str) -> bool:
+        with reading(self.coordinator.store) as connection:
+            wanted = select(envelopes.c.digest).where(envelopes.c.kind == kind, envelopes.c.slot == collection)
+            return connection.execute(wanted).first() is not None
+
     def kill_child_of(self, silo: str) -> None:
         children = psutil.Process(self.stage.processes.pid(f"agent {silo}")).children()
         assert children
@@ -107,10 +123,10 @@ def wait_for(what: str, condition: Callable[[], object], seconds: float = 120) -
 
 
 @pytest.fixture
-def ward(tmp_path: Path) -> Iterator[Ward]:
+def ward(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Ward]:
     workdir = tmp_path / "w"
     archives = workdir / "agents" / "archives"
-    make_phantom_hospitals(archives, 3, images_per_hospital=48)
+    make_phantom_hospitals(archives, getattr(request, "param", 3), images_per_hospital=48)
     sites = find_sites(archives)
     with Processes(workdir / "logs") as processes:
         stage = Stage(workdir, sites, choose_ports((0, 0, 0)), processes, lambda _: None)
@@ -167,6 +183,19 @@ def test_a_study_survives_sigkill_of_flow_relay_agent_and_child(ward: Ward) -> N
     check_books(ward)
 
 
+def trail(ward: Ward) -> list[Leaf]:
+    with reading(ward.coordinator.store) as connection:
+        return [read_leaf(leaf) for leaf in audit.leaves(connection)]
+
+
+def own_trail(ward: Ward, site: Site) -> list[AnyEvent]:
+    journal = Journal(ward.stage.state_of(site) / "journal.sqlite", site.silo)
+    try:
+        return [read_leaf(leaf).event for leaf in journal.trail()]
+    finally:
+        journal.close()
+
+
 def check_books(ward: Ward) -> None:
     """Each round once, each model made from the one before, each hospital's work done once for each order."""
     records = ward.records()
@@ -174,19 +203,52 @@ def check_books(ward: Ward) -> None:
     for before, after in pairwise(records):
         assert after.model_in == before.model_out.digest
     assert all(len(record.contributing) == 3 for record in records)
+    leaves = trail(ward)
     with reading(ward.coordinator.store) as connection:
-        leaves = [read_leaf(leaf) for leaf in audit.leaves(connection)]
         study = studies.find(connection, ward.label)
     assert [leaf.event.round for leaf in leaves if isinstance(leaf.event, RoundClosed)] == list(range(1, ROUNDS + 1))
     assert study.state == "finished"
     for site in ward.stage.sites:
-        journal = Journal(ward.stage.state_of(site) / "journal.sqlite", site.silo)
-        done = [leaf.event for leaf in map(read_leaf, journal.trail()) if isinstance(leaf.event, WorkDone)]
-        journal.close()
+        done = [event for event in own_trail(ward, site) if isinstance(event, WorkDone)]
         assert len({event.order for event in done}) == len(done), "an order was answered twice"
         assert {(event.round, event.phase) for event in done} == {
             (number, phase) for number in range(1, ROUNDS + 1) for phase in ("train", "evaluate")
         }
+
+
+@pytest.mark.parametrize("ward", [5], indirect=True)
+def test_agents_killed_in_the_middle_of_a_masked_sum_rejoin(ward: Ward) -> None:
+    """One of five between its keys and its vector, one between its vector and its shares."""
+    one, other = (site.silo for site in ward.stage.sites[:2])
+    site_of = {site.silo: site for site in ward.stage.sites}
+    collection = f"{ward.study}/1/train/1"
+    ward.start_run()
+
+    wait_for("its keys", lambda: ward.step_of(one, collection) is Step.READY)
+    ward.kill(f"agent {one}")
+    ward.stage.start_agent(site_of[one])
+    wait_for("the shares to be routed", lambda: ward.is_posted("shares-routed", collection))
+    flow = ward.flow_process()
+    assert flow is not None
+    flow.suspend()  # nobody is named a survivor until the other is dead
+    wait_for("its vector", lambda: ward.step_of(other, collection) is Step.MASKED)
+    ward.kill(f"agent {other}")
+    flow.resume()
+    ward.stage.start_agent(site_of[other])
+
+    wait_for("round 1", lambda: len(ward.records()) >= 1, 240)
+    wait_for("round 2", lambda: len(ward.records()) >= 2, 240)
+    first, second = ward.records()[:2]
+    assert first.train.attempt > 1  # three of five were left: too few to open anything
+    assert len(first.contributing) == len(second.contributing) == 5
+    failures = [leaf.event for leaf in trail(ward) if isinstance(leaf.event, AttemptFailed)]
+    assert failures
+    helped = {
+        site.silo: [e for e in own_trail(ward, site) if isinstance(e, UnmaskingHelped)] for site in ward.stage.sites
+    }
+    for silo, events in helped.items():
+        told = [(event.round, event.phase, event.attempt) for event in events]
+        assert len(told) == len(set(told)), f"{silo} helped to unmask twice in one attempt"
 
 
 def test_the_demo_says_which_part_ended_when_one_does(tmp_path: Path) -> None:
