@@ -44,8 +44,14 @@ def mean_of(*numbers: int) -> float:
     return sum(n * n for n in numbers) / sum(numbers)
 
 
-def run(federation: SimulatedFederation, story: Callable[[StudyDriver], Awaitable[Any]], driver: str = "test") -> Any:
-    """Drive the study with the hospitals answering beside it."""
+def run(
+    federation: SimulatedFederation,
+    story: Callable[[StudyDriver], Awaitable[Any]],
+    driver: str = "test",
+    *,
+    seconds: float = 90,
+) -> Any:
+    """Drive the study with the hospitals answering beside it; raises `TimeoutError` after `seconds`."""
 
     async def together() -> Any:
         turning = asyncio.create_task(federation.keep_turning())
@@ -59,7 +65,7 @@ def run(federation: SimulatedFederation, story: Callable[[StudyDriver], Awaitabl
             with suppress(asyncio.CancelledError):
                 await turning
 
-    return asyncio.run(asyncio.wait_for(together(), 90))
+    return asyncio.run(asyncio.wait_for(together(), seconds))
 
 
 def answering(federation: SimulatedFederation) -> list[str]:

@@ -11,15 +11,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from boundary.secagg.encoding import Quantiser, decode_weights
+from boundary.layout import VectorLayout
+from boundary.secagg.encoding import Quantiser, decode_mean
 from boundary.secagg.graph import thresholds
 from boundary.secagg.masks import AES_BLOCK, BLOCK, Masking, MaskKey, Sign, apply_everywhere, keystream_of
 from boundary.secagg.ring import Encoding, exponent_for
+from flows.aggregation import masked_total, unmasked
 from infra.bench.memory import grown_by
 from infra.bench.rows import Row, Target, at_most, ratio_at_least
 from infra.cohort import Cohort
@@ -132,8 +135,8 @@ def relative_error(weights: Any, encoding: Encoding) -> float:
         Quantiser(encoding, os.urandom(32)).encode(vector, words)
         total += words
         exact += vector
-    found = decode_weights(total, encoding)
-    return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+    found, _ = decode_mean(total, encoding, 20)
+    return float(np.linalg.norm(found - exact / 20) / np.linalg.norm(exact / 20))
 
 
 def memory() -> float:
@@ -153,14 +156,10 @@ def _measured(folder: Path) -> float:
 
 
 def _sum_and_unmask(vector: Path) -> None:
-    total = np.zeros(PARAMETERS, np.uint32)
-    for _ in range(HOSPITALS):
-        with vector.open("rb") as file:
-            for start in range(0, PARAMETERS, 2**18):
-                piece = np.frombuffer(file.read(2**20), np.uint32)
-                total[start : start + len(piece)] += piece
-    mask(total, 44, threads=2, sign=-1)
-    decode_weights(total, Encoding(exponent=20, most=HOSPITALS))
+    layout, encoding = VectorLayout(sections=(), weights=PARAMETERS), Encoding(exponent=20, most=HOSPITALS)
+    total = masked_total([partial(vector.open, "rb")] * HOSPITALS, layout, encoding.ring)
+    masks = [MaskKey(os.urandom(32), -1) for _ in range(44)]
+    decode_mean(unmasked(total, masks, layout, encoding).words, encoding, 1)
 
 
 def flower_seconds() -> dict[str, float]:

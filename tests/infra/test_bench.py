@@ -1,5 +1,6 @@
 """The benchmarks' own machinery. No figure is asserted here: `make bench` measures, tests do not."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from boundary.layout import layout_for
+from infra.bench import memory
 from infra.bench.__main__ import main, table
 from infra.bench.demo import phase_ends
 from infra.bench.federation import SILOS, keyed_plan
@@ -126,8 +128,8 @@ def test_the_stand_in_answers_as_the_real_child_would(tmp_path: Path) -> None:
         {"do": "scan", "cache": str(tmp_path / "cache")},
         {"do": "warm"},
         {"do": "cancel"},
-        {"do": "train", "plan": plan, "model": str(tmp_path / "model"), "out": str(tmp_path / "r" / "train.f32")},
-        {"do": "evaluate", "plan": plan, "model": str(tmp_path / "model"), "out": str(tmp_path / "r" / "eval.f32")},
+        {"do": "train", "plan": plan, "model": str(tmp_path / "model"), "out": str(tmp_path / "r" / "train")},
+        {"do": "evaluate", "plan": plan, "model": str(tmp_path / "model"), "out": str(tmp_path / "r" / "evaluated")},
     ]
     done = subprocess.run(
         [sys.executable, "-m", "infra.bench.standin", "--threads", "1"],
@@ -138,17 +140,22 @@ def test_the_stand_in_answers_as_the_real_child_would(tmp_path: Path) -> None:
     assert events[0]["result"] == json.loads((tmp_path / "cache" / "report.json").read_text())
     assert events[2]["result"] == {"parameters": 3, "metrics": 0}
     layout, metrics = layout_for("train", parameters=3, metrics=0), MetricLayout(2)
-    vector = np.fromfile(tmp_path / "r" / "train.f32", dtype="<f4")
-    assert vector.size == layout.size
-    assert not vector[layout.where("delta")].any()
-    assert vector[layout.where("weight")] > 0
-    assert read(np.fromfile(tmp_path / "r" / "eval.f32", dtype="<f4").astype(float), metrics).count == 2
+    trained = (tmp_path / "r" / "train").read_bytes()
+    assert len(trained) == layout.plain_bytes
+    assert np.frombuffer(trained, "<f8", layout.numbers)[layout.where("weight")] > 0
+    assert not np.frombuffer(trained, "<f4", offset=layout.numbers_bytes).any()
+    assert read(np.fromfile(tmp_path / "r" / "evaluated", dtype="<f8"), metrics).count == 2
     assert events[3]["result"] == {"parameters": 3, "metrics": metrics.size}
 
 
 def test_the_benchmark_plan_is_a_plan() -> None:
     plan = keyed_plan(SILOS, "images", 7, holdout=0.05)
     assert (plan.label, plan.training.rounds, plan.dataset.holdout_share) == ("bench@1", 7, 0.05)
+
+
+def test_what_the_memory_benchmark_takes_over_is_a_whole_round(tmp_path: Path) -> None:
+    memory.prepare(tmp_path, 3, parameters=50)
+    assert asyncio.run(memory.aggregate(tmp_path))["seconds"] > 0
 
 
 def test_the_demos_phases_are_read_from_what_it_prints() -> None:
