@@ -7,10 +7,9 @@ import asyncio
 import sys
 from time import monotonic
 
-from boundary.messages import BlobRef, Phase
 from flows.coordinator import load
 from flows.driver import driving
-from flows.round_work import Gathered, RoundWork
+from infra.driving import collect
 
 
 async def bare(label: str, count: int) -> None:
@@ -19,19 +18,10 @@ async def bare(label: str, count: int) -> None:
         first = len(driver.records()) + 1
         for number in range(first, first + count):
             work = driver.open_round(number)
-            candidate = await asyncio.to_thread(work.aggregate, await _collect(work, "train", work.model_in))
+            candidate = await asyncio.to_thread(work.aggregate, await collect(work, "train", work.model_in))
             begun = monotonic()
-            evaluated = await asyncio.to_thread(work.measure, await _collect(work, "evaluate", candidate.model))
+            evaluated = await asyncio.to_thread(work.measure, await collect(work, "evaluate", candidate.model))
             await asyncio.to_thread(work.commit, candidate, evaluated, monotonic() - begun)
-
-
-async def _collect(work: RoundWork, phase: Phase, model: BlobRef) -> Gathered:
-    begun = monotonic()
-    async with work.collecting(phase, model) as watch:
-        decision = await work.close(watch)
-        closed = monotonic()
-        sealed = await work.gather(watch, decision)
-    return Gathered(decision, sealed, closed - begun, monotonic() - closed)
 
 
 async def with_prefect(label: str, count: int) -> None:
