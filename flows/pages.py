@@ -78,13 +78,16 @@ def round_page(study: Study, record: RoundRecord) -> str:
         traffic = record.traffic.get(silo)
         moved = f"{size(traffic.up)} | {size(traffic.down)}" if traffic else "– | –"  # noqa: RUF001
         lines.append(f"| {silo} | {standing} | {moved} |")
+    if record.clipped:
+        lines += ["", f"{record.clipped:,} weights were clipped: the change did not fit the round's scale."]
     timing = record.timing
     lines += [
         "",
         f"Seconds: training {timing.training:.1f}, transport {timing.transport:.1f}, aggregation "
         f"{timing.aggregation:.1f}, evaluation {timing.evaluation:.1f}, total {timing.total:.1f}.",
         "",
-        f"Model `{record.model_in[:19]}…` → `{record.model_out.digest[:19]}…`",
+        f"Model `{record.model_in[:19]}…` → `{record.model_out.digest[:19]}…`, transcript of the masked sum "
+        f"`{record.transcript[:19]}…`",
     ]
     return "\n".join(lines)
 

@@ -18,7 +18,7 @@ from compliance.trail import AnyEvent, leaf_bytes
 from silo_agent.errors import ConfigError, UpgradeNeeded
 
 SCHEMA_VERSION = 2
-LOCK_SECONDS = 30.0  # how long one process waits for another's transaction; sealing a large vector takes seconds
+LOCK_SECONDS = 30.0  # how long one process waits for another's transaction; masking a large vector takes seconds
 _SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL);
 CREATE TABLE plans (

@@ -134,8 +134,8 @@ def lines(file: Dossier) -> list[tuple[str, str]]:
         ("How often", f"{training.rounds} rounds of {training.local_epochs} epoch(s)"),
         ("Privacy noise", "NONE: this plan gives no mathematical guarantee per patient"),
         ("What leaves", f"per round: {parameters}, the training loss, and counts of right and wrong answers, in one "
-         "vector sealed for the coordinator; the plan approval; 'ready' and error codes. No image, no identifier, "
-         "no path, no error text"),
+         "vector under masks: only the sum over the hospitals can be read, by anybody. The plan approval; fresh keys "
+         "and shares for each sum; error codes. No image, no identifier, no path, no error text"),
         ("What stays", "images, labels, identifiers, the intake report, your reason for the decision"),
     ]  # fmt: skip
     return [(heading, plain(text)) for heading, text in said + _data_lines(file.report)]

@@ -1,0 +1,165 @@
+"""What the golden federation says: one message of every kind, in the envelopes of who says it.
+
+The three hospitals go through one masked sum, whose steps quote each other as they really do. Only the HPKE
+ciphertexts and the revealed shares are not real: they would be drawn at random, so they are zeros of the right length.
+"""
+
+from datetime import timedelta
+from functools import cache
+
+from boundary.envelope import Envelope, seal_envelope
+from boundary.messages import (
+    AgreementShown,
+    AnyMessage,
+    BlobRef,
+    CohortClosed,
+    MaskedVector,
+    PlanApproved,
+    PlanDeclined,
+    PlanProposed,
+    Ready,
+    Refused,
+    RevealedShare,
+    RoundCommitted,
+    Share,
+    Shares,
+    SharesRevealed,
+    SharesRouted,
+    StudyClosed,
+    SurvivorsNamed,
+    SurvivorsSeen,
+    WorkOrder,
+)
+from boundary.names import COORDINATOR
+from boundary.plan import digest_of
+from boundary.secagg.context import cohort_of, context_of, sharers_of, survivors_of, transcript_of
+from boundary.secagg.ring import first_encoding
+from infra.golden import NOW, SILOS, approval, collection, key, plan, roster, sha, study, unsealing
+
+SURVIVING = ("charite", "st-olavs")  # ucl was lost after it had shared
+ORDER = sha("order")
+MODEL = BlobRef(digest=sha("model"), size=28_000_000)
+SEALED_SHARES_BYTES = 1120 + 2 * 33 + 16  # encapsulated key, two shares, tag
+SEALED_SECRET_BYTES = 1120 + 32 + 16
+
+
+def envelope(message: AnyMessage, silo: str = "st-olavs", *, to: str = "ucl") -> Envelope:
+    """`silo` is the hospital that speaks or is spoken to; `to` is the one a share is for."""
+    sender, recipient = (COORDINATOR, silo) if message.sender == "coordinator" else (silo, COORDINATOR)
+    if isinstance(message, Share):
+        recipient = to
+    return seal_envelope(message, sender=sender, recipient=recipient, sent_at=NOW, key=key(sender))
+
+
+def work_order() -> WorkOrder:
+    return WorkOrder(
+        collection=collection(),
+        plan_digest=digest_of(plan()),
+        roster_digest=roster().digest,
+        model=MODEL,
+        encoding=first_encoding(plan()),
+        due=NOW + timedelta(minutes=30),
+    )
+
+
+def ready(silo: str) -> Ready:
+    return Ready(
+        collection=collection(),
+        order=ORDER,
+        context=context_of(work_order()),
+        transport_key=unsealing(f"transport key of {silo}").public.text,
+        mask_key=unsealing(f"mask key of {silo}").public.text,
+        self_commitment=sha(f"self secret of {silo}"),
+    )
+
+
+@cache
+def cohort() -> str:
+    return cohort_of(context_of(work_order()), {silo: envelope(ready(silo), silo).digest for silo in SILOS})
+
+
+def share(dealer: str, holder: str) -> Share:
+    """The digests are those of `dealer`'s shares that `holder` gets; of two hospitals the first chooses the mask."""
+    return Share(
+        collection=collection(),
+        cohort=cohort(),
+        sealed=bytes(SEALED_SHARES_BYTES),
+        pair=bytes(SEALED_SECRET_BYTES) if dealer < holder else None,
+        self_digest=sha(f"self share of {dealer} for {holder}"),
+        seed_digest=sha(f"seed share of {dealer} for {holder}"),
+    )
+
+
+def shares(silo: str) -> Shares:
+    others = [other for other in SILOS if other != silo]
+    return Shares(
+        collection=collection(),
+        order=ORDER,
+        cohort=cohort(),
+        self_digest=sha(f"self share of {silo} for {silo}"),
+        seed_digest=sha(f"seed share of {silo} for {silo}"),
+        parts=tuple(envelope(share(silo, other), silo, to=other).data for other in others),
+    )
+
+
+def routed(holder: str) -> SharesRouted:
+    parts = tuple(envelope(share(silo, holder), silo, to=holder).data for silo in SILOS if silo != holder)
+    return SharesRouted(collection=collection(), order=ORDER, members=SILOS, parts=parts)
+
+
+def masked(silo: str) -> MaskedVector:
+    vector = BlobRef(digest=sha(f"masked vector of {silo}"), size=640)
+    return MaskedVector(collection=collection(), order=ORDER, sharers=sharers_of(cohort(), SILOS), vector=vector)
+
+
+def survivors() -> str:
+    return survivors_of(sharers_of(cohort(), SILOS), {silo: masked(silo).vector.digest for silo in SURVIVING})
+
+
+def seen() -> SurvivorsSeen:
+    return SurvivorsSeen(collection=collection(), order=ORDER, survivors=survivors())
+
+
+def revealed() -> SharesRevealed:
+    return SharesRevealed(
+        collection=collection(),
+        order=ORDER,
+        survivors=survivors(),
+        of_survivors=tuple(RevealedShare(silo=silo, share=bytes(33)) for silo in SURVIVING),
+        of_lost=(RevealedShare(silo="ucl", share=bytes([0, *range(32)])),),
+    )
+
+
+@cache
+def messages() -> dict[str, AnyMessage]:
+    """One message of every kind."""
+    about = {"collection": collection(), "order": ORDER}
+    all_of_them: list[AnyMessage] = [
+        PlanProposed(study=study(), plan=plan()),
+        PlanApproved(study=study(), approval=approval()),
+        PlanDeclined(study=study(), plan_digest=digest_of(plan()), code="UNSUITABLE_PLAN"),
+        work_order(),
+        ready("st-olavs"),
+        CohortClosed(
+            **about, members=SILOS, absent=(), ready=tuple(envelope(ready(silo), silo).data for silo in SILOS)
+        ),
+        share("st-olavs", "ucl"),
+        shares("st-olavs"),
+        routed("st-olavs"),
+        masked("st-olavs"),
+        SurvivorsNamed(**about, vectors=tuple(envelope(masked(silo), silo).data for silo in SURVIVING)),
+        seen(),
+        AgreementShown(**about, seen=tuple(envelope(seen(), silo).data for silo in SURVIVING)),
+        revealed(),
+        Refused(**about, code="NO_DATA", reference="0123456789ab", retryable=True),
+        RoundCommitted(
+            study=study(),
+            round=2,
+            model=MODEL,
+            transcript=transcript_of(survivors(), sha("sum")),
+            contributing=SURVIVING,
+            absent=("ucl",),
+        ),
+        StudyClosed(study=study(), code="ALL_ROUNDS_DONE"),
+    ]
+    return {message.kind: message for message in all_of_them}
