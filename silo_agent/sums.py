@@ -82,6 +82,8 @@ class Sums:
         try:
             with self.journal.transaction():
                 stays = self._next(told, order)
+                if not stays:
+                    self.outbound.left_out(order)
         except PeerFault as why:
             _log.warning("%s of %s was refused: %s %s", told.kind, told.collection, why.code, why)
             self._no(order, told.collection, why.code, str(why), retryable=isinstance(why, KeysLost | ResultSpent))
@@ -95,7 +97,6 @@ class Sums:
             self._no(order, told.collection, disk_code(why), str(why), retryable=True)
             return True
         if not stays:
-            self.outbound.left_out(order)
             self.forget(order.collection)
             _log.info("%s goes on without us; we join the next", told.collection)
         return stays

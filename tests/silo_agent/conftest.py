@@ -1,7 +1,8 @@
-"""A hospital in a box: its state folder and journal, a coordinator that signs, a relay that is real or hostile."""
+"""Fixtures: a hospital in a box, a relay that is hostile, and a real coordinator with a real relay."""
 
 import asyncio
 import http.server
+import importlib.util
 import json
 import os
 import secrets
@@ -13,233 +14,54 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import count
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from boundary.api import ENROLMENT_CONTEXT, Delivery, EnrolmentRequest, SignedEnrolment
-from boundary.canonical import canonical_bytes, digest
-from boundary.envelope import Envelope, open_envelope, seal_envelope
-from boundary.identity import SigningIdentity
-from boundary.messages import AnyMessage, BlobRef, CohortClosed, Collection, PlanProposed, WorkOrder
+from boundary.api import ENROLMENT_CONTEXT, EnrolmentRequest, SignedEnrolment
+from boundary.canonical import canonical_bytes
+from boundary.envelope import Envelope
+from boundary.messages import AnyMessage, BlobRef
 from boundary.names import COORDINATOR
-from boundary.plan import StudyPlan, digest_of, parse_plan, study_id
-from boundary.roster import KeyCard, Roster, SignedRoster, TrustedRoster, make_card, sign_roster
-from boundary.sealing import UnsealingKey
+from boundary.plan import StudyPlan
+from boundary.roster import KeyCard, SignedRoster
 from flows.authority import Authority
 from flows.coordinator import Coordinator, create, starting_settings
 from flows.desk import Desk
 from flows.store import holdings, members
 from flows.store.database import writing
 from infra.hospitals.phantoms import make_phantom_hospitals
-from silo_agent.config import AgentConfig, parse_config, starting_config
-from silo_agent.daemon import RELAY_URL, ROSTER, Surroundings
+from silo_agent.config import AgentConfig, starting_config
+from silo_agent.daemon import Surroundings
 from silo_agent.enrolment import Enrolment, read_invitation
-from silo_agent.inbound import OwnSide
-from silo_agent.journal import Journal, KeptOrder
-from silo_agent.mailroom import Mailroom
-from silo_agent.outbound import Outbound
-from silo_agent.results import StoredResult, result_folder
-from silo_agent.state import StateFolder, write_private
-from silo_agent.steward import approve
+from silo_agent.state import StateFolder
 
-NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
-SILO, OTHERS = "st-olavs", ("charite", "karolinska", "utrecht")
-PARAMETERS, METRICS = 7, 3  # of the pretended network
-MODEL = BlobRef(digest=digest(b"the model"), size=9)
-DATASET_DIGEST = digest(b"our data")
+
+def _beside(name: str) -> ModuleType:
+    """A helper in this folder, which is not a package."""
+    spec = importlib.util.spec_from_file_location(f"silo_agent_tests_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(module)
+    return module
+
+
+peers = _beside("peers")
+one_hospital = _beside("one_hospital")
+Site, made_impatient = one_hospital.Site, one_hospital.made_impatient
 _START_SECONDS = 30
 
 
-# --- a coordinator that only signs -------------------------------------------------------------------
-@dataclass
-class Signer:
-    """The coordinator's keys, and rosters of any members."""
-
-    key: SigningIdentity = field(default_factory=SigningIdentity.generate)
-    unsealing: UnsealingKey = field(default_factory=UnsealingKey.generate)
-
-    def roster(
-        self,
-        *cards: KeyCard,
-        version: int = 1,
-        expires: datetime = NOW + timedelta(days=90),
-        also: tuple[SigningIdentity, ...] = (),
-    ) -> SignedRoster:
-        card = make_card(COORDINATOR, self.key, self.unsealing.public)
-        ordered = tuple(sorted(cards, key=lambda one: one.party))
-        roster = Roster(version=version, issued_at=NOW, expires_at=expires, coordinator=card, members=ordered)
-        return sign_roster(roster, self.key, *also)
-
-    def says(self, message: AnyMessage, to: str = SILO, at: datetime = NOW) -> Envelope:
-        return seal_envelope(message, sender=COORDINATOR, recipient=to, sent_at=at, key=self.key)
-
-
-def card_of(name: str) -> KeyCard:
-    return make_card(name, SigningIdentity.generate(), UnsealingKey.generate().public)
-
-
-def plan_for(cards: list[KeyCard], **changes: Any) -> StudyPlan:
-    purpose = dict.fromkeys(("title", "statement", "legal_basis", "ethics_reference"), "a test")
-    value: dict[str, Any] = {
-        "version": 1,
-        "name": "ct-contrast",
-        "revision": 1,
-        "purpose": {**purpose, "expires": "2030-01-01"},
-        "hospitals": [{"silo": card.party, "signing_key": card.signing_key} for card in cards],
-        "model": {"name": "densenet-small", "version": 1},
-        "preprocessing": {"size": [32, 32], "intensity": "window", "low": -200, "high": 300},
-        "labels": {"column": "contrast", "classes": ["0", "1"]},
-        "dataset": {"name": "images", "modalities": ["CT"], "holdout_share": 0.3},
-        "training": {"rounds": 3, "batch_size": 4},
-        "aggregation": {"quorum": 3},
-    }
-    for path, change in changes.items():
-        section, _, key = path.partition("__")
-        if key:
-            value[section][key] = change
-        else:
-            value[section] = change
-    return parse_plan(value)
-
-
 # --- one hospital without a network ------------------------------------------------------------------
-@dataclass
-class Site:
-    """One agent's parts as the daemon puts them together, with a clock in the test's hand."""
-
-    root: Path
-    coordinator: Signer = field(default_factory=Signer)
-    now: datetime = NOW
-    unwanted: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.folder = StateFolder(self.root)
-        config = starting_config(SILO, "images", self.root, self.root / "labels.csv", threads=1, heartbeat=0.3)
-        self.folder.create(secrets.token_bytes, config)
-        self.card = self.folder.card(SILO)
-        self.cards = [self.card, *(card_of(name) for name in OTHERS)]
-        self.signed_roster = self.coordinator.roster(*self.cards, expires=self.now + timedelta(days=90))
-        self.roster = TrustedRoster(self.signed_roster)
-        self.plan = plan_for(self.cards)
-        self.study = study_id(self.plan)
-        self._sequence = count(1)
-        self.open()
-
-    def open(self) -> None:
-        """(Re)open the journal, as a restart does."""
-        self.journal = Journal(self.folder.journal, SILO)
-        identity = self.folder.identity
-        self.outbound = Outbound(SILO, identity, self.journal, lambda: self.now, secrets.token_bytes, "0.1.0")
-        self.mailroom = Mailroom(self.journal, self.outbound, self.folder, self.own, self.unwanted.append)
-
-    def own(self) -> OwnSide:
-        return OwnSide(SILO, self.folder.steward.public, self.roster, self.now)
-
-    def hear(self, message: AnyMessage, **how: Any) -> Delivery:
-        """The relay delivers what the coordinator says."""
-        delivery = Delivery(sequence=next(self._sequence), envelope=self.coordinator.says(message, **how).data)
-        self.mailroom.take(delivery)
-        return delivery
-
-    def propose(self) -> None:
-        self.hear(PlanProposed(study=self.study, plan=self.plan))
-
-    def scanned(self, problems: str | None = None) -> None:
-        state = "unsuitable" if problems else "scanned"
-        self.journal.set_plan(self.study, state, dataset_digest=DATASET_DIGEST, reason=problems)  # type: ignore[arg-type]
-
-    def approve(self) -> None:
-        self.propose()
-        self.scanned()
-        approve(self.journal, self.folder, self.outbound, self.study, "data_steward", "a test")
-
-    def collection(self, number: int = 1, phase: str = "train", attempt: int = 1) -> Collection:
-        return Collection(study=self.study, round=number, phase=phase, attempt=attempt)  # type: ignore[arg-type]
-
-    def order(self, number: int = 1, phase: str = "train", attempt: int = 1, **changes: Any) -> WorkOrder:
-        values: dict[str, Any] = {
-            "collection": self.collection(number, phase, attempt),
-            "plan_digest": digest_of(self.plan),
-            "roster_digest": self.roster.signed.digest,
-            "model": MODEL,
-            "due": self.now + timedelta(hours=2),
-        }
-        return WorkOrder(**(values | changes))
-
-    def ordered(self, number: int = 1, phase: str = "train", attempt: int = 1, **changes: Any) -> KeptOrder:
-        order = self.order(number, phase, attempt, **changes)
-        self.hear(order)
-        return self.kept(number, phase, attempt)
-
-    def kept(self, number: int = 1, phase: str = "train", attempt: int = 1) -> KeptOrder:
-        kept = self.journal.order(str(self.collection(number, phase, attempt)))
-        assert kept is not None
-        return kept
-
-    def ready(self, number: int = 1, phase: str = "train", attempt: int = 1, **changes: Any) -> KeptOrder:
-        """An order whose work is done; its vector is 0, 1, 2, ..."""
-        kept = self.ordered(number, phase, attempt, **changes)
-        self.outbound.ready(kept, self.collection(number, phase, attempt), self.store_result(number, phase))
-        return self.kept(number, phase, attempt)
-
-    def store_result(self, number: int = 1, phase: str = "train") -> Path:
-        folder = result_folder(self.folder, self.study, number, phase, MODEL.digest)
-        folder.mkdir(parents=True, exist_ok=True)
-        size = PARAMETERS + 3 if phase == "train" else METRICS
-        np.arange(size, dtype="<f4").tofile(folder / "vector.f32")
-        StoredResult(folder / "vector.f32", PARAMETERS, METRICS).save(folder)
-        return folder
-
-    def closing(self, kept: KeptOrder, **changes: Any) -> CohortClosed:
-        values: dict[str, Any] = {
-            "collection": Collection.parse(kept.collection),
-            "order": kept.digest,
-            "members": (SILO, *OTHERS),
-            "absent": (),
-        }
-        return CohortClosed(**(values | changes))
-
-    def released(self, number: int = 1, phase: str = "train", attempt: int = 1) -> KeptOrder:
-        self.hear(self.closing(self.ready(number, phase, attempt)))
-        return self.kept(number, phase, attempt)
-
-    def outbox(self) -> list[AnyMessage]:
-        """Everything in the outbox, whatever became of it, as the coordinator would read it."""
-        rows = self.journal._db.execute("SELECT envelope FROM outbox ORDER BY position")
-        return [
-            open_envelope(data, recipient=COORDINATOR, signer=self.folder.identity.public, sender=SILO).message
-            for (data,) in rows
-        ]
-
-    def enrol_offline(self, url: str, authority: Authority, *, heartbeat: float = 0.3) -> AgentConfig:
-        """What enrolment leaves behind, without a relay to ask; returns an impatient configuration."""
-        issued = authority.issue_client(self.folder.csr(SILO), SILO)
-        write_private(self.folder.tls_certificate, issued.certificate_pem.encode())
-        write_private(self.folder.relay_ca, authority.pem.encode())
-        self.journal.set_fact(ROSTER, self.signed_roster.data)
-        self.journal.set_fact(RELAY_URL, url.encode())
-        return made_impatient(self.folder, heartbeat)
-
-
-def made_impatient(folder: StateFolder, heartbeat: float = 0.3) -> AgentConfig:
-    """Rewrite agent.toml with pauses for tests."""
-    path = folder.root / "agent.toml"
-    timing = f"heartbeat = {heartbeat}\nretry_first = 0.05\nretry_most = 0.4"
-    text = path.read_text().partition("[timing]")[0] + f"[timing]\n{timing}\n"
-    path.write_text(text.replace("min_free_disk_mb = 500", "min_free_disk_mb = 1"))
-    return parse_config(path.read_text(), str(path))
-
-
 @pytest.fixture
 def make_site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
     made: list[Site] = []
@@ -264,18 +86,28 @@ def impatient() -> Callable[..., AgentConfig]:
 
 
 @pytest.fixture
-def new_signer() -> type[Signer]:
-    return Signer
+def new_signer() -> type[Any]:
+    return one_hospital.Signer
 
 
 @pytest.fixture(scope="session")
 def make_plan_for() -> Callable[..., StudyPlan]:
-    return plan_for
+    return one_hospital.plan_for
+
+
+@pytest.fixture(scope="session")
+def new_attempt() -> Callable[..., Any]:
+    """Make the coordinator's side of a masked sum, with these peers beside the hospital `us`."""
+
+    def make(plan: StudyPlan, order: Any, layout: Any, others: list[Any], us: str, ours: Callable[[str], Any]) -> Any:
+        return peers.Attempt(plan, order, layout, {peer.silo: peer for peer in others}, us, ours)
+
+    return make
 
 
 @pytest.fixture(scope="session")
 def new_card() -> Callable[[str], KeyCard]:
-    return card_of
+    return one_hospital.card_of
 
 
 # --- a server that is not what it should be ----------------------------------------------------------
@@ -459,20 +291,22 @@ class Federation:
             return self.desk(plan).tell(connection, silo, message)
 
     def heard(self, plan: StudyPlan, kind: str, slot: str, silo: str) -> AnyMessage | None:
+        found = self._envelope(plan, kind, slot, silo)
+        return None if found is None else found.message
+
+    def said(self, plan: StudyPlan, kind: str, slot: str, silo: str) -> bytes | None:
+        found = self._envelope(plan, kind, slot, silo)
+        return None if found is None else found.data
+
+    def _envelope(self, plan: StudyPlan, kind: str, slot: str, silo: str) -> Envelope | None:
         from flows.store.database import reading
 
         with reading(self.coordinator.store) as connection:
-            found = self.desk(plan).heard(connection, kind, slot).get(silo)
-        return None if found is None else found.message
+            return self.desk(plan).heard(connection, kind, slot).get(silo)
 
 
-@dataclass
-class Paper:
-    silo: str
-    key: SigningIdentity = field(default_factory=SigningIdentity.generate)
-
-    def __post_init__(self) -> None:
-        self.card = make_card(self.silo, self.key, UnsealingKey.generate().public)
+class Paper(peers.Peer):  # type: ignore[name-defined,misc]
+    """A peer that can ask to be enrolled."""
 
     def asks(self, token: str) -> SignedEnrolment:
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.silo)])

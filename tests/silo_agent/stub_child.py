@@ -37,7 +37,8 @@ def perform(do: str, what: Any, command: dict[str, Any]) -> None:  # noqa: C901 
         case "vector":
             out = Path(command["out"])
             out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_bytes(array.array("f", [1.0] * what).tobytes())
+            numbers, weights = what
+            out.write_bytes(array.array("d", [1.0] * numbers).tobytes() + array.array("f", [1.0] * weights).tobytes())
         case "obey":
             while json.loads(sys.stdin.readline() or '{"do": "cancel"}')["do"] != "cancel":
                 pass

@@ -111,7 +111,7 @@ def damaged_roster(site: Any) -> None:
 
 
 def newer_journal(site: Any) -> None:
-    site.journal._db.execute("PRAGMA user_version=2")
+    site.journal._db.execute("PRAGMA user_version=3")
 
 
 def not_enrolled(site: Any) -> None:
@@ -214,10 +214,10 @@ def test_status_tells_what_does_not_work_at_present(site: Any, authority: Any) -
 
 def test_status_shows_rounds_and_everything_that_has_left(site: Any) -> None:
     site.approve()
-    site.released()
+    site.masked()
     said = invoke(site, "status")
-    assert re.search(rf"{site.study}/1/train/1 .* released", said)
-    assert re.search(rf"contribution/{site.study}/1/train/1 .* waiting .* 56 ", said)
+    assert re.search(rf"{site.study}/1/train/1 .* masked", said)
+    assert re.search(rf"masked-vector/{site.study}/1/train/1 .* waiting .* 60 ", said)
 
 
 def test_a_plan_from_arrival_to_approval_and_back(site: Any) -> None:

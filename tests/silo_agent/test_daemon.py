@@ -22,10 +22,22 @@ import psutil
 import pytest
 
 from boundary.canonical import canonical_bytes, digest
-from boundary.contribution import contribution_context, open_contribution
 from boundary.identity import SigningIdentity
-from boundary.messages import BlobRef, CohortClosed, Collection, PlanProposed, RoundCommitted, StudyClosed, WorkOrder
+from boundary.layout import layout_for
+from boundary.messages import (
+    AgreementShown,
+    BlobRef,
+    CohortClosed,
+    Collection,
+    PlanProposed,
+    RoundCommitted,
+    SharesRouted,
+    StudyClosed,
+    SurvivorsNamed,
+    WorkOrder,
+)
 from boundary.plan import digest_of, study_id
+from boundary.secagg.ring import first_encoding
 from flows.admission import renew_roster
 from flows.authority import Authority
 from flows.store import members
@@ -41,10 +53,11 @@ from silo_agent.worker import Worker
 DIGEST = digest(b"our data")
 SCAN = [("say", {"event": "done", "result": {"dataset_digest": DIGEST, "problems": []}})]
 WARM = [("say", {"event": "done", "result": {"parameters": 7}})]
-TRAIN = [("vector", 10), ("say", {"event": "done", "result": {"parameters": 7, "metrics": 0}})]
+TRAIN = [("vector", [4, 7]), ("say", {"event": "done", "result": {"parameters": 7, "metrics": 0}})]
 MODEL = BlobRef(digest=digest(b"the model"), size=9)
 PURPOSE = dict.fromkeys(("title", "statement", "legal_basis", "ethics_reference"), "a test")
 PROGRESS = ("say", {"event": "progress", "step": 1, "steps": 9})
+SAID = ("ready", "shares", "masked-vector", "survivors-seen", "shares-revealed")  # in a masked sum
 NO_NEWS = b'{"deliveries": [], "roster_version": 1}'
 
 
@@ -390,7 +403,7 @@ def test_a_parcel_that_is_not_taken_now_holds_up_no_other_and_is_kept(
 ) -> None:
     """Found by reading: the first parcel that the relay put off blocked the outbox for all studies."""
     facing.approve()
-    facing.ready()
+    facing.outbound.refuse(facing.ordered(), facing.collection(), "NO_IMAGES", "a test", retryable=False)
     busy = [refusal("UPLOAD_QUOTA", 429), refusal("REPLAYED"), refusal("UNKNOWN_MEMBER", 403)]
     posted = posts(hostile, lambda content: busy.pop() if content["kind"] == "plan-approved" and busy else None)
 
@@ -398,8 +411,8 @@ def test_a_parcel_that_is_not_taken_now_holds_up_no_other_and_is_kept(
         await until_async(lambda: not agent.journal.waiting())
 
     live(facing.folder, facing.config, act)
-    assert sorted(posted) == ["plan-approved", "ready"]
-    assert posted[0] == "ready"
+    assert sorted(posted) == ["plan-approved", "refused"]
+    assert posted[0] == "refused"
     assert [state for _, _, state, _ in facing.journal.left()] == ["acknowledged", "acknowledged"]
 
 
@@ -414,44 +427,61 @@ def test_what_can_never_be_taken_is_given_up_and_told(facing: Any, hostile: Any,
     assert [(state, kind) for _, kind, state, _ in facing.journal.left()] == [("rejected", "plan-approved")]
 
 
-def test_a_sealed_vector_is_removed_when_it_was_taken_and_not_before(
+def test_a_masked_vector_is_removed_when_it_was_taken_and_not_before(
     facing: Any, hostile: Any, live: Any, until_async: Any
 ) -> None:
     facing.approve()
-    facing.released()
-    sealed = Path(facing.journal.waiting()[-1].blob_path)
-    complete = canonical_bytes({"digest": digest(sealed.read_bytes()), "offset": 56, "complete": True})
+    facing.revealed()
+    masked = Path(facing.parcel("masked-vector").blob_path)
+    complete = canonical_bytes({"digest": digest(masked.read_bytes()), "offset": 60, "complete": True})
     hostile.answers["/v1/blobs/"] = complete
     there: list[bool] = []
 
     def note(content: dict[str, Any]) -> None:
-        there.append(sealed.exists())
+        there.append(masked.exists())
 
     posted = posts(hostile, note)
 
     async def act(agent: Agent) -> None:
         await until_async(lambda: not agent.journal.waiting())
-        await until_async(lambda: not sealed.exists())
+        await until_async(lambda: not masked.exists())
 
     live(facing.folder, facing.config, act)
-    assert posted == ["plan-approved", "ready", "contribution"]
-    assert there == [True] * 3
-    assert sealed.with_name("vector.f32").exists(), "the result stays for another attempt"
+    assert posted == ["plan-approved", *SAID]
+    assert there == [True] * 4 + [False] * 2
+    assert masked.with_name("vector").exists(), "the result stays for another attempt"
 
 
 def test_a_vector_that_was_lost_does_not_end_the_agent(facing: Any, hostile: Any, live: Any, until_async: Any) -> None:
     """Found by reading: it ended it, and again after every restart."""
     facing.approve()
-    facing.released()
-    Path(facing.journal.waiting()[-1].blob_path).unlink()
+    facing.revealed()
+    Path(facing.parcel("masked-vector").blob_path).unlink()
     posted = posts(hostile, lambda _: None)
 
     async def act(agent: Agent) -> None:
         await until_async(lambda: not agent.journal.waiting())
 
     live(facing.folder, facing.config, act)
-    assert posted == ["plan-approved", "ready"]
-    assert [state for _, _, state, _ in facing.journal.left()] == ["acknowledged", "acknowledged", "rejected"]
+    assert posted == ["plan-approved", *(kind for kind in SAID if kind != "masked-vector")]
+    states = {kind: state for _, kind, state, _ in facing.journal.left()}
+    assert [kind for kind, state in states.items() if state != "acknowledged"] == ["masked-vector"]
+    assert states["masked-vector"] == "rejected"
+
+
+def test_an_agent_that_starts_again_in_the_middle_of_a_sum_says_so(
+    facing: Any, hostile: Any, live: Any, until_async: Any
+) -> None:
+    facing.approve()
+    facing.shared()
+    posted = posts(hostile, lambda _: None)
+
+    async def act(agent: Agent) -> None:
+        await until_async(lambda: not agent.journal.waiting())
+
+    live(facing.folder, facing.config, act)
+    assert posted == ["plan-approved", "ready", "shares", "refused"]
+    assert facing.outbox()[-1].code == "KEYS_LOST"
 
 
 # --- certificates ------------------------------------------------------------------------------------
@@ -510,10 +540,27 @@ def outbound_of(folder: StateFolder, journal: Journal) -> Outbound:
     return Outbound(journal._silo, folder.identity, journal, real_clock, secrets.token_bytes, "0.1.0")
 
 
+def steps_of(attempt: Any, cohort: tuple[str, ...], order: str) -> tuple[tuple[str, Callable[[], Any]], ...]:
+    """(the answer that is waited for, what the coordinator says)"""
+    about = {"collection": attempt.collection, "order": order}
+    return (
+        ("shares", lambda: CohortClosed(**about, members=cohort, absent=(), ready=attempt.closed(cohort))),
+        ("masked-vector", lambda: SharesRouted(**about, members=cohort, parts=attempt.routed(cohort))),
+        ("survivors-seen", lambda: SurvivorsNamed(**about, vectors=attempt.named(cohort))),
+        ("shares-revealed", lambda: AgreementShown(**about, seen=attempt.shown(cohort))),
+    )
+
+
+def all_ones(exponent: int) -> Any:
+    """What the child of `TRAIN` writes, encoded; none of its weights had to be clipped."""
+    numbers, weights = np.array([1, 1, 1, 0]) << 24, np.full(7, 1 << exponent)
+    return np.frombuffer(numbers.astype("<u8").tobytes() + weights.astype("<u4").tobytes(), np.uint8)
+
+
 def test_a_round_through_a_real_relay_that_goes_away_in_the_middle(
-    federation: Any, tmp_path: Path, live: Any, until_async: Any, make_plan_for: Any
+    federation: Any, tmp_path: Path, live: Any, until_async: Any, make_plan_for: Any, new_attempt: Any
 ) -> None:
-    """Proposal, scan, approval, order, training, outage, ready, release, commit, renewal of the roster, the end."""
+    """Proposal, scan, approval, order, training, outage, masked sum, commit, renewal of the roster, the end."""
     folder, config = federation.enrolled(tmp_path / "state", "whole-round")
     others = [federation.on_paper(name) for name in ("paper-one", "paper-two")]
     plan = make_plan_for(
@@ -527,6 +574,9 @@ def test_a_round_through_a_real_relay_that_goes_away_in_the_middle(
     def heard(kind: str, slot: str) -> Any:
         return federation.heard(plan, kind, slot, silo)
 
+    def said(kind: str) -> bytes | None:
+        return federation.said(plan, kind, str(collection), silo)
+
     async def act(agent: Agent) -> None:
         federation.tell(plan, silo, PlanProposed(study=study, plan=plan))
         await until_async(lambda: (kept := journal.plan(study)) and kept.state == "scanned")
@@ -536,13 +586,11 @@ def test_a_round_through_a_real_relay_that_goes_away_in_the_middle(
         report = folder.cache / study / "report.json"
         report.parent.mkdir(exist_ok=True)
         report.write_text(json.dumps({"dataset_digest": DIGEST}))
-        order = federation.tell(
-            plan, silo,
-            WorkOrder(
-                collection=collection, plan_digest=digest_of(plan), roster_digest=federation.roster().digest,
-                model=federation.put(b"the model"), due=real_clock() + timedelta(hours=1),
-            ),
+        order = WorkOrder(
+            collection=collection, plan_digest=digest_of(plan), roster_digest=federation.roster().digest,
+            model=federation.put(b"the model"), encoding=first_encoding(plan), due=real_clock() + timedelta(hours=1),
         )  # fmt: skip
+        told = federation.tell(plan, silo, order)
         await until_async(lambda: agent._bench.activity and agent._bench.activity.steps)
         federation.stop_relay()
         await until_async(lambda: journal.fact("trouble listen") and len(journal.waiting()) == 1)
@@ -550,19 +598,22 @@ def test_a_round_through_a_real_relay_that_goes_away_in_the_middle(
         await until_async(lambda: heard("ready", str(collection)))
 
         cohort = (silo, "paper-one", "paper-two")
-        federation.tell(plan, silo, CohortClosed(collection=collection, order=order.digest, members=cohort, absent=()))
-        await until_async(lambda: heard("contribution", str(collection)))
-        sent = heard("contribution", str(collection))
-        context = contribution_context(collection, silo, order.digest)
-        with federation.coordinator.blobs.open(sent.vector.digest) as sealed:
-            key = federation.coordinator.unsealing
-            plain = b"".join(open_contribution(sealed.read, sealed_key=sent.sealed_key, key=key, context=context))
-        np.testing.assert_array_equal(np.frombuffer(plain, "<f4"), np.ones(10, "<f4"))
+        attempt = new_attempt(plan, order, layout_for("train", parameters=7, metrics=0), others, silo, said)
+        for answer, step in steps_of(attempt, cohort, told.digest):
+            federation.tell(plan, silo, step())
+            await until_async(lambda answer=answer: heard(answer, str(collection)))
+        with federation.coordinator.blobs.open(heard("masked-vector", str(collection)).vector.digest) as masked:
+            total = attempt.opened(masked.read())
+        papers = [attempt.plain(paper.silo) for paper in others]
+        np.testing.assert_array_equal(total, attempt.added([all_ones(order.encoding.exponent), *papers]))
 
         version = renew_roster(federation.coordinator)
         await until_async(lambda: agent._roster.roster.version == version)
         model = federation.put(b"a model")
-        federation.tell(plan, silo, RoundCommitted(study=study, round=1, model=model, contributing=cohort, absent=()))
+        committed = RoundCommitted(
+            study=study, round=1, model=model, transcript=digest(total.tobytes()), contributing=cohort, absent=()
+        )
+        federation.tell(plan, silo, committed)
         federation.tell(plan, silo, StudyClosed(study=study, code="COMPLETED"))
         await until_async(lambda: (kept := journal.plan(study)) and kept.state == "closed")
         await until_async(lambda: agent._worker.pid is None)
@@ -571,9 +622,7 @@ def test_a_round_through_a_real_relay_that_goes_away_in_the_middle(
     try:
         live(folder, config, act, train=[PROGRESS, ("sleep", 2), *TRAIN])
         assert [*folder.work.iterdir(), *folder.cache.iterdir(), *folder.models.iterdir()] == []
-        assert [kind for _, kind, state, _ in journal.left() if state == "acknowledged"] == [
-            "plan-approved", "ready", "contribution",
-        ]  # fmt: skip
+        assert [kind for _, kind, state, _ in journal.left() if state == "acknowledged"] == ["plan-approved", *SAID]
     finally:
         journal.close()
         if federation.process is None:
@@ -599,7 +648,8 @@ def test_a_steward_stops_a_training_that_runs(
             plan, "free-to-go",
             WorkOrder(
                 collection=collection, plan_digest=digest_of(plan), roster_digest=federation.roster().digest,
-                model=federation.put(b"the model"), due=real_clock() + timedelta(hours=1),
+                model=federation.put(b"the model"), encoding=first_encoding(plan),
+                due=real_clock() + timedelta(hours=1),
             ),
         )  # fmt: skip
         await until_async(lambda: agent._bench.activity and agent._bench.activity.steps)

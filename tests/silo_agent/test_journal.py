@@ -51,7 +51,7 @@ def finish(journal: Journal, kept: KeptOrder) -> None:
 
 def snapshot(path: Path) -> list[Any]:
     with sqlite3.connect(path) as db:
-        tables = ("facts", "plans", "orders", "outbox", "trail")
+        tables = ("facts", "plans", "orders", "outbox", "trail", "spent")
         found = [db.execute(f"SELECT * FROM {table}").fetchall() for table in tables]  # noqa: S608 - our own names
     db.close()
     return found
@@ -194,7 +194,7 @@ def test_the_first_order_for_a_collection_is_the_only_one(journal: Journal) -> N
 def test_a_step_that_the_table_does_not_have_is_refused(journal: Journal) -> None:
     journal.accept_order(order())
     with pytest.raises(OutOfTurn), journal.transaction():
-        journal.advance(order().collection, Heard.CLOSED_WITH_US)
+        journal.advance(order().collection, Heard.COHORT_CLOSED)
     with pytest.raises(KeyError), journal.transaction():
         journal.advance(f"{STUDY}/9/train/1", Heard.DONE)
 
@@ -217,6 +217,7 @@ def test_starts_are_counted(journal: Journal) -> None:
 UNACCOMPANIED: dict[str, Callable[[Journal], object]] = {
     "a step": lambda journal: journal.advance(order().collection, Heard.DONE),
     "an entry": lambda journal: journal.record(DONE, NOW),
+    "what was spent": lambda journal: journal.spend("result", order().collection, frozenset({"charite"})),
 }
 
 
@@ -247,6 +248,24 @@ def test_a_late_scan_does_not_undo_what_was_decided_meanwhile(journal: Journal) 
     assert kept.state == "closed"
 
 
+# --- results -----------------------------------------------------------------------------------------
+def test_a_result_is_spent_on_the_survivors_it_was_first_unmasked_among(journal: Journal, path: Path) -> None:
+    first, second = frozenset({"st-olavs", "charite"}), frozenset({"st-olavs", "utrecht"})
+    with journal.transaction():
+        journal.spend("result", order().collection, first)
+    with journal.transaction():
+        journal.spend("result", order(attempt=2).collection, second)
+    assert (journal.spent_on("result"), journal.spent_on("another result")) == (first, None)
+    assert snapshot(path)[-1] == [("result", order().collection, "charite,st-olavs")]
+
+
+def test_what_fails_is_not_spent(journal: Journal) -> None:
+    with pytest.raises(Cut), journal.transaction():  # noqa: PT012 - the whole block is one step
+        journal.spend("result", order().collection, frozenset({"charite"}))
+        raise Cut
+    assert journal.spent_on("result") is None
+
+
 # --- the outbox --------------------------------------------------------------------------------------
 def test_parcels_leave_in_order_and_one_slot_has_one_parcel(journal: Journal) -> None:
     journal.put_out("ready/b", STUDY, "ready", b"first")
@@ -269,8 +288,8 @@ def test_parcels_leave_in_order_and_one_slot_has_one_parcel(journal: Journal) ->
 def test_withdrawn_parcels_wait_no_longer_and_what_had_left_stays_told(journal: Journal) -> None:
     collection = order().collection
     journal.put_out(f"ready/{collection}", STUDY, "ready", b"1")
-    journal.put_out(f"contribution/{collection}", STUDY, "contribution", b"2")
-    journal.put_out(f"contribution/{order(2).collection}", STUDY, "contribution", b"3")
+    journal.put_out(f"masked-vector/{collection}", STUDY, "masked-vector", b"2")
+    journal.put_out(f"masked-vector/{order(2).collection}", STUDY, "masked-vector", b"3")
     journal.settle(journal.waiting()[0], accepted=True, verdict="OK")
     journal.withdraw(collection)
     assert [state for _, _, state, _ in journal.left()] == ["acknowledged", "rejected", "waiting"]
@@ -312,11 +331,25 @@ def test_two_processes_write_one_journal_and_the_trail_stays_whole(journal: Jour
 
 # --- files we cannot use -----------------------------------------------------------------------------
 def test_the_journal_of_a_newer_agent_is_left_alone(journal: Journal, path: Path) -> None:
-    journal._db.execute("PRAGMA user_version=2")
+    journal._db.execute("PRAGMA user_version=3")
     journal.close()
-    with pytest.raises(UpgradeNeeded, match="schema 2, this agent knows 1: install the newer agent") as refused:
+    with pytest.raises(UpgradeNeeded, match="schema 3, this agent knows 2: install the newer agent") as refused:
         Journal(path, "st-olavs")
     assert refused.value.exit_code == 5
+
+
+def test_the_journal_of_an_older_agent_is_brought_up_to_date_and_keeps_what_it_holds(
+    journal: Journal, path: Path
+) -> None:
+    journal.accept_order(order())
+    finish(journal, order())
+    before = snapshot(path)
+    journal._db.execute("DROP TABLE spent")
+    journal._db.execute("PRAGMA user_version=1")
+    journal.close()
+    for _ in range(2):
+        Journal(path, "st-olavs").close()
+    assert snapshot(path) == before
 
 
 def test_a_damaged_journal_is_said_and_not_replaced(tmp_path: Path) -> None:

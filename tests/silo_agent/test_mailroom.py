@@ -11,24 +11,20 @@ from boundary.api import Delivery
 from boundary.canonical import digest
 from boundary.envelope import seal_envelope
 from boundary.identity import SigningIdentity
-from boundary.messages import BlobRef, Contribution, PlanProposed, Ready, Refused, RoundCommitted, StudyClosed
+from boundary.messages import BlobRef, MaskedVector, PlanProposed, Refused, RoundCommitted, StudyClosed
 from boundary.names import COORDINATOR
 from boundary.protocol import Step
-from compliance.trail import read_leaf
 from silo_agent.errors import WrongCoordinator
 from silo_agent.results import StoredResult
 
 NEXT_MODEL = BlobRef(digest=digest(b"the next model"), size=9)
 
 
-def events(site: Any) -> list[str]:
-    return [read_leaf(leaf).event.event for leaf in site.journal.trail()]
-
-
 def committed(site: Any, number: int = 1) -> RoundCommitted:
     return RoundCommitted(
-        study=site.study, round=number, model=NEXT_MODEL, contributing=("charite", "karolinska", "utrecht"), absent=()
-    )
+        study=site.study, round=number, model=NEXT_MODEL, transcript=digest(b"the sum"),
+        contributing=("charite", "karolinska", "utrecht"), absent=(),
+    )  # fmt: skip
 
 
 # --- whose words -------------------------------------------------------------------------------------
@@ -90,15 +86,12 @@ def test_the_cursor_never_goes_back(site: Any) -> None:
     assert site.mailroom.cursor == delivery.sequence
 
 
-def test_a_replay_under_a_new_number_is_known_by_its_slot(site: Any) -> None:
+def test_an_order_again_under_a_new_number_is_known_by_its_collection(site: Any) -> None:
     site.approve()
-    kept = site.released()
-    order, closing = kept.envelope, site.coordinator.says(site.closing(kept)).data
+    kept = site.masked()
     left = len(site.outbox())
-    for sequence, data in enumerate([order, closing], start=100):
-        site.mailroom.take(Delivery(sequence=sequence, envelope=data))
-    assert len(site.outbox()) == left
-    assert site.kept().step is Step.RELEASED
+    site.mailroom.take(Delivery(sequence=100, envelope=kept.envelope))
+    assert (len(site.outbox()), site.kept()) == (left, kept)
 
 
 def test_effect_and_cursor_are_one_transaction(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,13 +146,13 @@ def test_an_order_that_is_refused_is_answered_with_a_code_and_a_reference(site: 
     (refused,) = site.outbox()
     assert isinstance(refused, Refused)
     assert (kept.step, refused.code, refused.retryable) == (Step.REFUSED, "NOT_APPROVED", False)
-    assert events(site) == ["work-refused"]
+    assert site.events() == ["work-refused"]
 
 
 def test_a_newer_attempt_ends_the_older_one_wherever_it_stands(site: Any) -> None:
-    """Found by attack: a contribution to an attempt that was given up still waited to leave."""
+    """Found by attack: a vector for an attempt that was given up still waited to leave."""
     site.approve()
-    old = site.released(1, attempt=1)
+    old = site.masked(1, attempt=1)
     site.ordered(1, attempt=2)
     assert site.kept(1, attempt=1).step is Step.OVER
     assert old.collection not in site.unwanted, "the same work on the same model is let be finished"
@@ -174,60 +167,57 @@ def test_the_order_for_a_newer_round_stops_the_work_of_an_older_one(site: Any) -
     assert old.collection in site.unwanted
 
 
-# --- closings ----------------------------------------------------------------------------------------
-def test_a_vector_leaves_when_the_cohort_closed_with_us(site: Any) -> None:
+# --- masked sums -------------------------------------------------------------------------------------
+def test_a_vector_leaves_after_the_cohort_closed_with_us_and_its_shares_were_dealt(site: Any) -> None:
     site.approve()
-    kept = site.released()
-    contribution = site.outbox()[-1]
-    assert isinstance(contribution, Contribution)
-    assert (kept.step, contribution.order) == (Step.RELEASED, kept.digest)
-    assert events(site) == ["plan-approval-given", "work-done", "contribution-released"]
+    kept = site.masked()
+    vector = site.outbox()[-1]
+    assert isinstance(vector, MaskedVector)
+    assert (kept.step, vector.order) == (Step.MASKED, kept.digest)
+    assert site.events() == ["plan-approval-given", "work-done", "secrets-shared", "contribution-released"]
 
 
-def test_a_cohort_without_us_costs_nothing(site: Any) -> None:
+def test_a_whole_round_says_five_things(site: Any) -> None:
     site.approve()
-    kept = site.ready()
+    kept = site.revealed()
+    assert [message.kind for message in site.outbox()] == [
+        "plan-approved", "ready", "shares", "masked-vector", "survivors-seen", "shares-revealed",
+    ]  # fmt: skip
+    assert kept.step is Step.REVEALED
+    assert site.unwanted == []
+
+
+def test_a_cohort_without_us_stops_the_work(site: Any) -> None:
+    site.approve()
+    kept = site.ordered()
     site.hear(site.closing(kept, members=("charite", "karolinska", "utrecht"), absent=("st-olavs",)))
     assert site.kept().step is Step.LEFT_OUT
     assert kept.collection in site.unwanted
-    assert [message.kind for message in site.outbox()] == ["plan-approved", "ready"]
+    assert [message.kind for message in site.outbox()] == ["plan-approved"]
 
 
-OUT_OF_TURN: dict[str, tuple[Callable[[Any], Any], Step]] = {
-    "for an order we never got": (lambda site: site.collection(3), Step.OVER),
-    "while we are still working": (lambda site: _at(site, site.ordered), Step.WORKING),
-    "again after the release": (lambda site: _at(site, site.released), Step.RELEASED),
-    "after we refused": (lambda site: _at(site, lambda: site.ordered(4)), Step.REFUSED),
+ENDS: dict[str, Callable[[Any], Any]] = {
+    "another attempt is ordered": lambda site: site.ordered(1, attempt=2),
+    "the next round is ordered": lambda site: site.ordered(2),
+    "the round is committed": lambda site: site.hear(committed(site)),
+    "the study is closed": lambda site: site.hear(StudyClosed(study=site.study, code="COMPLETED")),
 }
 
 
-def _at(site: Any, reach: Callable[[], Any]) -> Any:
-    kept = reach()
-    return site.collection(kept.round)
-
-
-@pytest.mark.parametrize(("reach", "step"), OUT_OF_TURN.values(), ids=OUT_OF_TURN)
-def test_closings_out_of_turn_change_nothing(site: Any, reach: Callable[[Any], Any], step: Step) -> None:
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_the_secrets_of_a_sum_go_with_it(site: Any, end: Callable[[Any], Any]) -> None:
     site.approve()
-    collection = reach(site)
-    kept = site.journal.order(str(collection))
-    before = len(site.outbox())
-    closing = site.closing(kept or site.ready(1), collection=collection)
-    before = len(site.outbox())
-    site.hear(closing)
-    assert len(site.outbox()) == before
-    assert kept is None or site.journal.order(str(collection)).step is step
+    shown = site.agreement(site.agreed())
+    assert list(site.sums._attempts) == [str(shown.collection)]
+    end(site)
+    assert site.sums._attempts == {}
+    assert site.kept().step is Step.OVER
+    said = len(site.outbox())
+    site.hear(shown)
+    assert len(site.outbox()) == said, "what would have unmasked it is not said any more"
 
 
-def test_a_cohort_below_the_floor_is_refused_and_nothing_leaves(site: Any) -> None:
-    site.approve()
-    kept = site.ready()
-    site.hear(site.closing(kept, members=("st-olavs", "charite"), absent=()))
-    assert site.kept().step is Step.REFUSED
-    assert [getattr(message, "code", message.kind) for message in site.outbox()][-1] == "COHORT_TOO_SMALL"
-
-
-def test_a_steward_who_stops_the_study_stops_the_release_of_finished_work(site: Any) -> None:
+def test_a_steward_who_stops_the_study_keeps_finished_work_here(site: Any) -> None:
     site.approve()
     kept = site.ready()
     site.outbound.decline(site.study, site.journal.plan(site.study).digest, "DECLINED_BY_STEWARD", "stop")
@@ -235,66 +225,63 @@ def test_a_steward_who_stops_the_study_stops_the_release_of_finished_work(site: 
     assert [message.kind for message in site.outbox()] == ["plan-approved", "ready", "plan-declined", "refused"]
 
 
-def lost(result: Path) -> None:
-    (result / "result.json").unlink()
-
-
-def damaged(result: Path) -> None:
-    (result / "result.json").write_bytes(b"{")
-
-
-def of_another_kind(result: Path) -> None:
-    (result / "result.json").write_bytes(b"[1, 2]")
-
-
 def without_its_vector(result: Path) -> None:
-    (result / "vector.f32").unlink()
+    (result / "vector").unlink()
 
 
 def with_half_its_vector(result: Path) -> None:
-    (result / "vector.f32").write_bytes(bytes(8))
+    (result / "vector").write_bytes(bytes(8))
 
 
-SPOILT = {
-    "is lost": lost,
-    "is damaged": damaged,
-    "is something else": of_another_kind,
-    "lost its vector": without_its_vector,
-    "was cut by a power failure": with_half_its_vector,
+def with_more_than_its_vector(result: Path) -> None:
+    with (result / "vector").open("ab") as file:
+        file.write(bytes(4))
+
+
+def with_what_is_no_number(result: Path) -> None:
+    (result / "vector").write_bytes(b"\xff" * (result / "vector").stat().st_size)
+
+
+SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
+    "is gone": (without_its_vector, "INTERNAL"),
+    "was cut by a power failure": (with_half_its_vector, "BAD_TENSORS"),
+    "is longer than the plan's layout": (with_more_than_its_vector, "BAD_TENSORS"),
+    "holds NaN": (with_what_is_no_number, "BAD_TENSORS"),
 }
 
 
-@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
-def test_a_stored_result_that_is_spoilt_is_a_refusal_and_not_the_end_of_the_agent(
-    site: Any, spoil: Callable[[Path], None]
+@pytest.mark.parametrize(("spoil", "code"), SPOILT.values(), ids=SPOILT)
+def test_a_stored_vector_that_is_spoilt_is_a_refusal_and_not_the_end_of_the_agent(
+    site: Any, spoil: Callable[[Path], None], code: str
 ) -> None:
     site.approve()
-    kept = site.ready()
+    kept = site.shared()
     spoil(Path(kept.result))
-    site.hear(site.closing(kept))
+    site.hear(site.routing(kept))
     assert site.kept().step is Step.REFUSED
-    assert [getattr(message, "code", "") for message in site.outbox()][-1] == "INTERNAL"
+    assert site.outbox()[-1].code == code
+    assert list(site.folder.work.rglob("*.masked")) == []
 
 
-def test_a_full_disk_while_sealing_is_a_refusal_and_leaves_no_file(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_while_masking_is_a_refusal_and_leaves_no_file(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     site.approve()
-    kept = site.ready()
+    told = site.routing(site.shared())
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    site.hear(site.closing(kept))
+    site.hear(told)
     monkeypatch.undo()
     refused = site.outbox()[-1]
     assert (refused.code, refused.retryable) == ("DISK_FULL", True)
-    assert list(site.folder.work.rglob("*.sealed")) == []
+    assert list(site.folder.work.rglob("*.masked")) == []
 
 
 # --- the end -----------------------------------------------------------------------------------------
 def test_a_committed_round_ends_its_orders_and_removes_its_files(site: Any) -> None:
     site.approve()
-    site.released(1)
+    site.masked(1)
     site.ready(1, phase="evaluate")
     (site.folder.models / f"{site.study}.{NEXT_MODEL.digest[7:]}.safetensors").touch()
     (site.folder.models / f"{site.study}.{'0' * 64}.safetensors").touch()
@@ -308,19 +295,19 @@ def test_a_committed_round_ends_its_orders_and_removes_its_files(site: Any) -> N
 def test_a_replayed_commit_of_an_old_round_leaves_newer_work_alone(site: Any) -> None:
     """Found by attack: it removed the finished result of the round in progress."""
     site.approve()
-    site.released(1)
+    site.masked(1)
     site.hear(committed(site, 1))
     kept = site.ready(2)
     site.hear(committed(site, 1))
     assert StoredResult.load(Path(kept.result)).parameters == 7
     assert site.kept(2).step is Step.READY
     site.hear(site.closing(kept))
-    assert site.kept(2).step is Step.RELEASED
+    assert site.kept(2).step is Step.SHARED
 
 
 def test_an_order_for_a_committed_round_is_refused(site: Any) -> None:
     site.approve()
-    site.released(1)
+    site.masked(1)
     site.hear(committed(site, 1))
     assert site.ordered(1, attempt=2).step is Step.REFUSED
 
@@ -334,8 +321,8 @@ def test_a_replayed_commit_does_not_open_a_round_again(site: Any) -> None:
 
 def test_files_go_only_after_the_journal_no_longer_counts_on_them(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     site.approve()
-    kept = site.released(1)
-    sealed = Path(site.journal.waiting()[-1].blob_path)
+    kept = site.masked(1)
+    masked = Path(site.journal.waiting()[-1].blob_path)
 
     def power_cut(*_: object) -> None:
         raise KeyboardInterrupt
@@ -344,14 +331,14 @@ def test_files_go_only_after_the_journal_no_longer_counts_on_them(site: Any, mon
     with pytest.raises(KeyboardInterrupt):
         site.hear(committed(site))
     monkeypatch.undo()
-    assert sealed.exists()
+    assert masked.exists()
     assert site.kept(1) == kept
 
 
 def test_a_closed_study_leaves_nothing_behind_and_nothing_waiting(site: Any) -> None:
-    """Found: a contribution still waited whose file was removed, and the agent ended when it was its turn."""
+    """Found: a vector still waited whose file was removed, and the agent ended when it was its turn."""
     site.approve()
-    site.released(1)
+    site.masked(1)
     for place in (site.folder.cache / site.study, site.folder.cache / f".{site.study}.partial"):
         place.mkdir()
     site.hear(StudyClosed(study=site.study, code="COMPLETED"))
@@ -368,10 +355,10 @@ def test_a_study_we_never_heard_of_may_be_closed(site: Any) -> None:
 
 def test_what_only_hospitals_say_is_not_for_us_to_hear(site: Any) -> None:
     site.approve()
-    kept = site.ordered()
-    data = seal_envelope(
-        Ready(collection=site.collection(), order=kept.digest), sender="charite", recipient="st-olavs",
-        sent_at=site.now, key=site.coordinator.key,
-    ).data  # fmt: skip
+    refused = Refused(
+        collection=site.collection(), order=site.ordered().digest, code="STALE", reference="0" * 12, retryable=False
+    )
+    key = site.coordinator.key
+    data = seal_envelope(refused, sender="charite", recipient="st-olavs", sent_at=site.now, key=key).data
     with pytest.raises(WrongCoordinator, match="in the name of 'charite'"):
         site.mailroom.take(Delivery(sequence=50, envelope=data))

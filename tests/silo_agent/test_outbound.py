@@ -1,38 +1,32 @@
-"""The only door out: allow-listed kinds, codes instead of texts, and no vector without a closed cohort."""
+"""The only door out: allow-listed kinds, codes instead of texts, and no vector without masks."""
 
+import base64
 import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from boundary.canonical import digest
-from boundary.contribution import contribution_context, open_contribution
-from boundary.layout import layout_for
-from boundary.messages import REGISTRY, BlobRef, Contribution, Message
-from boundary.protocol import Step
-from boundary.sealing import SealingKey, UnsealingKey
+from boundary.envelope import peek
+from boundary.errors import OutOfTurn
+from boundary.messages import REGISTRY, BlobRef, Message, Share
 from silo_agent import outbound
 from silo_agent.errors import EgressRefused
-from silo_agent.outbound import MESSAGES_THAT_MAY_LEAVE, RELEASABLE_CODES, Outbound
+from silo_agent.outbound import MESSAGES_THAT_MAY_LEAVE, RELEASABLE_CODES
 
 SECRET = "MRN-0042-Nordmann"
-
-
-def layout() -> Any:
-    return layout_for("train", parameters=7, metrics=1)
 
 
 # --- kinds -------------------------------------------------------------------------------------------
 def test_the_kinds_that_may_leave_are_those_a_hospital_may_say() -> None:
     assert {kind.kind for kind in MESSAGES_THAT_MAY_LEAVE} == {
         name for name, kind in REGISTRY.items() if kind.sender == "silo"
-    }
+    } - {Share.kind}, "a share leaves inside of `Shares`, never by itself"
 
 
 def test_nothing_else_passes_the_gate(site: Any) -> None:
@@ -101,136 +95,77 @@ def test_the_reason_of_a_decision_stays_here(site: Any) -> None:
 
 
 # --- vectors -----------------------------------------------------------------------------------------
-def opened(site: Any, contribution: Contribution) -> Any:
-    context = contribution_context(contribution.collection, "st-olavs", contribution.order)
-    (parcel,) = [parcel for parcel in site.journal.waiting() if parcel.kind == "contribution"]
-    with Path(parcel.blob_path).open("rb") as sealed:
-        plain = b"".join(
-            open_contribution(
-                sealed.read, sealed_key=contribution.sealed_key, key=site.coordinator.unsealing, context=context
-            )
-        )
-    return np.frombuffer(plain, "<f4")
+def test_there_is_one_message_with_a_vector_and_it_is_masked() -> None:
+    having = {kind.kind for kind in MESSAGES_THAT_MAY_LEAVE if "vector" in kind.model_fields}
+    assert having == {"masked-vector"}
 
 
-def test_the_coordinator_opens_exactly_what_the_child_wrote(site: Any) -> None:
-    site.approve()
-    site.released()
-    contribution = site.outbox()[-1]
-    np.testing.assert_array_equal(opened(site, contribution), np.arange(10, dtype=np.float32))
-    parcel = site.journal.waiting()[-1]
-    sealed = Path(parcel.blob_path).read_bytes()
-    assert (parcel.blob_digest, parcel.blob_size) == (digest(sealed), len(sealed))
-    assert contribution.vector == BlobRef(digest=digest(sealed), size=len(sealed))
-
-
-def _before_closing(site: Any) -> tuple[Any, Any, Path]:
-    kept = site.ready()
-    return kept, site.closing(kept), Path(kept.result) / "vector.f32"
-
-
-def without_us(site: Any) -> tuple[Any, Any, Path]:
-    kept, _, vector = _before_closing(site)
-    return kept, site.closing(kept, members=("charite", "karolinska", "utrecht")), vector
-
-
-def for_another_order(site: Any) -> tuple[Any, Any, Path]:
-    kept, _, vector = _before_closing(site)
-    return kept, site.closing(kept, order=digest(b"another")), vector
-
-
-def while_working(site: Any) -> tuple[Any, Any, Path]:
-    kept = site.ordered()
-    return kept, site.closing(kept), site.store_result() / "vector.f32"
-
-
-def a_second_time(site: Any) -> tuple[Any, Any, Path]:
-    kept = site.released()
-    return kept, site.closing(kept), Path(kept.result) / "vector.f32"
-
-
-def too_long(site: Any) -> tuple[Any, Any, Path]:
-    kept, closing, vector = _before_closing(site)
-    np.zeros(11, dtype="<f4").tofile(vector)
-    return kept, closing, vector
-
-
-def too_short(site: Any) -> tuple[Any, Any, Path]:
-    kept, closing, vector = _before_closing(site)
-    np.zeros(9, dtype="<f4").tofile(vector)
-    return kept, closing, vector
-
-
-UNRELEASABLE: dict[str, Callable[[Any], tuple[Any, Any, Path]]] = {
-    "the cohort closed without us": without_us,
-    "the cohort closed for another order": for_another_order,
-    "there is no closed cohort for unfinished work": while_working,
-    "it was released before": a_second_time,
-    "the vector is longer than the plan's": too_long,
-    "the vector is shorter than the plan's": too_short,
+NOT_YET: dict[str, Callable[[Any], Any]] = {
+    "the work is not done": lambda site: site.ordered(),
+    "the cohort is not closed": lambda site: site.ready(),
+    "it was masked before": lambda site: site.masked(),
+    "the shares that unmask it have left": lambda site: site.revealed(),
 }
 
 
-@pytest.mark.parametrize("case", UNRELEASABLE.values(), ids=UNRELEASABLE)
-def test_a_vector_that_may_not_leave(site: Any, case: Callable[[Any], tuple[Any, Any, Path]]) -> None:
+@pytest.mark.parametrize("reach", NOT_YET.values(), ids=NOT_YET)
+def test_no_vector_passes_the_gate_but_at_its_one_step(site: Any, tmp_path: Path, reach: Callable[[Any], Any]) -> None:
     site.approve()
-    kept, closing, vector = case(site)
-    before = [parcel.slot for parcel in site.journal.waiting()]
-    with pytest.raises(EgressRefused):
-        site.outbound.release(kept, closing, vector, layout(), site.coordinator.unsealing.public)
-    assert [parcel.slot for parcel in site.journal.waiting()] == before
+    kept = reach(site)
+    before = site.outbox()
+    blob = BlobRef(digest=digest(b"x"), size=1)
+    with pytest.raises(OutOfTurn):
+        site.outbound.released(kept, site.collection(), digest(b"sharers"), tmp_path / "masked", blob)
+    assert site.outbox() == before
 
 
 def test_the_same_request_gets_the_same_bytes(site: Any) -> None:
-    """After a crash between release and send, or when everything is asked again, nothing is sealed anew."""
+    """Between masking and sending, or when everything is said again, nothing is masked anew."""
     site.approve()
-    site.released()
-    first = site.journal.waiting()[-1]
-    sealed = Path(first.blob_path).read_bytes()
-    site.journal.close()
-    site.open()
-    site.hear(site.closing(site.kept()))
-    assert site.journal.waiting()[-1] == first
-    assert Path(first.blob_path).read_bytes() == sealed
+    kept = site.masked()
+    first = site.parcel("masked-vector")
+    masked = Path(first.blob_path).read_bytes()
+    site.hear(site.order())
+    with site.journal.transaction():
+        site.outbound._put(site.outbox()[-1].model_copy(update={"sharers": digest(b"others")}))
+    assert (site.parcel("masked-vector"), site.kept()) == (first, kept)
+    assert Path(first.blob_path).read_bytes() == masked
 
 
-def test_two_attempts_send_the_same_vector_under_fresh_keys(site: Any) -> None:
+def test_two_attempts_send_the_same_vector_under_fresh_masks(site: Any) -> None:
     site.approve()
-    site.released(1, attempt=1)
-    first = site.outbox()[-1]
-    site.released(1, attempt=2)
-    second = site.outbox()[-1]
-    np.testing.assert_array_equal(opened(site, second), np.arange(10, dtype=np.float32))
-    assert first.vector != second.vector
-    assert first.sealed_key != second.sealed_key
+    vectors, keys = [], []
+    for attempt in (1, 2):
+        site.masked(attempt=attempt)
+        vectors.append(Path(site.parcel("masked-vector").blob_path).read_bytes())
+        keys.append([message for message in site.outbox() if message.kind == "ready"][-1])
+    assert len(vectors[0]) == len(vectors[1])
+    assert sum(a == b for a, b in zip(*vectors, strict=True)) < len(vectors[0]) / 4, "chance is 1 in 256"
+    for name in ("transport_key", "mask_key", "self_commitment", "context"):
+        assert getattr(keys[0], name) != getattr(keys[1], name)
 
 
-def test_a_release_that_crashes_before_its_entry_leaves_the_order_ready(
-    site: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_secret_is_on_the_disk(site: Any) -> None:
+    """What would take the masks off is in memory only, up to the shares that leave."""
+    drawn: list[bytes] = []
+    entropy = site.sums.entropy
+    site.sums.entropy = lambda size: drawn.append(entropy(size)) or drawn[-1]
     site.approve()
-    kept = site.ready()
-
-    def power_cut(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Outbound, "_put", power_cut)
-    with pytest.raises(KeyboardInterrupt):
-        site.hear(site.closing(kept))
-    monkeypatch.undo()
-    assert site.kept().step is Step.READY
-    site.hear(site.closing(kept))
-    assert site.kept().step is Step.RELEASED
+    site.agreed()
+    site.journal._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    written = b"".join(path.read_bytes() for path in site.folder.root.rglob("*") if path.is_file())
+    assert len(drawn) >= 4
+    for secret in drawn:
+        assert secret not in written
+        assert base64.b64encode(secret) not in written
 
 
-def test_a_vector_sealed_for_another_key_does_not_open(site: Any) -> None:
+def test_the_shares_for_a_hospital_are_in_an_envelope_of_its_own(site: Any) -> None:
     site.approve()
-    site.coordinator.unsealing = UnsealingKey.generate()
-    site.released()
-    contribution = site.outbox()[-1]
-    with pytest.raises(Exception, match="does not open"):
-        opened(site, contribution)
-    assert isinstance(site.coordinator.unsealing.public, SealingKey)
+    site.shared()
+    parts = site.outbox()[-1].parts
+    assert sorted(peek(part)[1] for part in parts) == ["charite", "karolinska", "utrecht"]
+    assert {peek(part)[0] for part in parts} == {"st-olavs"}
 
 
 # --- signs of life -----------------------------------------------------------------------------------

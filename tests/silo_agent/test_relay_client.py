@@ -50,7 +50,7 @@ def dial(url: str, folder: StateFolder, act: Act, *, ca: Path | None = None, sil
 
 def parcel(path: Path, data: bytes, *, size: int | None = None) -> Parcel:
     path.write_bytes(data)
-    return Parcel(1, "slot", "study", "contribution", b"{}", str(path), digest(data), size or len(data))
+    return Parcel(1, "slot", "study", "masked-vector", b"{}", str(path), digest(data), size or len(data))
 
 
 def stored(federation: Any, one: Parcel) -> bytes:
@@ -108,7 +108,7 @@ def test_an_upload_goes_on_where_it_was_cut(
 def test_an_upload_whose_last_byte_arrived_before_the_relay_died_is_finished(
     federation: Any, hospital: StateFolder, tmp_path: Path
 ) -> None:
-    """Found by reading: the envelope was posted without its blob, refused, and the contribution lost."""
+    """Found by reading: the envelope was posted without its blob, refused, and the vector lost."""
     data = os.urandom(50_000)
     one = parcel(tmp_path / "sealed", data)
     partial = federation.home / "scratch" / "dialling" / one.blob_digest.removeprefix("sha256:")
@@ -266,7 +266,7 @@ FINAL = {
 
 @pytest.mark.parametrize(("code", "final"), FINAL.items(), ids=list(FINAL))
 def test_only_what_can_never_be_taken_is_given_up(code: str, final: bool) -> None:
-    """Found by reading: a nonce repeated by a proxy (409 REPLAYED) threw a contribution away."""
+    """Found by reading: a nonce repeated by a proxy (409 REPLAYED) threw a vector away."""
     assert RelayRefused(409, code, "").is_final is final
 
 

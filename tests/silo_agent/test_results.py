@@ -1,27 +1,52 @@
 """Stored results, and what may be thrown away when."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from silo_agent.errors import StoredFileLost
-from silo_agent.results import StoredResult, result_folder, sweep
+from silo_agent.results import StoredResult, forget_result, result_folder, sweep
+from silo_agent.workbench import is_whole
 
 
 def test_a_result_is_read_as_it_was_saved(tmp_path: Path) -> None:
-    result = StoredResult(tmp_path / "vector.f32", 12, 3)
+    result = StoredResult("0123", tmp_path / "vector", 12, 3)
     result.save(tmp_path)
     assert StoredResult.load(tmp_path) == result
     assert (tmp_path / "result.json").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b'{"vector": 1, "parameters": 2, "metrics": 3}'])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"{", b"[]", b'{"identity": "0", "vector": 1, "parameters": 2, "metrics": 3}']
+)
 def test_a_result_that_is_not_whole_is_said(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "result.json").write_bytes(content)
     with pytest.raises(StoredFileLost):
         StoredResult.load(tmp_path)
+
+
+def test_a_result_of_an_agent_that_named_none_is_computed_anew(tmp_path: Path) -> None:
+    old = {"vector": str(tmp_path / "vector.f32"), "parameters": 12, "metrics": 3}
+    (tmp_path / "result.json").write_text(json.dumps(old))
+    with pytest.raises(StoredFileLost, match="is not a result's description"):
+        StoredResult.load(tmp_path)
+
+
+def test_a_result_that_was_forgotten_is_not_whole_and_its_vector_stays_until_there_is_another(site: Any) -> None:
+    folder = site.store_result()
+    forget_result(folder)
+    forget_result(folder)
+    assert not is_whole(folder)
+    assert (folder / "vector").exists()
+
+
+@pytest.mark.parametrize(("phase", "numbers", "weights"), [("train", 4, 12), ("evaluate", 3, 0)])
+def test_a_result_knows_where_things_lie_in_its_vector(phase: Any, numbers: int, weights: int) -> None:
+    layout = StoredResult("0123", Path("vector"), 12, 3).layout(phase)
+    assert (layout.numbers, layout.weights) == (numbers, weights)
 
 
 def test_attempts_share_a_place_and_models_do_not(site: Any) -> None:
@@ -32,9 +57,9 @@ def test_attempts_share_a_place_and_models_do_not(site: Any) -> None:
 
 def test_a_start_sweeps_what_a_crash_left(site: Any) -> None:
     site.approve()
-    site.released()
+    site.masked()
     waiting = Path(site.journal.waiting()[-1].blob_path)
-    left_over = waiting.with_name("vector.9.sealed")
+    left_over = waiting.with_name("vector.9.masked")
     left_over.touch()
     sweep(site.folder, site.journal)
     assert (waiting.exists(), left_over.exists()) == (True, False)

@@ -105,7 +105,7 @@ def work(plan: StudyPlan, hospital_data: Path, tmp_path_factory: pytest.TempPath
         "plan": plan.model_dump(mode="json"), "study": study_id(plan), "dicom": str(hospital_data / "dicom"),
         "labels": str(hospital_data / "labels.csv"), "key_file": str(folder / "dataset.key"),
         "cache": str(folder / "cache"), "device": "cpu", "model": str(folder / "model.safetensors"),
-        "out": str(folder / "result" / "vector.f32"),
+        "out": str(folder / "result" / "vector"),
     }  # fmt: skip
 
 
@@ -121,19 +121,47 @@ def test_scan_train_and_evaluate(child: Child, work: dict[str, Any]) -> None:
     assert steps >= 1
     size = trained["result"]["parameters"]
     layout = layout_for("train", parameters=size, metrics=0)
-    vector = np.fromfile(work["out"], "<f4")
-    assert vector.shape == (layout.size,)
-    assert np.abs(vector[layout.where("delta")]).max() > 0
+    data = Path(work["out"]).read_bytes()
+    assert len(data) == layout.plain_bytes
+    numbers = np.frombuffer(data[: layout.numbers_bytes], "<f8")
+    assert np.abs(np.frombuffer(data[layout.numbers_bytes :], "<f4")).max() > 0
     images = sum(report["images"]["training"].values())
-    assert vector[layout.where("weight")] == vector[layout.where("images")] == images
+    assert numbers[layout.where("weight")] == numbers[layout.where("images")] == images
+    assert numbers[layout.where("clipped")] == 0, "counted when the vector is masked"
     assert Path(work["out"]).stat().st_mode & 0o077 == 0
 
     evaluated, _ = child.outcome(do="evaluate", **work)
     assert evaluated["event"] == "done", evaluated
     metrics = MetricLayout(2)
     assert evaluated["result"]["metrics"] == metrics.size
-    found = read(np.fromfile(work["out"], "<f4").astype(np.float64), metrics)
+    found = read(np.fromfile(work["out"], "<f8"), metrics)
     assert found.count == 24 - images
+
+
+WEIGHTS: dict[str, tuple[str, int, float]] = {
+    "by images": ("images", 10_000, 5.0),
+    "by patients": ("patients", 10_000, 3.0),
+    "all alike": ("equal", 10_000, 1.0),
+    "by images, of which the plan counts so many at most": ("images", 4, 4.0),
+    "by patients, of whom the plan counts so many at most": ("patients", 2, 2.0),
+}
+
+
+@pytest.mark.parametrize(("weighting", "most", "weight"), WEIGHTS.values(), ids=WEIGHTS)
+def test_what_one_hospital_can_add_to_a_sum_is_bounded(
+    plan: StudyPlan, weighting: str, most: int, weight: float
+) -> None:
+    from models.training import LocalData
+    from silo_agent.local_round import _weight
+
+    changed = plan.model_copy(
+        update={
+            "training": plan.training.model_copy(update={"weighting": weighting}),
+            "aggregation": plan.aggregation.model_copy(update={"max_weight": most}),
+        }
+    )
+    data = LocalData(np.zeros((5, 1, 2, 2), np.float32), np.zeros(5, np.int64), np.array([0, 0, 1, 1, 2]))
+    assert _weight(changed, data) == weight
 
 
 def test_weights_that_are_no_model_are_refused_by_the_child(child: Child, work: dict[str, Any], tmp_path: Path) -> None:

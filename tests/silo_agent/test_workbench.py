@@ -16,13 +16,14 @@ from boundary.plan import study_id
 from boundary.protocol import Step
 from silo_agent.config import load_config
 from silo_agent.errors import RelayRefused, RelayUnreachable
+from silo_agent.results import StoredResult
 from silo_agent.steward import decline
 from silo_agent.workbench import MOST_STARTS, Workbench
 from silo_agent.worker import Worker
 
 DIGEST = digest(b"our data")
 SCANNED = ("say", {"event": "done", "result": {"dataset_digest": DIGEST, "problems": []}})
-TRAINED = [("vector", 10), ("say", {"event": "done", "result": {"parameters": 7, "metrics": 0}})]
+TRAINED = [("vector", [4, 7]), ("say", {"event": "done", "result": {"parameters": 7, "metrics": 0}})]
 WARM = [("say", {"event": "done", "result": {"parameters": 7}})]
 ANOTHER = BlobRef(digest=digest(b"another model"), size=9)
 
@@ -52,7 +53,16 @@ def bench(site: Any, impatient: Any) -> Callable[..., Any]:
         async def work() -> Any:
             worker = Worker(site.folder.root / "child.log", 1, module, patience=0.3)
             config = load_config(site.folder.root)
-            table = Workbench(config, site.folder, site.journal, site.outbound, worker, relay or Relay(), site.own)  # type: ignore[arg-type]
+            table = Workbench(
+                config,
+                site.folder,
+                site.journal,
+                site.outbound,
+                site.sums,
+                worker,
+                relay or Relay(),
+                site.own,  # type: ignore[arg-type]
+            )
             try:
                 return await asyncio.wait_for(act(table) if act else table.do_next(), 30)
             finally:
@@ -151,7 +161,8 @@ def test_an_order_is_worked_on_and_the_result_kept(site: Any, bench: Any, stub_c
     assert site.kept().step is Step.READY
     assert codes(site) == ["ready"]
     site.hear(site.closing(site.kept()))
-    assert site.kept().step is Step.RELEASED
+    site.hear(site.routing(site.kept()))
+    assert site.kept().step is Step.MASKED
 
 
 def test_another_attempt_on_the_same_model_is_answered_without_training_again(
@@ -189,6 +200,34 @@ def test_the_oldest_order_comes_first_whatever_the_newer_ones_do(
     bench(stub_child(train=TRAINED))
     steps = [site.journal.order(kept.collection).step for kept in (first, second)]
     assert steps == [Step.READY, Step.WORKING]
+
+
+@pytest.mark.parametrize("gone", ["vector", "result.json"])
+def test_a_stored_result_that_is_not_whole_is_computed_anew(site: Any, bench: Any, stub_child: Any, gone: str) -> None:
+    approved(site)
+    old = StoredResult.load(site.store_result())
+    (old.vector.parent / gone).unlink()
+    site.ordered()
+    bench(stub_child(train=TRAINED))
+    assert codes(site) == ["ready"]
+    assert StoredResult.load(old.vector.parent).identity != old.identity, (
+        "another result, whatever was spent of the old"
+    )
+
+
+def test_work_on_a_result_that_is_spent_is_done_anew(site: Any, bench: Any, stub_child: Any) -> None:
+    approved(site)
+    site.revealed(1, surviving=("st-olavs", "charite", "utrecht"))
+    site.hear(site.naming(site.masked(1, attempt=2)))
+    assert codes(site)[-1] == "RESULT_SPENT"
+    site.ordered(1, attempt=3)
+    bench(stub_child(train=TRAINED))
+    kept = site.kept(1, attempt=3)
+    assert (kept.step, kept.starts) == (Step.READY, 1)
+    site.hear(site.closing(kept))
+    site.hear(site.routing(kept))
+    site.hear(site.naming(kept))
+    assert site.kept(1, attempt=3).step is Step.AGREED
 
 
 FAILURES: dict[str, tuple[list[Any], str, bool]] = {

@@ -1,0 +1,301 @@
+"""A hospital in a box: its state folder and journal, its agent's parts, and a coordinator that signs."""
+
+import secrets
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from silo_agent_tests_peers import NOW, Attempt, Peer  # conftest.py has loaded it
+
+from boundary.api import Delivery
+from boundary.canonical import digest
+from boundary.envelope import Envelope, open_envelope, seal_envelope
+from boundary.identity import SigningIdentity
+from boundary.layout import layout_for
+from boundary.messages import (
+    AgreementShown,
+    AnyMessage,
+    BlobRef,
+    CohortClosed,
+    Collection,
+    OfCollection,
+    PlanProposed,
+    SharesRouted,
+    SurvivorsNamed,
+    WorkOrder,
+)
+from boundary.names import COORDINATOR
+from boundary.plan import StudyPlan, digest_of, parse_plan, study_id
+from boundary.roster import KeyCard, Roster, SignedRoster, TrustedRoster, make_card, sign_roster
+from boundary.sealing import UnsealingKey
+from boundary.secagg.ring import first_encoding
+from compliance.trail import read_leaf
+from flows.authority import Authority
+from silo_agent.config import AgentConfig, parse_config, starting_config
+from silo_agent.daemon import RELAY_URL, ROSTER
+from silo_agent.inbound import OwnSide
+from silo_agent.journal import Journal, KeptOrder, Parcel
+from silo_agent.mailroom import Mailroom
+from silo_agent.outbound import Outbound
+from silo_agent.results import StoredResult, result_folder
+from silo_agent.state import StateFolder, write_private
+from silo_agent.steward import approve
+from silo_agent.sums import Sums, order_of
+from silo_agent.vector import write_vector
+from silo_agent.workbench import is_whole
+
+SILO, OTHERS = "st-olavs", ("charite", "karolinska", "utrecht")
+PARAMETERS, METRICS = 7, 3  # of the pretended network
+MODEL = BlobRef(digest=digest(b"the model"), size=9)
+DATASET_DIGEST = digest(b"our data")
+
+
+# --- a coordinator that only signs -------------------------------------------------------------------
+@dataclass
+class Signer:
+    """The coordinator's keys, and rosters of any members."""
+
+    key: SigningIdentity = field(default_factory=SigningIdentity.generate)
+    unsealing: UnsealingKey = field(default_factory=UnsealingKey.generate)
+
+    def roster(
+        self,
+        *cards: KeyCard,
+        version: int = 1,
+        expires: datetime = NOW + timedelta(days=90),
+        also: tuple[SigningIdentity, ...] = (),
+    ) -> SignedRoster:
+        card = make_card(COORDINATOR, self.key, self.unsealing.public)
+        ordered = tuple(sorted(cards, key=lambda one: one.party))
+        roster = Roster(version=version, issued_at=NOW, expires_at=expires, coordinator=card, members=ordered)
+        return sign_roster(roster, self.key, *also)
+
+    def says(self, message: AnyMessage, to: str = SILO, at: datetime = NOW) -> Envelope:
+        return seal_envelope(message, sender=COORDINATOR, recipient=to, sent_at=at, key=self.key)
+
+
+def card_of(name: str) -> KeyCard:
+    return Peer(name).card
+
+
+def plan_for(cards: list[KeyCard], **changes: Any) -> StudyPlan:
+    purpose = dict.fromkeys(("title", "statement", "legal_basis", "ethics_reference"), "a test")
+    value: dict[str, Any] = {
+        "version": 1,
+        "name": "ct-contrast",
+        "revision": 1,
+        "purpose": {**purpose, "expires": "2030-01-01"},
+        "hospitals": [{"silo": card.party, "signing_key": card.signing_key} for card in cards],
+        "model": {"name": "densenet-small", "version": 1},
+        "preprocessing": {"size": [32, 32], "intensity": "window", "low": -200, "high": 300},
+        "labels": {"column": "contrast", "classes": ["0", "1"]},
+        "dataset": {"name": "images", "modalities": ["CT"], "holdout_share": 0.3},
+        "training": {"rounds": 3, "batch_size": 4},
+        "aggregation": {"quorum": 3},
+    }
+    for path, change in changes.items():
+        section, _, key = path.partition("__")
+        if key:
+            value[section][key] = change
+        else:
+            value[section] = change
+    return parse_plan(value)
+
+
+# --- one hospital without a network ------------------------------------------------------------------
+@dataclass
+class Site:
+    """One agent's parts as the daemon puts them together, with a clock in the test's hand."""
+
+    root: Path
+    coordinator: Signer = field(default_factory=Signer)
+    now: datetime = NOW
+    least: int = 3  # hospitals in a sum, by agent.toml
+    unwanted: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.folder = StateFolder(self.root)
+        config = starting_config(SILO, "images", self.root, self.root / "labels.csv", threads=1, heartbeat=0.3)
+        self.folder.create(secrets.token_bytes, config)
+        self.card = self.folder.card(SILO)
+        self.peers = {name: Peer(name) for name in OTHERS}
+        self.cards = [self.card, *(peer.card for peer in self.peers.values())]
+        self.signed_roster = self.coordinator.roster(*self.cards, expires=self.now + timedelta(days=90))
+        self.roster = TrustedRoster(self.signed_roster)
+        self.plan = plan_for(self.cards)
+        self.study = study_id(self.plan)
+        self.attempts: dict[str, Attempt] = {}
+        self._sequence = count(1)
+        self.open()
+
+    def open(self) -> None:
+        """(Re)open the journal, as the start of the daemon does."""
+        self.journal = Journal(self.folder.journal, SILO)
+        identity = self.folder.identity
+        self.outbound = Outbound(SILO, identity, self.journal, lambda: self.now, secrets.token_bytes, "0.1.0")
+        self.sums = Sums(self.journal, self.outbound, self.own, secrets.token_bytes, self.least)
+        self.mailroom = Mailroom(self.journal, self.outbound, self.sums, self.folder, self.own, self.unwanted.append)
+        self.sums.admit_loss()
+
+    def restart(self) -> None:
+        """Be killed and started again: what was only in memory is gone."""
+        self.journal.close()
+        self.open()
+
+    def own(self) -> OwnSide:
+        return OwnSide(SILO, self.folder.steward.public, self.roster, self.now)
+
+    def hear(self, message: AnyMessage, **how: Any) -> Delivery:
+        """The relay delivers what the coordinator says."""
+        delivery = Delivery(sequence=next(self._sequence), envelope=self.coordinator.says(message, **how).data)
+        self.mailroom.take(delivery)
+        return delivery
+
+    def propose(self) -> None:
+        self.hear(PlanProposed(study=self.study, plan=self.plan))
+
+    def scanned(self, problems: str | None = None) -> None:
+        state = "unsuitable" if problems else "scanned"
+        self.journal.set_plan(self.study, state, dataset_digest=DATASET_DIGEST, reason=problems)  # type: ignore[arg-type]
+
+    def approve(self) -> None:
+        self.propose()
+        self.scanned()
+        approve(self.journal, self.folder, self.outbound, self.study, "data_steward", "a test")
+
+    def collection(self, number: int = 1, phase: str = "train", attempt: int = 1) -> Collection:
+        return Collection(study=self.study, round=number, phase=phase, attempt=attempt)  # type: ignore[arg-type]
+
+    def order(self, number: int = 1, phase: str = "train", attempt: int = 1, **changes: Any) -> WorkOrder:
+        values: dict[str, Any] = {
+            "collection": self.collection(number, phase, attempt),
+            "plan_digest": digest_of(self.plan),
+            "roster_digest": self.roster.signed.digest,
+            "model": MODEL,
+            "encoding": first_encoding(self.plan),
+            "due": self.now + timedelta(hours=2),
+        }
+        return WorkOrder(**(values | changes))
+
+    def ordered(self, number: int = 1, phase: str = "train", attempt: int = 1, **changes: Any) -> KeptOrder:
+        order = self.order(number, phase, attempt, **changes)
+        self.hear(order)
+        return self.kept(number, phase, attempt)
+
+    def kept(self, number: int = 1, phase: str = "train", attempt: int = 1) -> KeptOrder:
+        kept = self.journal.order(str(self.collection(number, phase, attempt)))
+        assert kept is not None
+        return kept
+
+    def store_result(self, number: int = 1, phase: str = "train") -> Path:
+        """What a child leaves behind: numbers 0.5, 1.5, ... and weights 0, 1, 2, ...; kept if it is there already."""
+        folder = result_folder(self.folder, self.study, number, phase, MODEL.digest)
+        if not is_whole(folder):
+            result = StoredResult(secrets.token_hex(16), folder / "vector", PARAMETERS, METRICS)
+            layout = result.layout(phase)  # type: ignore[arg-type]
+            write_vector(result.vector, np.arange(layout.numbers) + 0.5, np.arange(layout.weights, dtype="<f4"))
+            result.save(folder)
+        return folder
+
+    # --- a masked sum, step by step ------------------------------------------------------------------
+    def attempt(self, kept: KeptOrder) -> Attempt:
+        """The peers and the coordinator of this order's attempt."""
+        if kept.collection not in self.attempts:
+            order = order_of(kept, self.own())
+            layout = layout_for(order.collection.phase, parameters=PARAMETERS, metrics=METRICS)
+            self.attempts[kept.collection] = Attempt(
+                self.plan, order, layout, self.peers, SILO, lambda kind: self.said(kind, kept.collection)
+            )
+        return self.attempts[kept.collection]
+
+    def said(self, kind: str, collection: str) -> bytes | None:
+        """Our envelope of this kind, if there is one."""
+        row = self.journal._db.execute("SELECT envelope FROM outbox WHERE slot = ?", (f"{kind}/{collection}",))
+        found = row.fetchone()
+        return None if found is None else bytes(found[0])
+
+    def closing(self, kept: KeptOrder, **changes: Any) -> CohortClosed:
+        members = changes.get("members", (SILO, *OTHERS))
+        values = {"members": members, "absent": (), "ready": self.attempt(kept).closed(members)}
+        return self._tells(CohortClosed, kept, values | changes)
+
+    def routing(self, kept: KeptOrder, **changes: Any) -> SharesRouted:
+        attempt = self.attempt(kept)
+        members = changes.get("members", attempt.members)
+        return self._tells(SharesRouted, kept, {"members": members, "parts": attempt.routed(members)} | changes)
+
+    def naming(self, kept: KeptOrder, surviving: tuple[str, ...] | None = None, **changes: Any) -> SurvivorsNamed:
+        attempt = self.attempt(kept)
+        vectors = attempt.named(attempt.sharing if surviving is None else surviving)
+        return self._tells(SurvivorsNamed, kept, {"vectors": vectors} | changes)
+
+    def agreement(self, kept: KeptOrder, agreeing: tuple[str, ...] | None = None, **changes: Any) -> AgreementShown:
+        attempt = self.attempt(kept)
+        seen = attempt.shown(attempt.surviving if agreeing is None else agreeing)
+        return self._tells(AgreementShown, kept, {"seen": seen} | changes)
+
+    def _tells(self, kind: type[OfCollection], kept: KeptOrder, values: dict[str, Any]) -> Any:
+        return kind(**({"collection": Collection.parse(kept.collection), "order": kept.digest} | values))
+
+    def ready(self, number: int = 1, phase: str = "train", attempt: int = 1, **changes: Any) -> KeptOrder:
+        """An order whose work is done; nothing of it has left."""
+        kept = self.ordered(number, phase, attempt, **changes)
+        self.sums.begin(kept, self.store_result(number, phase))
+        return self.kept(number, phase, attempt)
+
+    def shared(self, number: int = 1, phase: str = "train", attempt: int = 1) -> KeptOrder:
+        self.hear(self.closing(self.ready(number, phase, attempt)))
+        return self.kept(number, phase, attempt)
+
+    def masked(self, number: int = 1, phase: str = "train", attempt: int = 1) -> KeptOrder:
+        self.hear(self.routing(self.shared(number, phase, attempt)))
+        return self.kept(number, phase, attempt)
+
+    def agreed(
+        self, number: int = 1, phase: str = "train", attempt: int = 1, surviving: tuple[str, ...] | None = None
+    ) -> KeptOrder:
+        self.hear(self.naming(self.masked(number, phase, attempt), surviving))
+        return self.kept(number, phase, attempt)
+
+    def revealed(
+        self, number: int = 1, phase: str = "train", attempt: int = 1, surviving: tuple[str, ...] | None = None
+    ) -> KeptOrder:
+        self.hear(self.agreement(self.agreed(number, phase, attempt, surviving)))
+        return self.kept(number, phase, attempt)
+
+    # --- what comes of it ----------------------------------------------------------------------------
+    def parcel(self, kind: str) -> Parcel:
+        """The last parcel of this kind that waits."""
+        return [parcel for parcel in self.journal.waiting() if parcel.kind == kind][-1]
+
+    def events(self) -> list[str]:
+        return [read_leaf(leaf).event.event for leaf in self.journal.trail()]
+
+    def outbox(self) -> list[AnyMessage]:
+        """Everything in the outbox, whatever became of it, as the coordinator would read it."""
+        rows = self.journal._db.execute("SELECT envelope FROM outbox ORDER BY position")
+        return [
+            open_envelope(data, recipient=COORDINATOR, signer=self.folder.identity.public, sender=SILO).message
+            for (data,) in rows
+        ]
+
+    def enrol_offline(self, url: str, authority: Authority, *, heartbeat: float = 0.3) -> AgentConfig:
+        """What enrolment leaves behind, without a relay to ask; returns an impatient configuration."""
+        issued = authority.issue_client(self.folder.csr(SILO), SILO)
+        write_private(self.folder.tls_certificate, issued.certificate_pem.encode())
+        write_private(self.folder.relay_ca, authority.pem.encode())
+        self.journal.set_fact(ROSTER, self.signed_roster.data)
+        self.journal.set_fact(RELAY_URL, url.encode())
+        return made_impatient(self.folder, heartbeat)
+
+
+def made_impatient(folder: StateFolder, heartbeat: float = 0.3) -> AgentConfig:
+    """Rewrite agent.toml with pauses for tests."""
+    path = folder.root / "agent.toml"
+    timing = f"heartbeat = {heartbeat}\nretry_first = 0.05\nretry_most = 0.4"
+    text = path.read_text().partition("[timing]")[0] + f"[timing]\n{timing}\n"
+    path.write_text(text.replace("min_free_disk_mb = 500", "min_free_disk_mb = 1"))
+    return parse_config(path.read_text(), str(path))
