@@ -38,7 +38,7 @@ from silo_agent.inbound import OwnSide
 from silo_agent.journal import Journal, KeptOrder, Parcel
 from silo_agent.mailroom import Mailroom
 from silo_agent.outbound import Outbound
-from silo_agent.results import StoredResult, result_folder
+from silo_agent.results import StoredResult, identity_of, result_folder
 from silo_agent.state import StateFolder
 from silo_agent.steward import approve
 from silo_agent.sums import Sums, order_of
@@ -132,7 +132,8 @@ class SimulatedHospital:
             write_vector(folder / "vector", numbers, weights)
             metrics = 0 if weights is not None else len(numbers)
             size = 0 if weights is None else len(weights)
-            StoredResult(secrets.token_hex(16), folder / "vector", size, metrics).save(folder)
+            identity = identity_of(collection, message.model.digest, secrets.token_bytes)
+            StoredResult(identity, folder / "vector", size, metrics).save(folder)
             self.worked.append(str(collection))
         self.sums.begin(order, folder)
 

@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
 from boundary.layout import VectorLayout, layout_for
-from boundary.messages import Phase
+from boundary.messages import Collection, Phase
 from silo_agent.errors import StoredFileLost
 from silo_agent.journal import Journal
 from silo_agent.state import StateFolder, write_private
@@ -15,7 +16,7 @@ from silo_agent.state import StateFolder, write_private
 
 @dataclass(frozen=True, slots=True)
 class StoredResult:
-    """`vector` is its file; `parameters` and `metrics` give its layout. `identity` is drawn anew for each result."""
+    """`vector` is its file; `parameters` and `metrics` give its layout. `identity` is what it is remembered by."""
 
     identity: str
     vector: Path
@@ -41,6 +42,17 @@ class StoredResult:
             case {"identity": str(name), "vector": str(vector), "parameters": int(parameters), "metrics": int(metrics)}:
                 return cls(name, Path(vector), parameters, metrics)
         raise StoredFileLost(f"{folder / 'result.json'} is not a result's description")
+
+
+def identity_of(collection: Collection, model: str, entropy: Callable[[int], bytes]) -> str:
+    """By what a result is known when it was unmasked once and is asked for again (`Journal.spent_on`).
+
+    Each training gives another result. What has nothing random in it is the same one however often it is computed,
+    in whatever round: two sums of it over other hospitals would differ by exactly one hospital's numbers.
+    """
+    if collection.phase == "train":
+        return entropy(16).hex()
+    return f"{collection.study}/{collection.phase}/{model}"
 
 
 def forget_result(folder: Path) -> None:

@@ -86,7 +86,8 @@ class Sums:
                     self.outbound.left_out(order)
         except PeerFault as why:
             _log.warning("%s of %s was refused: %s %s", told.kind, told.collection, why.code, why)
-            self._no(order, told.collection, why.code, str(why), retryable=isinstance(why, KeysLost | ResultSpent))
+            anew = isinstance(why, ResultSpent) and told.collection.phase == "train"
+            self._no(order, told.collection, why.code, str(why), retryable=isinstance(why, KeysLost) or anew)
             if isinstance(why, ResultSpent):
                 forget_result(Path(order.result or ""))
             return True

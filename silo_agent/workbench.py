@@ -20,7 +20,7 @@ from silo_agent.inbound import OwnSide, approved_plan
 from silo_agent.journal import Journal, KeptOrder, KeptPlan, PlanState
 from silo_agent.outbound import Outbound
 from silo_agent.relay_client import RelayClient
-from silo_agent.results import StoredResult, forget_study, result_folder
+from silo_agent.results import StoredResult, forget_study, identity_of, result_folder
 from silo_agent.state import StateFolder
 from silo_agent.sums import Sums, order_of
 from silo_agent.worker import Worker
@@ -122,7 +122,8 @@ class Workbench:
         command = self._command(order.phase, kept) | {"model": str(weights), "out": str(vector)}
         match await self.worker.run(command, self._progress):
             case {"parameters": int(parameters), "metrics": int(metrics), **rest} if not rest:
-                StoredResult(self.outbound.entropy(16).hex(), vector, parameters, metrics).save(folder)
+                identity = identity_of(collection, message.model.digest, self.outbound.entropy)
+                StoredResult(identity, vector, parameters, metrics).save(folder)
                 return folder
             case other:
                 raise WorkFailed("INTERNAL", f"the child's result is {other!r:.200}")

@@ -40,7 +40,7 @@ from silo_agent.inbound import OwnSide
 from silo_agent.journal import Journal, KeptOrder, Parcel
 from silo_agent.mailroom import Mailroom
 from silo_agent.outbound import Outbound
-from silo_agent.results import StoredResult, result_folder
+from silo_agent.results import StoredResult, identity_of, result_folder
 from silo_agent.state import StateFolder, write_private
 from silo_agent.steward import approve
 from silo_agent.sums import Sums, order_of
@@ -194,7 +194,8 @@ class Site:
         """What a child leaves behind: numbers 0.5, 1.5, ... and weights 0, 1, 2, ...; kept if it is there already."""
         folder = result_folder(self.folder, self.study, number, phase, MODEL.digest)
         if not is_whole(folder):
-            result = StoredResult(secrets.token_hex(16), folder / "vector", PARAMETERS, METRICS)
+            identity = identity_of(self.collection(number, phase), MODEL.digest, secrets.token_bytes)
+            result = StoredResult(identity, folder / "vector", PARAMETERS, METRICS)
             layout = result.layout(phase)  # type: ignore[arg-type]
             write_vector(result.vector, np.arange(layout.numbers) + 0.5, np.arange(layout.weights, dtype="<f4"))
             result.save(folder)

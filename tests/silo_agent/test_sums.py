@@ -255,6 +255,17 @@ def test_other_survivors_are_refused_and_the_work_is_done_anew(site: Any) -> Non
     assert site.journal.spent_on(fresh.identity) == frozenset(ALL)
 
 
+@pytest.mark.parametrize("number", [1, 2], ids=["in another attempt", "in a later round on the same model"])
+def test_an_evaluation_over_others_is_refused_for_good(site: Any, number: int) -> None:
+    """Computed anew it would give the very same numbers, and two sums of them one hospital's."""
+    site.approve()
+    site.revealed(phase="evaluate", surviving=WITHOUT_UTRECHT)
+    for attempt in (2, 3):
+        site.hear(site.naming(site.masked(number, "evaluate", attempt), ALL))
+        assert refusal(site) == ("RESULT_SPENT", False)
+    assert site.revealed(number, "evaluate", 4, surviving=WITHOUT_UTRECHT).step is Step.REVEALED
+
+
 def test_a_restart_does_not_forget_what_was_unmasked(site: Any) -> None:
     site.approve()
     site.revealed(surviving=WITHOUT_UTRECHT)
