@@ -1,12 +1,8 @@
 """Sealed content: HPKE (RFC 9180) to one party, post-quantum hybrid X25519 + ML-KEM-768.
 
-Small things are sealed whole. A file is sealed in AES-256-GCM chunks under a fresh key, and only that key is
-sealed with HPKE, so that neither side ever holds the file in memory. The chunk number and "is it the last" are
-in each nonce (STREAM, Hoang, Reyhanitabar, Rogaway and Vizar 2015): chunks cannot be dropped, swapped or cut.
+For small things: the shares and the mask secrets of a masked sum. Whole vectors leave a hospital only under masks.
 """
 
-import struct
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Self
@@ -14,7 +10,6 @@ from typing import Self
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hpke import (
     AEAD,
     KDF,
@@ -27,11 +22,8 @@ from cryptography.hazmat.primitives.hpke import (
 from boundary.errors import MalformedMessage, UnsealFailed
 from boundary.names import decode_base64, encode_base64
 
-CHUNK_BYTES = 1024 * 1024
-TAG_BYTES = 16
 PUBLIC_KEY_BYTES = 1184 + 32  # ML-KEM-768 encapsulation key (FIPS 203, table 3), X25519
 PRIVATE_KEY_BYTES = 64 + 32  # ML-KEM seed (d, z), X25519
-FILE_KEY_BYTES = 32
 _PREFIX = "hpke-mlkem768-x25519:"
 _SUITE = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 _PROBE = X25519PrivateKey.from_private_bytes(bytes(32))  # not a secret: it only tells points of small order
@@ -102,39 +94,3 @@ class UnsealingKey:
             return bytes(_SUITE.decrypt(sealed, self._private, info=context))
         except (InvalidTag, ValueError) as why:
             raise UnsealFailed("sealed content does not open under this key and context") from why
-
-
-def seal_stream(read: Callable[[int], bytes], key: bytes, context: bytes) -> Iterator[bytes]:
-    """Yield sealed chunks of what `read(n)` gives. `key` is fresh: one key, one stream."""
-    cipher = AESGCM(key)
-    for nonce, chunk in _chunks(read, CHUNK_BYTES):
-        yield cipher.encrypt(nonce, chunk, context)
-
-
-def unseal_stream(read: Callable[[int], bytes], key: bytes, context: bytes) -> Iterator[bytes]:
-    """The inverse. A chunk is yielded only after its tag was checked; raises `UnsealFailed`.
-
-    Until the iterator has ended without an error the content may be cut short: keep nothing of it before.
-    """
-    cipher = AESGCM(key)
-    for nonce, chunk in _chunks(read, CHUNK_BYTES + TAG_BYTES):
-        try:
-            yield cipher.decrypt(nonce, chunk, context)
-        except (InvalidTag, ValueError) as why:
-            raise UnsealFailed("a chunk of a sealed file does not open") from why
-
-
-def _chunks(read: Callable[[int], bytes], size: int) -> Iterator[tuple[bytes, bytes]]:
-    """(nonce, chunk) pairs; every chunk but the last is full, however little `read` gives at a time."""
-    chunk, number = _fill(read, size), 0
-    while following := _fill(read, size):
-        yield struct.pack(">QI", number, 0), chunk
-        chunk, number = following, number + 1
-    yield struct.pack(">QI", number, 1), chunk
-
-
-def _fill(read: Callable[[int], bytes], size: int) -> bytes:
-    chunk = read(size)
-    while len(chunk) < size and (more := read(size - len(chunk))):
-        chunk += more
-    return chunk

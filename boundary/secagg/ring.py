@@ -46,7 +46,8 @@ def exponent_for(bound: float, ring: Literal[16, 32], most: int) -> int:
     """Give the largest exponent whose `Encoding.bound` is still at least `bound`; raises `CallerFault` if none is."""
     if not (math.isfinite(bound) and bound > 0):
         raise CallerFault(f"a bound of {bound} for weights")
-    best = math.floor(math.log2(Encoding(ring=ring, exponent=0, most=most).largest / bound))
+    largest = Encoding(ring=ring, exponent=0, most=most).largest
+    best = math.floor(math.log2(largest) - math.log2(bound))  # their quotient may be infinite
     for exponent in range(min(best + 1, _MOST_EXPONENT), -_MOST_EXPONENT - 1, -1):
         if Encoding(ring=ring, exponent=exponent, most=most).bound >= bound:
             return exponent

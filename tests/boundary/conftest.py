@@ -16,8 +16,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from boundary import plan as plans
-from boundary.messages import PHASES, REGISTRY, BlobRef, Collection
-from boundary.sealing import CHUNK_BYTES, TAG_BYTES
+from boundary.messages import PHASES, REGISTRY, BlobRef, Collection, RevealedShare
+from boundary.names import encode_base64
+from boundary.secagg.ring import Encoding
 
 # A scheduled run sets BOUNDARY_EXAMPLES=2000.
 settings.register_profile("boundary", max_examples=int(os.environ.get("BOUNDARY_EXAMPLES", "25")), deadline=None)
@@ -51,6 +52,14 @@ blobs = st.builds(BlobRef, digest=digests, size=st.integers(1, 2**33))
 collections = st.builds(
     Collection, study=studies, round=rounds, phase=st.sampled_from(PHASES), attempt=st.integers(1, 1000)
 )
+rings = st.sampled_from((16, 32))
+encodings = st.builds(Encoding, ring=rings, exponent=st.integers(-60, 60), most=st.integers(3, 200))
+quoted = st.lists(st.binary(max_size=100), max_size=4).map(tuple)
+hybrid_keys = st.binary(min_size=32, max_size=32).map(lambda raw: "hpke-mlkem768-x25519:" + encode_base64(raw * 38))
+revealed = st.lists(st.builds(RevealedShare, silo=names, share=st.binary(min_size=33, max_size=33)), max_size=4).map(
+    tuple
+)
+sealed = st.builds(lambda raw, size: (raw * 63)[:size], st.binary(min_size=32, max_size=32), st.integers(1000, 2000))
 MODALITIES = ("CT", "CR", "DX", "US", "MR")
 
 
@@ -106,6 +115,11 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
         aggregation=plans.Aggregation(
             quorum=draw(st.integers(3, len(members))),
             ready_minutes=draw(fractions(0, 20160, exclude_min=True)),
+            step_minutes=draw(fractions(0, 1440, exclude_min=True)),
+            attempts=draw(st.integers(1, 20)),
+            ring=draw(rings),
+            delta_bound=draw(fractions(0, 1e6, exclude_min=True)),
+            max_weight=draw(st.integers(1, 10_000_000)),
             lost_after_seconds=draw(fractions(2, 86400)),
             max_model_norm=draw(fractions(0, 1e12, exclude_min=True)),
         ),
@@ -130,7 +144,25 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "members": silos,
     "absent": silos,
     "contributing": silos,
-    "sealed_key": st.binary(min_size=64, max_size=1200),
+    "encoding": encodings,
+    "context": digests,
+    "transport_key": hybrid_keys,
+    "mask_key": hybrid_keys,
+    "self_commitment": digests,
+    "ready": quoted,
+    "cohort": digests,
+    "sealed": sealed,
+    "pair": st.none() | sealed,
+    "self_digest": digests,
+    "seed_digest": digests,
+    "parts": quoted,
+    "sharers": digests,
+    "vectors": quoted,
+    "survivors": digests,
+    "seen": quoted,
+    "of_survivors": revealed,
+    "of_lost": revealed,
+    "transcript": digests,
     "reference": st.binary(min_size=6, max_size=6).map(bytes.hex),
     "retryable": st.booleans(),
     "round": rounds,
@@ -168,9 +200,3 @@ def now() -> datetime:
 @pytest.fixture(scope="session")
 def strategies() -> SimpleNamespace:
     return SimpleNamespace(messages=MESSAGES, plans=any_plan(), json=JSON, collections=collections, moments=moments)
-
-
-@pytest.fixture(scope="session")
-def sealed_chunk() -> int:
-    """Bytes of one full chunk of a sealed file."""
-    return CHUNK_BYTES + TAG_BYTES

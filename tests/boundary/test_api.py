@@ -56,7 +56,7 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "a wait of less than nothing": ("poll", {"wait_seconds": -0.1}),
     "sequence 0": ("delivery", {"sequence": 0}),
     "an envelope with stray bits": ("delivery", {"envelope": "QUJDRB=="}),
-    "an envelope over 1 MiB": ("delivery", {"envelope": bytes(1024 * 1024 + 1)}),
+    "an envelope over 2 MiB": ("delivery", {"envelope": bytes(2 * 1024 * 1024 + 1)}),
     "65 deliveries": ("deliveries", {"deliveries": [{"sequence": 1, "envelope": ""}] * 65}),
     "an unknown upgrade": ("deliveries", {"upgrade": "now"}),
     "a token of 42 characters": ("enrolment", {"token": "t" * 42}),

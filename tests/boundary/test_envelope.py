@@ -127,9 +127,7 @@ FORGED: dict[str, tuple[Forgery, type[PeerFault]]] = {
         MalformedMessage,
     ),
     "message a coordinator may not say": (
-        lambda fed: resigned(
-            fed, kind="ready", body={"collection": content_of(order(fed))["body"]["collection"], "order": fed.sha("x")}
-        ),
+        lambda fed: resigned(fed, kind="ready", body=content_of(fed.envelope(fed.messages()["ready"]).data)["body"]),
         MalformedMessage,
     ),
     "a time without an offset": (lambda fed: resigned(fed, sent_at="2026-11-20T12:00:00.000000"), MalformedMessage),
@@ -168,7 +166,7 @@ def test_we_do_not_say_what_is_not_ours_to_say(fed: ModuleType, kind: str) -> No
 
 def test_we_do_not_say_what_nobody_would_read(fed: ModuleType) -> None:
     closed = fed.messages()["cohort-closed"]
-    endless = closed.model_copy(update={"absent": ("a" * 40,) * 30_000})
+    endless = closed.model_copy(update={"absent": ("a" * 40,) * 60_000})
     with pytest.raises(CallerFault, match="over the limit"):
         seal_envelope(endless, sender=COORDINATOR, recipient="ucl", sent_at=fed.NOW, key=fed.key(COORDINATOR))
     with pytest.raises(CallerFault, match="offset"):

@@ -113,6 +113,18 @@ REFUSED: dict[str, tuple[str, Any]] = {
     "a sum over two": ("aggregation.quorum", 2),
     "a quorum of more than there are": ("aggregation.quorum", 4),
     "a wait of no time": ("aggregation.ready_minutes", 0),
+    "a step of no time": ("aggregation.step_minutes", 0),
+    "a step of more than a day": ("aggregation.step_minutes", 1440.5),
+    "no attempt": ("aggregation.attempts", 0),
+    "21 attempts": ("aggregation.attempts", 21),
+    "a ring of 24 bits": ("aggregation.ring", 24),
+    "a ring of 16.0 bits": ("aggregation.ring", 16.0),
+    "true for a ring": ("aggregation.ring", True),
+    "a change of nothing": ("aggregation.delta_bound", 0),
+    "a change of more than a million": ("aggregation.delta_bound", 1e6 + 1),
+    "a weight of nothing": ("aggregation.max_weight", 0),
+    "half a weight": ("aggregation.max_weight", 0.5),
+    "a weight of more than ten million": ("aggregation.max_weight", 10_000_001),
 }
 
 
@@ -265,7 +277,7 @@ OTHER_VALUES: dict[type, Any] = {
 def test_every_leaf_is_in_the_digest(fed: ModuleType) -> None:
     plan: StudyPlan = fed.plan()
     places = leaf_places(plan)
-    assert len(places) == 39
+    assert len(places) == 44
     digests = {digest_of(plan)}
     for way in places:
         at: Any = plan

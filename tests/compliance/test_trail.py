@@ -38,6 +38,11 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "reason": st.sampled_from(("NO_DATA", "A0")),
     "code": st.sampled_from(("NO_DATA", "A_" * 20)),
     "order": DIGESTS,
+    "cohort": DIGESTS,
+    "sharers": DIGESTS,
+    "survivors": DIGESTS,
+    "surviving": SILOS,
+    "lost": SILOS,
     "vector": DIGESTS,
     "size": COUNTS,
 }

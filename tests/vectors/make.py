@@ -10,204 +10,39 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from boundary import api, tensors
-from boundary.approval import Approval, SignedApproval, sign_approval
 from boundary.canonical import canonical_bytes, digest
-from boundary.contribution import contribution_context
-from boundary.envelope import Envelope, seal_envelope
-from boundary.identity import SigningIdentity
 from boundary.layout import layout_for
-from boundary.messages import (
-    AnyMessage,
-    BlobRef,
-    CohortClosed,
-    Collection,
-    Contribution,
-    PlanApproved,
-    PlanDeclined,
-    PlanProposed,
-    Ready,
-    Refused,
-    RoundCommitted,
-    StudyClosed,
-    WorkOrder,
-)
 from boundary.names import COORDINATOR, Frozen
-from boundary.plan import StudyPlan, digest_of, plan_from_toml, study_id, to_json
+from boundary.plan import digest_of, plan_from_toml, to_json
 from boundary.requests import HEADER, sign_request
-from boundary.roster import KeyCard, Roster, SignedRoster, make_card, sign_roster
-from boundary.sealing import UnsealingKey, seal_stream
 from boundary.secagg import context as context_digests
-from boundary.secagg import secrets, shamir
+from boundary.secagg import ring, secrets, shamir
 from boundary.secagg.encoding import Quantiser, encode_numbers
 from boundary.secagg.graph import thresholds
 from boundary.secagg.masks import Masking, MaskKey, apply_everywhere
-from boundary.secagg.ring import Encoding
 from boundary.version import ProtocolRange
 from compliance import trail
+from infra.golden import NOW, SILOS, approval, card, key, plan, plan_toml, roster, sha, study, unsealing
+from infra.golden_messages import SURVIVING, envelope, messages, work_order
 
 FOLDER = Path(__file__).parent
-NOW = datetime(2026, 11, 20, 12, 0, 0, 123456, tzinfo=UTC)
-SILOS = ("charite", "st-olavs", "ucl")
 TOKEN = "t" * 43
 NONCE = bytes(range(16))
-FILE_KEY = bytes(range(32))
+SECRET = bytes(range(32))
 DEFAULTED = {
     "retain_years", "initial_seed", "column", "minimum_per_class", "max_images_per_patient", "min_patients",
     "max_excluded_share", "holdout_share", "strategy", "local_epochs", "max_steps", "batch_size", "optimizer",
-    "learning_rate", "weighting", "mechanism", "quorum", "ready_minutes", "lost_after_seconds", "max_model_norm",
+    "learning_rate", "weighting", "mechanism", "quorum", "ready_minutes", "step_minutes", "attempts", "ring",
+    "delta_bound", "max_weight", "lost_after_seconds", "max_model_norm",
 }  # fmt: skip
-
-
-@cache
-def key(name: str) -> SigningIdentity:
-    """A signing key whose seed is the hash of `name`. For tests only: anybody can make it."""
-    seed = hashlib.sha256(b"wardround golden key " + name.encode()).digest()
-    return SigningIdentity(Ed25519PrivateKey.from_private_bytes(seed))
-
-
-@cache
-def unsealing(name: str) -> UnsealingKey:
-    seed = hashlib.shake_256(b"wardround golden sealing key " + name.encode()).digest(96)
-    return UnsealingKey.from_raw(seed)
-
-
-@cache
-def card(party: str, *, owner: str | None = None, sealing: str | None = None) -> KeyCard:
-    return make_card(party, key(owner or party), unsealing(sealing or party).public)
-
-
-def sha(name: str) -> str:
-    return digest(name.encode())
-
-
-def plan_toml() -> str:
-    hospitals = "".join(f'[[hospitals]]\nsilo = "{silo}"\nsigning_key = "{key(silo).public.text}"\n' for silo in SILOS)
-    return f"""
-version = 1
-name = "ct-contrast"
-revision = 3
-{hospitals}
-[purpose]
-title = "Contrast agent on chest CT — é, 造影"
-statement = "Find out whether contrast agent was given.\\nFor research."
-legal_basis = "GDPR 9(2)(j)"
-ethics_reference = "REK 2025/118"
-expires = 2026-12-31
-retain_years = 10
-[model]
-name = "densenet-small"
-version = 2
-initial_seed = 7
-[preprocessing]
-size = [64, 96]
-intensity = "window"
-low = -200
-high = 300.5
-[labels]
-column = "contrast"
-classes = ["no", "yes"]
-minimum_per_class = 5
-[dataset]
-name = "chest-ct"
-modalities = ["CT"]
-max_images_per_patient = 4
-min_patients = 20
-max_excluded_share = 0.25
-holdout_share = 0.125
-[training]
-strategy = "fedavg"
-rounds = 12
-local_epochs = 2
-max_steps = 500
-batch_size = 8
-optimizer = "sgd"
-learning_rate = 1e-7
-weighting = "patients"
-[privacy]
-mechanism = "none"
-[aggregation]
-quorum = 3
-ready_minutes = 30
-lost_after_seconds = 45.5
-max_model_norm = 2500
-"""
-
-
-@cache
-def plan() -> StudyPlan:
-    return plan_from_toml(plan_toml())
-
-
-def study() -> str:
-    return study_id(plan())
-
-
-def collection() -> Collection:
-    return Collection(study=study(), round=2, phase="train", attempt=3)
-
-
-def approval(steward: str = "steward of st-olavs", **changes: Any) -> SignedApproval:
-    said: dict[str, Any] = {
-        "silo": "st-olavs",
-        "plan_digest": digest_of(plan()),
-        "dataset_digest": sha("data set"),
-        "role": "data_steward",
-        "approved_at": NOW,
-    }
-    return sign_approval(Approval(**said | changes), key(steward))
-
-
-@cache
-def messages() -> dict[str, AnyMessage]:
-    """One message of every kind."""
-    model, order = BlobRef(digest=sha("model"), size=28_000_000), sha("order")
-    all_of_them: list[AnyMessage] = [
-        PlanProposed(study=study(), plan=plan()),
-        PlanApproved(study=study(), approval=approval()),
-        PlanDeclined(study=study(), plan_digest=digest_of(plan()), code="UNSUITABLE_PLAN"),
-        WorkOrder(
-            collection=collection(),
-            plan_digest=digest_of(plan()),
-            roster_digest=roster().digest,
-            model=model,
-            due=NOW + timedelta(minutes=30),
-        ),
-        Ready(collection=collection(), order=order),
-        CohortClosed(collection=collection(), order=order, members=SILOS, absent=()),
-        Contribution(
-            collection=collection(), order=order, vector=BlobRef(digest=sha("vector"), size=640), sealed_key=bytes(1168)
-        ),
-        Refused(collection=collection(), order=order, code="NO_DATA", reference="0123456789ab", retryable=True),
-        RoundCommitted(study=study(), round=2, model=model, contributing=("charite", "ucl"), absent=("st-olavs",)),
-        StudyClosed(study=study(), code="ALL_ROUNDS_DONE"),
-    ]
-    return {message.kind: message for message in all_of_them}
-
-
-def envelope(message: AnyMessage, silo: str = "st-olavs") -> Envelope:
-    sender, recipient = (COORDINATOR, silo) if message.sender == "coordinator" else (silo, COORDINATOR)
-    return seal_envelope(message, sender=sender, recipient=recipient, sent_at=NOW, key=key(sender))
-
-
-def roster(*signers: str, coordinator: str = COORDINATOR, **changes: Any) -> SignedRoster:
-    """Version 1 unless told otherwise; `coordinator` names its key, `signers` who signs (default: that key)."""
-    content: dict[str, Any] = {
-        "version": 1,
-        "issued_at": NOW,
-        "expires_at": NOW + timedelta(days=90),
-        "coordinator": card(COORDINATOR, owner=coordinator, sealing=coordinator),
-        "members": tuple(card(silo) for silo in SILOS),
-    }
-    return sign_roster(Roster(**content | changes), *(key(name) for name in signers or (coordinator,)))
 
 
 @cache
@@ -239,7 +74,11 @@ def events() -> dict[str, trail.AnyEvent]:
         trail.StudyEnded(study=study(), reason="ALL_ROUNDS_DONE"),
         trail.WorkRefused(**at, code="NO_DATA"),
         trail.WorkDone(**at, order=sha("order")),
-        trail.ContributionReleased(**at, attempt=1, vector=sha("vector"), size=640),
+        trail.SecretsShared(**at, attempt=1, cohort=sha("cohort")),
+        trail.ContributionReleased(**at, attempt=1, sharers=sha("sharers"), vector=sha("vector"), size=640),
+        trail.SurvivorsAgreed(**at, attempt=1, survivors=sha("survivors")),
+        trail.UnmaskingHelped(**at, attempt=1, survivors=sha("survivors"), surviving=SURVIVING, lost=("ucl",)),
+        trail.SumOpened(**at, attempt=1, survivors=sha("survivors"), surviving=SURVIVING),
     ]
     return {event.event: event for event in all_of_them}
 
@@ -354,55 +193,43 @@ def _tensors() -> Any:
     }
 
 
-def _stream() -> Any:
-    context = contribution_context(collection(), "st-olavs", sha("order"))
-    sealed = b"".join(seal_stream(io.BytesIO(b"twelve bytes").read, FILE_KEY, context))
-    longer = b"".join(seal_stream(io.BytesIO(bytes(3 * 1024 * 1024)).read, FILE_KEY, context))
-    return {
-        "context": context.decode(),
-        "sealed": base64.b64encode(sealed).decode(),
-        "digest of 3 MiB of zeros, sealed": digest(longer),
-    }
-
-
 def _masked_sum() -> Any:
     """Everything of a masked sum that is not drawn at random, from fixed secrets."""
     fixed = hashlib.shake_256(b"golden").digest(10_000)
     source = io.BytesIO(fixed)
     context, cohort = sha("context"), sha("cohort")
-    order = messages()[WorkOrder.kind]
-    assert isinstance(order, WorkOrder)
     masked = np.arange(16 + 24, dtype=np.uint8)
-    keys = [MaskKey(secrets.self_key(FILE_KEY, sha("sharers"), "ucl"), 1), MaskKey(FILE_KEY, -1)]
+    keys = [MaskKey(secrets.self_key(SECRET, sha("sharers"), "ucl"), 1), MaskKey(SECRET, -1)]
     apply_everywhere(masked, Masking(keys, numbers_bytes=16, ring=32), threads=1)
     weights = np.array([0.0, 0.3, -0.3, 1e9, -1e9, 1e-12], np.float32)
-    encoding = Encoding(exponent=20, most=5)
+    encoding = ring.Encoding(exponent=20, most=5)
     words = np.empty(len(weights), np.uint32)
-    Quantiser(encoding, FILE_KEY).encode(weights, words)
-    numbers = encode_numbers(np.array([3.0, -2.5]), np.array([0, 20]), 5)
+    Quantiser(encoding, SECRET).encode(weights, words)
+    numbers = encode_numbers(np.array([3.0, -2.5]), 5)
     return {
-        "context": context_digests.context_of(order),
+        "context": context_digests.context_of(work_order()),
         "cohort": context_digests.cohort_of(context, {silo: sha(silo) for silo in SILOS}),
         "sharers": context_digests.sharers_of(cohort, SILOS),
         "survivors": context_digests.survivors_of(sha("sharers"), {silo: sha(silo) for silo in SILOS}),
         "transcript": context_digests.transcript_of(sha("survivors"), sha("sum")),
-        "self commitment": secrets.self_commitment(FILE_KEY, context, "ucl"),
+        "self commitment": secrets.self_commitment(SECRET, context, "ucl"),
         "share digest": secrets.share_digest(bytes(33), cohort, "charite", "ucl", "seed"),
-        "mask key pair": secrets.mask_key_pair(FILE_KEY, context, "ucl").public.text,
-        "pair secret": secrets.pair_secret(FILE_KEY, cohort, "charite", "ucl").hex(),
-        "pair key": secrets.pair_key(FILE_KEY, sha("sharers"), "charite", "ucl").hex(),
-        "shares": {p: s.hex() for p, s in shamir.split(FILE_KEY, (1, 2, 5), 3, source.read).items()},
+        "mask key pair": secrets.mask_key_pair(SECRET, context, "ucl").public.text,
+        "pair secret": secrets.pair_secret(SECRET, cohort, "charite", "ucl").hex(),
+        "pair key": secrets.pair_key(SECRET, sha("sharers"), "charite", "ucl").hex(),
+        "shares": {p: s.hex() for p, s in shamir.split(SECRET, (1, 2, 5), 3, source.read).items()},
         "masked": masked.tobytes().hex(),
         "words": words.tobytes().hex(),
         "numbers": numbers.tobytes().hex(),
+        "first encoding": ring.first_encoding(plan()).model_dump(),
         "thresholds": {str(n): asdict(thresholds(n)) for n in (3, 5, 64, 65, 100, 200)},
     }
 
 
 def sealed_once() -> Any:
     """HPKE draws fresh randomness: made once, and from then on only opened."""
-    context = contribution_context(collection(), "st-olavs", sha("order"))
-    sealed = unsealing(COORDINATOR).public.seal(FILE_KEY, context)
+    context = context_digests.binding("shares", sha("cohort"), "charite", "ucl")
+    sealed = unsealing("ucl").public.seal(SECRET, context)
     return {"context": context.decode(), "sealed": base64.b64encode(sealed).decode()}
 
 
@@ -415,7 +242,6 @@ VECTORS: dict[str, Callable[[], Any]] = {
     "api.json": _api,
     "leaves.json": _leaves,
     "tensors.json": _tensors,
-    "stream.json": _stream,
     "masked_sum.json": _masked_sum,
 }
 SEALED = FOLDER / "sealed.json"

@@ -2,7 +2,6 @@
 
 import base64
 import importlib.util
-import io
 import json
 from pathlib import Path
 from types import ModuleType
@@ -12,15 +11,15 @@ import numpy as np
 import pytest
 
 from boundary.canonical import digest
-from boundary.contribution import open_contribution
 from boundary.envelope import open_envelope
 from boundary.identity import PublicIdentity
-from boundary.messages import REGISTRY
+from boundary.messages import REGISTRY, Share
 from boundary.names import COORDINATOR
 from boundary.plan import digest_of, parse_plan, plan_from_toml, study_id
 from boundary.requests import HEADER, read_claim
 from boundary.roster import TrustedRoster
-from boundary.sealing import unseal_stream
+from boundary.secagg.context import cohort_of
+from boundary.secagg.quoted import Said, revealed
 from boundary.tensors import TensorManifest, pack, unpack
 from compliance.trail import EVENTS, read_leaf
 
@@ -61,6 +60,8 @@ def test_a_stored_envelope_opens(kind: str) -> None:
     vector = stored("envelopes.json")[kind]
     message = make.messages()[kind]
     sender, recipient = (COORDINATOR, "st-olavs") if message.sender == "coordinator" else ("st-olavs", COORDINATOR)
+    if isinstance(message, Share):
+        recipient = "ucl"
     opened = open_envelope(vector["text"].encode(), recipient=recipient, sender=sender, signer=make.key(sender).public)
     assert (opened.message, opened.digest, opened.sent_at) == (message, vector["digest"], make.NOW)
 
@@ -104,14 +105,24 @@ def test_the_stored_weights_unpack() -> None:
     assert pack(weights, manifest) == data
 
 
-def test_what_was_sealed_once_still_opens() -> None:
-    sealed, stream = stored("sealed.json"), stored("stream.json")
-    context = sealed["context"].encode()
-    key = make.unsealing(COORDINATOR)
-    assert key.unseal(base64.b64decode(sealed["sealed"]), context) == make.FILE_KEY
-    file = base64.b64decode(stream["sealed"])
-    assert b"".join(unseal_stream(io.BytesIO(file).read, make.FILE_KEY, context)) == b"twelve bytes"
-    opened = open_contribution(
-        io.BytesIO(file).read, sealed_key=base64.b64decode(sealed["sealed"]), key=key, context=context
+def test_the_stored_messages_of_a_sum_quote_envelopes_that_open() -> None:
+    said, messages = Said(make.plan(), make.messages()["ready"].collection), make.messages()
+    announced = said.announcements(messages["cohort-closed"].ready)
+    assert tuple(announced) == messages["cohort-closed"].members
+    assert announced["st-olavs"].digest == stored("envelopes.json")["ready"]["digest"]
+    cohort = messages["share"].cohort
+    assert cohort_of(messages["ready"].context, {silo: one.digest for silo, one in announced.items()}) == cohort
+    assert set(said.parts_for("st-olavs", cohort, messages["shares-routed"].parts)) == {"charite", "ucl"}
+    assert set(said.dealt("st-olavs", messages["shares"]).parts) == {"charite", "ucl"}
+    vectors = said.vectors(messages["survivors-named"].vectors)
+    assert vectors["st-olavs"] == (messages["masked-vector"].sharers, messages["masked-vector"].vector.digest)
+    assert said.agreements(messages["agreement-shown"].seen) == dict.fromkeys(
+        vectors, messages["survivors-seen"].survivors
     )
-    assert b"".join(opened) == b"twelve bytes"
+    assert set(revealed(messages["shares-revealed"]).of_survivors) == set(vectors)
+
+
+def test_what_was_sealed_once_still_opens() -> None:
+    vector = stored("sealed.json")
+    sealed, context = base64.b64decode(vector["sealed"]), vector["context"].encode()
+    assert make.unsealing("ucl").unseal(sealed, context) == make.SECRET

@@ -1,4 +1,4 @@
-"""The pieces of a masked sum by themselves: encoding, masks, shares, graph."""
+"""The pieces of a masked sum by themselves: masks, shares, graph."""
 
 import os
 from collections import Counter
@@ -8,113 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
-from boundary.errors import BadTensors, CallerFault
+from boundary.errors import CallerFault
 from boundary.secagg import graph, shamir
-from boundary.secagg.encoding import (
-    Quantiser,
-    decode_numbers,
-    decode_weights,
-    encode_numbers,
-)
 from boundary.secagg.errors import BadShares
 from boundary.secagg.graph import chooses_mask, neighbours, thresholds
 from boundary.secagg.masks import BLOCK, PIECE_BYTES, Masking, MaskKey, apply_everywhere
-from boundary.secagg.ring import Encoding, exponent_for
 from infra.cohort import entropy_of
 
 RINGS = st.sampled_from([16, 32])
-FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
-
-
-# --- encoding ---------------------------------------------------------------------------------------------
-def encoded(weights: np.ndarray, encoding: Encoding, seed: bytes = bytes(32)) -> np.ndarray:
-    words = np.empty(len(weights), np.uint32 if encoding.ring == 32 else np.uint16)
-    Quantiser(encoding, seed).encode(weights, words)
-    return words
-
-
-@given(RINGS, st.integers(3, 200), st.integers(-30, 30), arrays(np.float32, st.integers(1, 50), elements=FLOATS))
-def test_every_word_is_within_the_proven_bound(ring: int, most: int, exponent: int, weights: np.ndarray) -> None:
-    encoding = Encoding(ring=ring, exponent=exponent, most=most)
-    words = encoded(weights, encoding, os.urandom(32))
-    signed = words.view(np.int32 if ring == 32 else np.int16).astype(np.int64)
-    assert np.abs(signed).max() * most <= 2 ** (ring - 1) - 1
-
-
-@pytest.mark.parametrize("ring", [16, 32])
-def test_the_largest_values_of_all_hospitals_do_not_wrap(ring: int) -> None:
-    encoding = Encoding(ring=ring, exponent=3, most=7)
-    for value in (np.float32(np.finfo(np.float32).max), np.float32(-np.finfo(np.float32).max)):
-        words = encoded(np.full(100, value), encoding, os.urandom(32))
-        total = np.zeros_like(words)
-        for _ in range(7):
-            total += words
-        np.testing.assert_allclose(decode_weights(total, encoding), 7 * np.sign(value) * encoding.bound, rtol=2e-3)
-
-
-@given(RINGS, arrays(np.float32, 40, elements=st.floats(-1, 1, width=32)))
-def test_rounding_moves_a_weight_by_at_most_one_step(ring: int, weights: np.ndarray) -> None:
-    encoding = Encoding(ring=ring, exponent=exponent_for(1.0, ring, 5), most=5)
-    decoded = decode_weights(encoded(weights, encoding, os.urandom(32)), encoding)
-    assert np.abs(decoded - weights).max() <= 2.0**-encoding.exponent * (1 + 2**-9) + 2.0**-24
-
-
-@pytest.mark.parametrize("value", [0.3, -0.3, 0.996, -0.002, 3.5, -1e-10])
-def test_rounding_is_unbiased(value: float) -> None:
-    """In steps; 400,000 draws, five standard errors and the documented 2^-8."""
-    encoding = Encoding(ring=16, exponent=0, most=3)
-    mean = decode_weights(encoded(np.full(400_000, value, np.float32), encoding, os.urandom(32)), encoding).mean()
-    assert abs(mean - value) < 5 * 0.5 / np.sqrt(400_000) + 2**-8
-
-
-def test_what_is_clipped_is_counted() -> None:
-    encoding = Encoding(exponent=exponent_for(1.0, 32, 5), most=5)
-    quantiser = Quantiser(encoding, bytes(32))
-    words = np.empty(4, np.uint32)
-    quantiser.encode(np.array([0.5, 1e9, -1e9, 0.0], np.float32), words)
-    assert quantiser.clipped == 2
-    np.testing.assert_allclose(decode_weights(words, encoding), [0.5, encoding.bound, -encoding.bound, 0], atol=1e-6)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_refused(bad: float) -> None:
-    weights = np.zeros(100_000, np.float32)
-    weights[77_777] = bad
-    with pytest.raises(BadTensors):
-        encoded(weights, Encoding(exponent=10, most=3))
-
-
-@given(st.floats(1e-9, 1e9), RINGS, st.integers(3, 200))
-def test_the_exponent_is_the_largest_that_holds_the_bound(bound: float, ring: int, most: int) -> None:
-    exponent = exponent_for(bound, ring, most)
-    assert Encoding(ring=ring, exponent=exponent, most=most).bound >= bound
-    if exponent < 60:
-        assert Encoding(ring=ring, exponent=exponent + 1, most=most).bound < bound
-
-
-@pytest.mark.parametrize("bound", [0.0, -1.0, np.inf, np.nan, 1e40])
-def test_a_bound_that_cannot_be_is_refused(bound: float) -> None:
-    with pytest.raises(CallerFault):
-        exponent_for(bound, 32, 5)
-
-
-@given(st.lists(st.lists(st.integers(-(2**40), 2**40), min_size=3, max_size=3), min_size=3, max_size=20))
-def test_sums_of_whole_numbers_are_exact(hospitals: list[list[int]]) -> None:
-    bits = np.array([0, 0, 10])
-    total = np.zeros(3, np.uint64)
-    for numbers in hospitals:
-        total += encode_numbers(np.array(numbers, float), bits, 200)
-    np.testing.assert_array_equal(decode_numbers(total, bits), np.sum(np.array(hospitals, float), axis=0))
-
-
-def test_a_number_that_does_not_fit_is_refused_not_clipped() -> None:
-    bits = np.array([20])
-    encode_numbers(np.array([2.0**35]), bits, 200)
-    for bad in (2.0**36, -(2.0**36), np.nan, np.inf):
-        with pytest.raises(BadTensors):
-            encode_numbers(np.array([bad]), bits, 200)
 
 
 # --- masks ------------------------------------------------------------------------------------------------

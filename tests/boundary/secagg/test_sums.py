@@ -114,3 +114,15 @@ def test_the_order_in_which_shares_arrive_does_not_matter() -> None:
     np.testing.assert_array_equal(
         cohort.unmasked(cohort.opening(sharing, surviving), surviving), cohort.reference(surviving)
     )
+
+
+def test_a_hospital_knows_which_sum_it_is_in_step_by_step() -> None:
+    cohort = Cohort.of(4).until_announced()
+    session = cohort.sessions["h001"]
+    assert (session.cohort, session.sharers, session.surviving) == ("", "", frozenset())
+    _, surviving = cohort.until_masked(no_vector=1)
+    session = cohort.sessions["h001"]
+    assert session.cohort == cohort.dealt["h001"].cohort == cohort.dealt["h002"].cohort
+    assert session.sharers == cohort.sessions["h002"].sharers
+    cohort.agree("h001", cohort.named(surviving))
+    assert session.surviving == surviving == {"h001", "h002", "h003"}
