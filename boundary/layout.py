@@ -68,10 +68,16 @@ class VectorLayout(Frozen):
 def layout_for(phase: Phase, *, parameters: int, metrics: int) -> VectorLayout:
     """Give the layout of a phase, for a model with `parameters` weights and `metrics` additive metrics.
 
-    train: the summed training loss, the number of images it is over, the weight, how many weights had to be clipped;
-    then the weighted delta. evaluate: the additive metrics of `models.metrics`.
+    statistics: the number of training images, the sums of their mean intensities and of their mean squared ones, and
+    (`metrics` counts) how many there are of each class. train: the summed training loss, the number of images it is
+    over, the weight, how many weights had to be clipped; then the weighted delta. evaluate: the additive metrics of
+    `models.metrics`.
     """
     match phase:
+        case "statistics":
+            sections = (*(Section(name=name, size=1) for name in ("images", "intensity", "squares")),
+                        Section(name="labels", size=metrics))  # fmt: skip
+            return VectorLayout(sections=sections, weights=0)
         case "evaluate":
             return VectorLayout(sections=(Section(name="metrics", size=metrics),), weights=0)
         case "train":

@@ -27,8 +27,8 @@ from boundary.names import (
 from boundary.plan import StudyPlan
 from boundary.secagg.ring import Encoding
 
-Phase = Literal["train", "evaluate"]
-PHASES: tuple[Phase, ...] = ("train", "evaluate")
+Phase = Literal["statistics", "train", "evaluate"]
+PHASES: tuple[Phase, ...] = ("statistics", "train", "evaluate")
 
 
 def _one_form(key: str) -> str:
@@ -68,6 +68,13 @@ class BlobRef(Frozen):
 
     digest: DigestStr
     size: Annotated[int, Field(ge=1, le=2**33)]
+
+
+class Normalisation(Frozen):
+    """Mean and standard deviation of the training images of all hospitals, after their mapping to [0, 1]."""
+
+    mean: Annotated[float, Field(ge=0, le=1)]
+    deviation: Annotated[float, Field(gt=0, le=1)]
 
 
 class Message(Frozen):
@@ -112,7 +119,10 @@ class PlanDeclined(Message):
 
 
 class WorkOrder(OfCollection):
-    """Train on, or evaluate, this model, and say when ready. Bound to the approved plan digest."""
+    """Count, train or evaluate with this model, and say when ready. Bound to the approved plan digest.
+
+    `normalisation` is what the statistics of the plan's hospitals gave, if the plan asks for it.
+    """
 
     kind: ClassVar[str] = "work-order"
     sender = "coordinator"
@@ -120,6 +130,7 @@ class WorkOrder(OfCollection):
     roster_digest: DigestStr
     model: BlobRef
     encoding: Encoding
+    normalisation: Normalisation | None
     due: Moment
 
 

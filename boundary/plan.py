@@ -100,13 +100,16 @@ class Preprocessing(Frozen):
     """How every hospital turns a stored image into the model's input: one channel, size (height, width) px.
 
     `window` maps [low, high] of the modality's unit (HU for CT) to [0, 1]; `percentiles` does so with two
-    percentiles of the image itself, for modalities whose values have no unit.
+    percentiles of the image itself, for modalities whose values have no unit. With `normalise = "federated"` the mean
+    over the training images of all hospitals is then taken off and the rest divided by their standard deviation; both
+    come from a masked sum before round 1.
     """
 
     size: Annotated[tuple[int, int], BeforeValidator(list_in)]
     intensity: Literal["window", "percentiles"]
     low: Unit
     high: Unit
+    normalise: Literal["none", "federated"] = "none"
 
     @model_validator(mode="after")
     def _sane(self) -> Self:

@@ -141,6 +141,15 @@ class RoundClosed(Event):
     absent: Silos
 
 
+class StatisticsTaken(Event):
+    """The hospitals' intensities were summed once, before round 1; `result` is the digest of what came out."""
+
+    event: ClassVar[str] = "statistics-taken"
+    study: StudyId
+    survivors: DigestStr
+    result: DigestStr
+
+
 class StudyEnded(Event):
     """No more rounds."""
 
@@ -241,6 +250,7 @@ AnyEvent = (
     | CohortDecided
     | AttemptFailed
     | RoundClosed
+    | StatisticsTaken
     | StudyEnded
     | WorkRefused
     | WorkDone

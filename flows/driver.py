@@ -7,7 +7,7 @@ run, every write of this one fails and it stops.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from boundary.messages import BlobRef, PlanApproved, PlanDeclined, StudyClosed
@@ -16,7 +16,7 @@ from boundary.secagg.ring import first_encoding
 from compliance.trail import PlanApprovalGiven
 from flows.coordinator import DRIVER_LEASE, Coordinator
 from flows.desk import Desk
-from flows.records import RoundRecord
+from flows.records import RoundRecord, Statistics
 from flows.round_work import RoundWork
 from flows.store import audit, holdings, rounds, studies
 from flows.store.database import reading, writing
@@ -104,6 +104,15 @@ class StudyDriver:
         return RoundWork(
             self.coordinator, self.study, self.reins, self.desk, roster, opened, model, consenting, encoding
         )
+
+    @property
+    def lacks_statistics(self) -> bool:
+        """Whether the plan wants all hospitals' images counted before round 1, and that is still to be done."""
+        return self.study.plan.preprocessing.normalise == "federated" and self.study.statistics is None
+
+    def learn(self, statistics: Statistics) -> None:
+        """From now on every order carries them."""
+        self.study = replace(self.study, statistics=statistics)
 
     def finish(self, reason: str) -> None:
         """Close the study and tell the hospitals, whose caches may go."""

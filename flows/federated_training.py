@@ -28,7 +28,7 @@ from flows.engine import HEADLINES, Standing, rounds_to_run
 from flows.mlflow_book import Publisher
 from flows.publication import propose
 from flows.readiness import readiness_page, readiness_problems
-from flows.records import Candidate, CohortDecision, GlobalMetrics, RoundRecord
+from flows.records import Candidate, CohortDecision, GlobalMetrics, RoundRecord, Statistics
 from flows.round_work import Gathered, RoundWork
 from flows.store import rounds as stored_rounds
 from flows.store.database import reading
@@ -124,6 +124,10 @@ async def _run(driver: StudyDriver, publisher: Publisher, wanted: int) -> State_
     with reading(driver.coordinator.store) as connection:
         committed = stored_rounds.last_committed(connection, study.study)
     planned = study.plan.training.rounds
+    if driver.lacks_statistics:
+        counted: State_ = await statistics(return_state=True)
+        if not counted.is_completed():
+            return Failed(name=counted.name or "StatisticsFailed", message=f"statistics: {counted.message}")
     partial = False
     for number in rounds_to_run(committed, planned, wanted):
         state: State_ = await one_round.with_options(flow_run_name=pages.round_title(number, planned))(
@@ -180,6 +184,21 @@ async def approval(silo: str) -> State_:
     if answer.code is not None:
         return Failed(name="Declined", message=f"{silo} declined ({answer.code})")
     return Completed(name="Approved", message=f"{silo} approved exactly this plan")
+
+
+# --- before round 1 --------------------------------------------------------------------------------------
+@flow(name="statistics", flow_run_name="statistics", persist_result=False, log_prints=False)
+async def statistics() -> State_:
+    """Count the images of all hospitals once: the plan normalises intensities over all of them."""
+    driver = _hands.get().driver
+    work = driver.open_round(1)
+    _, found = await _attempts(work, "statistics", work.model_in, count)
+    if found is None:
+        return Failed(name="NoQuorum", message="too few hospitals in every attempt; run the flow to try once more")
+    driver.learn(found)
+    page = pages.statistics_page(driver.study, found)
+    await acreate_markdown_artifact(page, key=f"{driver.study.study}-statistics", description="Images of all hospitals")
+    return Completed(message=f"{found.images} training images of {len(found.decision.members)} hospitals")
 
 
 # --- one round -------------------------------------------------------------------------------------------
@@ -316,6 +335,11 @@ def _standing(standing: Standing, silo: str, watch: Watch) -> State_:
             return Failed(name="Late", message=f"{silo} was not ready in time; it joins the next round")
 
 
+@task(name="count", task_run_name="count", cache_policy=NO_CACHE, persist_result=False)
+async def _count() -> None:
+    await _job.get()()
+
+
 @task(name="aggregate", task_run_name="aggregate", cache_policy=NO_CACHE, persist_result=False)
 async def _aggregate() -> None:
     await _job.get()()
@@ -347,6 +371,10 @@ async def _as_task(shown: Any, job: Callable[..., Any], *arguments: Any) -> Any:
     finally:
         _job.reset(token)
     return found[0]
+
+
+async def count(work: RoundWork, gathered: Gathered) -> Statistics:
+    return await _as_task(_count, work.count, gathered)  # type: ignore[no-any-return]
 
 
 async def aggregate(work: RoundWork, gathered: Gathered) -> Candidate:

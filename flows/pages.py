@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from flows.engine import HEADLINES, Reason
-from flows.records import RoundRecord
+from flows.records import RoundRecord, Statistics
 from flows.store.studies import Study
 
 
@@ -90,6 +90,24 @@ def round_page(study: Study, record: RoundRecord) -> str:
         f"`{record.transcript[:19]}…`",
     ]
     return "\n".join(lines)
+
+
+def statistics_page(study: Study, found: Statistics) -> str:
+    """What the images of all hospitals are like: only these sums are known, to anybody."""
+    scale, names = found.normalisation, study.plan.labels.classes
+    rows = ["| class | training images |", "|---|---:|"]
+    rows += [f"| {name} | {count} |" for name, count in zip(names, found.labels, strict=True)]
+    return "\n".join(
+        [
+            f"# {study.label}: the images of all hospitals together",
+            "",
+            f"{found.images} training images of {len(found.decision.members)} hospitals. Their intensities, mapped to "
+            f"0 to 1, have mean {number(scale.mean)} and standard deviation {number(scale.deviation)}: all rounds use "
+            "these two.",
+            "",
+            *rows,
+        ]
+    )
 
 
 def study_page(study: Study, records: Sequence[RoundRecord], mlflow_link: str | None) -> str:

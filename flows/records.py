@@ -5,8 +5,8 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from boundary.canonical import canonical_bytes, parse_json
-from boundary.messages import BlobRef, Phase
-from boundary.names import Code, DigestStr, Frozen, Moment, RoundNumber, SiloId, Silos, StudyId
+from boundary.messages import BlobRef, Normalisation, Phase
+from boundary.names import Code, DigestStr, Frozen, Moment, RoundNumber, SiloId, Silos, StudyId, list_in
 from boundary.secagg.ring import Encoding
 from boundary.tensors import TensorManifest
 
@@ -29,6 +29,16 @@ class CohortDecision(Frozen):
     members: Silos
     absent: dict[SiloId, Code]
     closed_at: Moment
+
+
+class Statistics(Frozen):
+    """The training images of all hospitals together, counted before round 1. `labels` are counts by class."""
+
+    images: int
+    labels: Annotated[tuple[int, ...], BeforeValidator(list_in)]
+    normalisation: Normalisation
+    decision: CohortDecision
+    survivors: DigestStr
 
 
 class GlobalMetrics(Frozen):

@@ -21,6 +21,7 @@ def log_global_model(
     from mlflow.models import infer_signature
 
     from models.catalogue import build
+    from models.networks import Normalised
     from models.parameters import load_tensors
 
     plan = study.plan
@@ -32,6 +33,9 @@ def log_global_model(
         weights = unpack(source.read(), study.model.manifest)
     module = build(plan.model, len(plan.labels.classes))
     load_tensors(module, unflatten(weights, study.model.manifest))
+    if study.statistics is not None:  # the released model takes images as the plan's window leaves them
+        scale = study.statistics.normalisation
+        module = Normalised(module, scale.mean, scale.deviation)
     module.eval()
     example = np.zeros((2, 1, *plan.preprocessing.size), dtype=np.float32)
     with torch.inference_mode():

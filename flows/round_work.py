@@ -11,13 +11,23 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import product
+from math import sqrt
 from time import monotonic
 
 from sqlalchemy import Connection
 
 from boundary.errors import BoundaryError
 from boundary.layout import VectorLayout, layout_for
-from boundary.messages import PHASES, BlobRef, Collection, MaskedVector, Phase, RoundCommitted, WorkOrder
+from boundary.messages import (
+    PHASES,
+    BlobRef,
+    Collection,
+    MaskedVector,
+    Normalisation,
+    Phase,
+    RoundCommitted,
+    WorkOrder,
+)
 from boundary.names import COORDINATOR
 from boundary.secagg.context import context_of, transcript_of
 from boundary.secagg.ring import Encoding, first_encoding, next_encoding
@@ -29,7 +39,7 @@ from flows.coordinator import Coordinator
 from flows.desk import Desk
 from flows.engine import Reason
 from flows.masked_sum import MaskedSum, Ordered
-from flows.records import Candidate, CohortDecision, GlobalMetrics, RoundRecord, Timing, Traffic
+from flows.records import Candidate, CohortDecision, GlobalMetrics, RoundRecord, Statistics, Timing, Traffic
 from flows.store import audit, holdings, rounds, studies
 from flows.store.database import writing
 from flows.store.rounds import OpenRound
@@ -38,6 +48,7 @@ from flows.strategies import ServerState, strategy
 from models.metrics import MetricLayout, read
 
 _log = logging.getLogger("flows.round_work")
+SMALLEST_DEVIATION = 1e-3  # images without any contrast are not blown up
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +84,8 @@ class RoundWork:
         return Collection(study=self.study.study, round=self.number, phase=phase, attempt=self.opened.facts.attempt)
 
     def layout(self, phase: Phase) -> VectorLayout:
-        metrics = MetricLayout(len(self.study.plan.labels.classes)).size
+        classes = len(self.study.plan.labels.classes)
+        metrics = classes if phase == "statistics" else MetricLayout(classes).size
         return layout_for(phase, parameters=self.study.model.manifest.size, metrics=metrics)
 
     # --- collecting ----------------------------------------------------------------------------------
@@ -87,6 +99,7 @@ class RoundWork:
             roster_digest=self.roster_digest,
             model=model,
             encoding=self.encoding if phase == "train" else first_encoding(self.study.plan),
+            normalisation=None if self.study.statistics is None else self.study.statistics.normalisation,
             due=self.coordinator.now() + timedelta(minutes=self.study.plan.aggregation.ready_minutes),
         )
         with writing(self.coordinator.store) as connection:
@@ -116,6 +129,29 @@ class RoundWork:
             )
         facts = replace(self.opened.facts, attempt=attempt)
         return replace(self, opened=replace(self.opened, facts=facts))
+
+    # --- before round 1 ------------------------------------------------------------------------------
+    def count(self, gathered: Gathered) -> Statistics:
+        """Read the sums over all training images and keep them for the whole study. Blocking.
+
+        Raises `CollectionFailed` if the sum does not open or holds no image.
+        """
+        total, classes = self._total(gathered), len(self.study.plan.labels.classes)
+        images = round(total.number("images"))
+        if images < 1:
+            raise CollectionFailed(gathered.opened.watch.collection, Reason.CANNOT_UNMASK)
+        mean = min(1.0, max(0.0, total.number("intensity") / images))
+        variance = max(0.0, total.number("squares") / images - mean**2)
+        statistics = Statistics(
+            images=images,
+            labels=tuple(round(count) for count in total.numbers[total.layout.where("labels")][:classes]),
+            normalisation=Normalisation(mean=mean, deviation=min(1.0, max(SMALLEST_DEVIATION, sqrt(variance)))),
+            decision=gathered.decision,
+            survivors=gathered.opened.survivors,
+        )
+        with writing(self.coordinator.store) as connection:
+            self._record_opened(connection, gathered)
+            return studies.keep_statistics(connection, self.reins, statistics, self.coordinator.now())
 
     # --- the model -----------------------------------------------------------------------------------
     def aggregate(self, gathered: Gathered) -> Candidate:

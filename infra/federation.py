@@ -130,7 +130,7 @@ class SimulatedHospital:
         if not is_whole(folder):
             numbers, weights = self.work(collection)
             write_vector(folder / "vector", numbers, weights)
-            metrics = 0 if weights is not None else len(numbers)
+            metrics = {"statistics": len(numbers) - 3, "train": 0, "evaluate": len(numbers)}[collection.phase]
             size = 0 if weights is None else len(weights)
             identity = identity_of(collection, message.model.digest, secrets.token_bytes)
             StoredResult(identity, folder / "vector", size, metrics).save(folder)
@@ -267,6 +267,7 @@ def make_federation(  # noqa: PLR0913 - what tests vary
     ready_minutes: float = 1.0,
     mlflow_url: str | None = None,
     name: str = "simulated",
+    normalise: str = "none",
     **aggregation: object,
 ) -> SimulatedFederation:
     """Make a coordinator in `folder` and one hospital per entry of `works`, admitted, with a published plan."""
@@ -280,7 +281,7 @@ def make_federation(  # noqa: PLR0913 - what tests vary
     }
     _admit(coordinator, hospitals)
     sums = {"quorum": quorum, "lost_after_seconds": lost_after_seconds, "ready_minutes": ready_minutes} | aggregation
-    plan = simulated_plan({silo: one.key for silo, one in hospitals.items()}, rounds, name, **sums)
+    plan = simulated_plan({silo: one.key for silo, one in hospitals.items()}, rounds, name, normalise, **sums)
     manifest = TensorManifest(tensors=(TensorSpec(name="w", shape=(parameters,)),))
     initial = coordinator.blobs.put_bytes(pack(np.zeros(parameters, dtype=np.float32), manifest))
     with writing(coordinator.store) as connection:
@@ -291,7 +292,9 @@ def make_federation(  # noqa: PLR0913 - what tests vary
     return SimulatedFederation(coordinator, hospitals, plan, study)
 
 
-def simulated_plan(keys: Mapping[str, SigningIdentity], rounds: int, name: str, **aggregation: object) -> StudyPlan:
+def simulated_plan(
+    keys: Mapping[str, SigningIdentity], rounds: int, name: str, normalise: str, **aggregation: object
+) -> StudyPlan:
     return parse_plan(
         {
             "version": 1,
@@ -306,7 +309,7 @@ def simulated_plan(keys: Mapping[str, SigningIdentity], rounds: int, name: str, 
             },
             "hospitals": [{"silo": silo, "signing_key": key.public.text} for silo, key in keys.items()],
             "model": {"name": "densenet-small", "version": 1},
-            "preprocessing": {"size": [16, 16], "intensity": "window", "low": 0.0, "high": 1.0},
+            "preprocessing": {"size": [16, 16], "intensity": "window", "low": 0.0, "high": 1.0, "normalise": normalise},
             "labels": {"classes": ["0", "1"]},
             "dataset": {"name": "images", "modalities": ["CT"]},
             "training": {"rounds": rounds},

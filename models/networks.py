@@ -27,6 +27,18 @@ class ResidualBlock(ResNetBlock):  # type: ignore[misc]  # MONAI has no types
         return answer
 
 
+class Normalised(nn.Module):
+    """A released network with the study's normalisation in front: takes images in [0, 1]."""
+
+    def __init__(self, network: nn.Module, mean: float, deviation: float) -> None:
+        super().__init__()
+        self.network, self.mean, self.deviation = network, mean, deviation
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.network((x - self.mean) / self.deviation)
+        return answer
+
+
 def densenet(
     classes: int,
     *,

@@ -23,6 +23,11 @@ def to_input(image: Image, preprocessing: Preprocessing) -> Image:
     return _fit(_scale(image, low, high), preprocessing.size)[np.newaxis]
 
 
+def normalised(images: Image, mean: float, deviation: float) -> Image:
+    """float32 [..., h, w] in [0, 1] -> with the `mean` of all hospitals taken off, divided by their `deviation`."""
+    return (images - np.float32(mean)) / np.float32(deviation)
+
+
 def _range(image: Image, preprocessing: Preprocessing) -> tuple[float, float]:
     """Low and high end in modality units; equal for an image whose percentiles coincide."""
     match preprocessing.intensity:

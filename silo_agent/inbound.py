@@ -59,6 +59,7 @@ def check_order(
     if collection.round < newest or collection.round <= committed:
         raise Stale(f"an order for round {collection.round}; round {max(newest, committed)} was begun or is over")
     check_encoding(order.encoding, plan)
+    _check_normalisation(order, plan, earlier)
     if _questions(earlier, collection) - {_question(to_body(order))}:
         raise OutOfTurn(
             f"another model or encoding for round {collection.round}, {collection.phase}, than in an earlier attempt"
@@ -66,6 +67,21 @@ def check_order(
     if order.due <= own.now:
         raise Stale("the order was due before it arrived")
     return plan
+
+
+def _check_normalisation(order: WorkOrder, plan: StudyPlan, earlier: list[KeptOrder]) -> None:
+    """The statistics are taken once, before round 1, if the plan says so; what they gave holds for the whole study."""
+    wanted, is_counting = plan.preprocessing.normalise == "federated", order.collection.phase == "statistics"
+    if is_counting and (not wanted or order.collection.round != 1):
+        raise NotApproved("the plan asks for no statistics, or not in this round")
+    if (order.normalisation is not None) != (wanted and not is_counting):
+        raise NotApproved("a normalisation that the plan does not ask for, or none where it does")
+    now, before = (
+        to_body(order)["normalisation"],
+        [parse_json(kept.envelope)["body"]["normalisation"] for kept in earlier],
+    )
+    if now is not None and any(one not in (None, now) for one in before):
+        raise OutOfTurn("another normalisation than in an earlier round of this study")
 
 
 def _questions(earlier: list[KeptOrder], collection: Collection) -> set[bytes]:

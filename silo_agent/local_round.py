@@ -1,8 +1,8 @@
 """One hospital's work of one round, in the child: weights in, one vector out, both as files.
 
-Train: the vector is loss sum, images, w, 0 and `w * (new - old)`; evaluate: the additive metrics on the patients that
-are held back (`boundary.layout`). Incoming weights are checked (names, shapes, dtype, finite, norm) before they touch
-a network.
+What the vector holds (`boundary.layout`): for statistics images, summed intensities and squares, images of each class;
+for train loss sum, images, w, 0 and `w * (new - old)`; for evaluate the additive metrics on the patients that are held
+back. Incoming weights are checked (names, shapes, dtype, finite, norm) before they touch a network.
 """
 
 import secrets
@@ -17,12 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from boundary.errors import BadTensors
+from boundary.messages import Normalisation
 from boundary.plan import StudyPlan, parse_plan
 from boundary.tensors import TensorManifest, Vector, check_values, flatten, unflatten, unpack_file
 from models.catalogue import build
 from models.errors import TrainingCancelled
 from models.metrics import MetricLayout
 from models.parameters import load_tensors, manifest, to_tensors
+from models.preprocessing import normalised
 from models.training import LocalData, evaluate, train
 from silo_agent.errors import WorkCancelled, WorkFailed
 from silo_agent.intake.cache import load_cache
@@ -41,6 +43,7 @@ class LocalRound:
     model: Path
     out: Path
     device: str
+    normalisation: Normalisation | None
 
     @classmethod
     def of(cls, command: dict[str, Any]) -> Self:
@@ -54,7 +57,9 @@ class LocalRound:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         cache, model, out = (Path(command.get(name, "")) for name in ("cache", "model", "out"))
-        return cls(plan, _manifests[wanted], cache, model, out, device)
+        said = command.get("normalisation")
+        normalisation = None if said is None else Normalisation.model_validate(said)
+        return cls(plan, _manifests[wanted], cache, model, out, device, normalisation)
 
     def incoming(self) -> Vector:
         weights = unpack_file(self.model, self.manifest)
@@ -69,7 +74,10 @@ class LocalRound:
     def data(self, *, holdout: bool) -> LocalData:
         arrays, _ = load_cache(self.cache)
         rows = np.flatnonzero(arrays.holdout == holdout)
-        return LocalData(np.asarray(arrays.images[rows]), arrays.labels[rows], arrays.patients[rows])
+        images = np.asarray(arrays.images[rows])
+        if self.normalisation is not None:
+            images = normalised(images, self.normalisation.mean, self.normalisation.deviation)
+        return LocalData(images, arrays.labels[rows], arrays.patients[rows])
 
 
 def train_round(
@@ -93,6 +101,16 @@ def train_round(
     numbers = np.array([outcome.mean_loss * outcome.images_seen, outcome.images_seen, weight, 0.0])
     _store(work.out, numbers, delta)
     return {"parameters": work.manifest.size, "metrics": 0}
+
+
+def statistics_round(work: LocalRound) -> dict[str, Any]:
+    """Count the training images and add up their intensities and labels; raises `WorkFailed`."""
+    data, classes = work.data(holdout=False), len(work.plan.labels.classes)
+    means = [float(image.mean(dtype=np.float64)) for image in data.images]
+    squares = [float(np.square(image, dtype=np.float64).mean()) for image in data.images]
+    labels = np.bincount(data.labels, minlength=classes)
+    _store(work.out, np.array([len(means), sum(means), sum(squares), *labels], dtype=np.float64))
+    return {"parameters": work.manifest.size, "metrics": classes}
 
 
 def evaluate_round(work: LocalRound, should_stop: Callable[[], bool]) -> dict[str, Any]:

@@ -94,7 +94,9 @@ def _end_soon() -> None:
 
 
 def serve(conversation: Conversation, threads: int) -> None:
-    commands: dict[str, Command] = {"scan": _scan, "warm": _warm, "train": _train, "evaluate": _evaluate}
+    commands: dict[str, Command] = {
+        "scan": _scan, "warm": _warm, "statistics": _statistics, "train": _train, "evaluate": _evaluate,
+    }  # fmt: skip
     while (command := conversation.next()) is not None:
         try:
             result = commands[command["do"]](command | {"threads": threads}, conversation)
@@ -149,6 +151,13 @@ def _warm(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]
 
     conversation.progress(0, 1)
     return {"parameters": LocalRound.of(command).manifest.size}
+
+
+def _statistics(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
+    from silo_agent.local_round import LocalRound, statistics_round
+
+    conversation.progress(0, 1)
+    return statistics_round(LocalRound.of(command))
 
 
 def _train(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:

@@ -119,7 +119,10 @@ class Workbench:
         if not self._still_wanted(order):
             raise WorkCancelled("while the model was fetched")
         vector = folder / "vector"
-        command = self._command(order.phase, kept) | {"model": str(weights), "out": str(vector)}
+        normalisation = None if message.normalisation is None else message.normalisation.model_dump()
+        command = self._command(order.phase, kept) | {
+            "model": str(weights), "out": str(vector), "normalisation": normalisation,
+        }  # fmt: skip
         match await self.worker.run(command, self._progress):
             case {"parameters": int(parameters), "metrics": int(metrics), **rest} if not rest:
                 identity = identity_of(collection, message.model.digest, self.outbound.entropy)

@@ -146,6 +146,7 @@ studies = Table(
     Column("label", String(60), nullable=False, unique=True),  # ct-contrast@3
     Column("plan", LargeBinary, nullable=False),
     Column("model", LargeBinary, nullable=False),  # ModelStart: the manifest and the initial weights
+    Column("statistics", LargeBinary),  # of all hospitals' images, if the plan asks for them
     Column("state", String(20), nullable=False),  # proposed, running, finished, stopped
     Column("published_at", UtcDateTime, nullable=False),
     # who drives it now: a flow run. A driver whose lease has run out is presumed dead.

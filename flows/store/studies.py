@@ -5,11 +5,11 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, Row, insert, select, update
 
-from boundary.canonical import parse_json
+from boundary.canonical import digest, parse_json
 from boundary.names import COORDINATOR
 from boundary.plan import StudyPlan, digest_of, plan_from_json, study_id, to_json
-from compliance.trail import PlanPublished, StudyDriven, StudyEnded
-from flows.records import ModelStart, to_bytes
+from compliance.trail import PlanPublished, StatisticsTaken, StudyDriven, StudyEnded
+from flows.records import ModelStart, Statistics, to_bytes
 from flows.store import audit
 from flows.store.schema import studies
 
@@ -52,6 +52,7 @@ class Study:
     plan: StudyPlan
     plan_digest: str
     model: ModelStart
+    statistics: Statistics | None
     state: str
     driver: str | None
     driver_until: datetime | None
@@ -69,16 +70,16 @@ class Reins:
 
 def publish(connection: Connection, plan: StudyPlan, model: ModelStart, now: datetime) -> bool:
     """Whether it is new. Publishing the same plan again changes nothing; raises `AlreadyPublished`."""
-    digest = digest_of(plan)
+    plan_digest = digest_of(plan)
     known = connection.execute(select(studies.c.plan_digest).where(studies.c.label == plan.label)).scalar()
-    if known == digest:
+    if known == plan_digest:
         return False
     if known is not None:
         raise AlreadyPublished(plan.label)
     connection.execute(
         insert(studies).values(
             study=study_id(plan),
-            plan_digest=digest,
+            plan_digest=plan_digest,
             label=plan.label,
             plan=to_json(plan),
             model=to_bytes(model),
@@ -87,7 +88,7 @@ def publish(connection: Connection, plan: StudyPlan, model: ModelStart, now: dat
             driver_fence=0,
         )
     )
-    audit.append(connection, PlanPublished(study=study_id(plan), plan_digest=digest), actor=COORDINATOR, now=now)
+    audit.append(connection, PlanPublished(study=study_id(plan), plan_digest=plan_digest), actor=COORDINATOR, now=now)
     return True
 
 
@@ -133,6 +134,19 @@ def check(connection: Connection, reins: Reins) -> None:
         raise NoLongerDriver(f"{reins.study} is driven by another flow run now; this one stops")
 
 
+def keep_statistics(connection: Connection, reins: Reins, statistics: Statistics, now: datetime) -> Statistics:
+    """Keep what was counted before round 1. The first counts, for the whole study."""
+    check(connection, reins)
+    kept = find(connection, reins.study).statistics
+    if kept is not None:
+        return kept
+    data = to_bytes(statistics)
+    connection.execute(update(studies).where(studies.c.study == reins.study).values(statistics=data))
+    event = StatisticsTaken(study=reins.study, survivors=statistics.survivors, result=digest(data))
+    audit.append(connection, event, actor=COORDINATOR, now=now)
+    return statistics
+
+
 def let_go(connection: Connection, reins: Reins) -> None:
     """Give the study back, so that the next run need not wait for the lease."""
     connection.execute(
@@ -155,6 +169,8 @@ def end(connection: Connection, reins: Reins, reason: str, now: datetime) -> Non
 def _study(row: Row[tuple[object, ...]]) -> Study:
     plan = plan_from_json(parse_json(bytes(row.plan)))
     model = ModelStart.model_validate(parse_json(bytes(row.model)))
+    counted = None if row.statistics is None else Statistics.model_validate(parse_json(bytes(row.statistics)))
     return Study(
-        row.study, row.label, plan, row.plan_digest, model, row.state, row.driver, row.driver_until, row.published_at
-    )
+        row.study, row.label, plan, row.plan_digest, model, counted,
+        row.state, row.driver, row.driver_until, row.published_at,
+    )  # fmt: skip

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from boundary.contribution import contribution_context, open_contribution
 
 from boundary.canonical import canonical_bytes, digest
 from boundary.identity import SigningIdentity
