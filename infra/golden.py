@@ -69,6 +69,7 @@ size = [64, 96]
 intensity = "window"
 low = -200
 high = 300.5
+normalise = "federated"
 [labels]
 column = "contrast"
 classes = ["no", "yes"]

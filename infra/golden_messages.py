@@ -14,6 +14,7 @@ from boundary.messages import (
     BlobRef,
     CohortClosed,
     MaskedVector,
+    Normalisation,
     PlanApproved,
     PlanDeclined,
     PlanProposed,
@@ -58,6 +59,7 @@ def work_order() -> WorkOrder:
         roster_digest=roster().digest,
         model=MODEL,
         encoding=first_encoding(plan()),
+        normalisation=Normalisation(mean=0.25, deviation=0.125),
         due=NOW + timedelta(minutes=30),
     )
 

@@ -129,6 +129,7 @@ def lines(file: Dossier) -> list[tuple[str, str]]:
         ("Valid until", f"{purpose.expires}; records are kept {purpose.retain_years} years"),
         ("Hospitals", f"{hospitals} (at least {plan.aggregation.quorum} in every sum)"),
         ("What is trained", f"{plan.model.name}@{plan.model.version}, to tell {' from '.join(plan.labels.classes)}"),
+        *_normalisation(plan),
         ("On which data", f"data set {dataset.name!r}: {', '.join(dataset.modalities)}, at most "
          f"{dataset.max_images_per_patient} images per patient, {dataset.holdout_share:.0%} of the patients held back"),
         ("How often", f"{training.rounds} rounds of {training.local_epochs} epoch(s)"),
@@ -158,6 +159,15 @@ def _data_lines(report: dict[str, Any] | None) -> list[tuple[str, str]]:
         ("Contract", met),
         ("Data digest", report["dataset_digest"]),
     ]
+
+
+def _normalisation(plan: StudyPlan) -> list[tuple[str, str]]:
+    if plan.preprocessing.normalise == "none":
+        return []
+    return [
+        ("Before round 1", "the training images of all hospitals are counted, by class, with the sums of their "
+         "intensities and squared intensities: under masks, only the sum over the hospitals can be read"),
+    ]  # fmt: skip
 
 
 def difference(file: Dossier) -> list[str]:

@@ -16,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from boundary import plan as plans
-from boundary.messages import PHASES, REGISTRY, BlobRef, Collection, RevealedShare
+from boundary.messages import PHASES, REGISTRY, BlobRef, Collection, Normalisation, RevealedShare
 from boundary.names import encode_base64
 from boundary.secagg.ring import Encoding
 
@@ -145,6 +145,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "absent": silos,
     "contributing": silos,
     "encoding": encodings,
+    "normalisation": st.none() | st.builds(Normalisation, mean=st.floats(0, 1), deviation=st.floats(1e-6, 1)),
     "context": digests,
     "transport_key": hybrid_keys,
     "mask_key": hybrid_keys,

@@ -25,6 +25,14 @@ def test_evaluation_reports_metrics_only() -> None:
     assert layout.weights == 0
 
 
+def test_statistics_are_counts_and_two_sums_of_intensities() -> None:
+    layout = layout_for("statistics", parameters=10, metrics=3)
+    found = [(section.name, section.size) for section in layout.sections]
+    assert found == [("images", 1), ("intensity", 1), ("squares", 1), ("labels", 3)]
+    assert layout.where("labels") == slice(3, 6)
+    assert layout.weights == 0
+
+
 def test_a_section_that_is_not_there_is_our_own_fault() -> None:
     with pytest.raises(CallerFault, match="no section 'weight'"):
         layout_for("evaluate", parameters=10, metrics=4).where("weight")
@@ -39,6 +47,7 @@ SIZES: dict[str, tuple[Phase, int, int, int]] = {
     "training, plain": ("train", 0, 4 * 8, 10 * 4),
     "training, masked in the ring of 32 bits": ("train", 32, 4 * 8, 10 * 4),
     "training, masked in the ring of 16 bits": ("train", 16, 4 * 8, 10 * 2),
+    "statistics, plain": ("statistics", 0, 10 * 8, 0),
     "evaluation, plain": ("evaluate", 0, 7 * 8, 0),
     "evaluation, masked in the ring of 32 bits": ("evaluate", 32, 7 * 8, 0),
     "evaluation, masked in the ring of 16 bits": ("evaluate", 16, 7 * 8, 0),

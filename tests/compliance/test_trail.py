@@ -41,6 +41,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "cohort": DIGESTS,
     "sharers": DIGESTS,
     "survivors": DIGESTS,
+    "result": DIGESTS,
     "surviving": SILOS,
     "lost": SILOS,
     "vector": DIGESTS,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from boundary.messages import Collection
 from flows.store import rounds
 from flows.store.database import reading
+from infra.driving import PARAMETERS, work_of
 from infra.federation import SimulatedFederation, SimulatedHospital, make_federation
 from models.metrics import MetricLayout, measure
 
@@ -119,6 +120,25 @@ def test_a_round_without_some_hospital_is_never_called_a_plain_success(federatio
 
     assert re.search(r"4 registered, 3 ready, 3 contributing", ask(page))
     assert "| h4 | no: SILENT |" in ask(page)
+
+
+def test_a_plan_that_normalises_over_all_hospitals_counts_their_images_first(
+    tmp_path: Path, prefect: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works = {f"h{n}": work_of(n) for n in (1, 2, 3)}
+    made = make_federation(tmp_path / "home", works, parameters=PARAMETERS, rounds=2, normalise="federated")
+    monkeypatch.setenv("WARDROUND_HOME", str(tmp_path / "home"))
+    assert run(made, count=1).name == "RoundsDone"
+    assert run(made, count=1).is_completed()
+
+    async def seen(client: Any) -> tuple[list[str], list[str]]:
+        flows = [one.name for one in await client.read_flow_runs(limit=200) if one.start_time >= made.made_at]
+        return flows, [one.data for one in await client.read_artifacts(limit=200) if one.key == page]
+
+    page = f"{made.study.study}-statistics"
+    flows, pages = ask(seen)
+    assert flows.count("statistics") == 1
+    assert ["6 training images of 3 hospitals" in data for data in pages] == [True]
 
 
 def test_a_step_says_who_is_missing_in_it(federation: SimulatedFederation) -> None:

@@ -8,17 +8,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
-from boundary.messages import BlobRef
+from boundary.messages import BlobRef, Normalisation
 from boundary.secagg.ring import first_encoding
 from boundary.tensors import flatten, manifest_of, pack
 from flows.mlflow_book import Publisher
-from flows.records import CohortDecision, GlobalMetrics, ModelStart, RoundRecord, Timing, Traffic
+from flows.records import CohortDecision, GlobalMetrics, ModelStart, RoundRecord, Statistics, Timing, Traffic
 from flows.store import holdings, rounds, studies
 from flows.store.database import reading, writing
 from infra.federation import SimulatedFederation, make_federation
@@ -149,11 +150,18 @@ def test_an_outage_stops_nothing_and_is_made_up_for_without_doubled_points(
     assert version.tags["wardround.model_digest"] == federation.study.model.initial.digest
 
 
+@pytest.mark.parametrize("scale", [None, Normalisation(mean=0.25, deviation=0.125)], ids=["plain", "normalised"])
 def test_the_registered_model_loads_without_pickle_and_is_the_global_model(
-    federation: SimulatedFederation, mlflow_server: tuple[str, Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+    federation: SimulatedFederation,
+    mlflow_server: tuple[str, Callable[[], None]],
+    monkeypatch: pytest.MonkeyPatch,
+    scale: Normalisation | None,
 ) -> None:
+    """It takes images as the plan's window leaves them: what all hospitals' images gave is part of it."""
     url, start = mlflow_server
     start()
+    if scale is not None:
+        federation.study = replace(federation.study, statistics=statistics(federation, scale))
     commit(federation, 1)
     commit(federation, 2)
     publisher = Publisher(federation.coordinator, federation.study)
@@ -176,7 +184,18 @@ def test_the_registered_model_loads_without_pickle_and_is_the_global_model(
     load_tensors(module, unflatten(weights, federation.study.model.manifest))
     images = torch.rand(3, 1, 16, 16)
     with torch.inference_mode():
-        assert torch.allclose(loaded(images), module(images), atol=1e-5)
+        expected = module(images if scale is None else (images - scale.mean) / scale.deviation)
+        assert torch.allclose(loaded(images), expected, atol=1e-5)
+
+
+def statistics(federation: SimulatedFederation, scale: Normalisation) -> Statistics:
+    silos = federation.study.plan.silos
+    now = federation.coordinator.now()
+    decision = CohortDecision(
+        phase="statistics", attempt=1, reason="ALL_THERE", members=silos, absent={}, closed_at=now
+    )
+    survivors = federation.study.model.initial.digest
+    return Statistics(images=5, labels=(2, 3), normalisation=scale, decision=decision, survivors=survivors)
 
 
 def test_without_mlflow_there_is_nothing_to_do_and_nothing_wrong(tmp_path: Path) -> None:

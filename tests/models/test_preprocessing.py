@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
 from boundary.plan import Preprocessing
-from models.preprocessing import to_input
+from models.preprocessing import normalised, to_input
 
 WINDOW = Preprocessing(size=(16, 16), intensity="window", low=-100.0, high=300.0)
 PERCENTILES = Preprocessing(size=(16, 16), intensity="percentiles", low=0.0, high=100.0)
@@ -92,3 +92,10 @@ def test_any_finite_image_becomes_an_input(
     assert found.dtype == np.float32
     assert found.flags.c_contiguous
     assert 0 <= found.min() <= found.max() <= 1
+
+
+def test_normalised_by_their_own_mean_and_deviation_images_have_0_and_1() -> None:
+    images = np.random.default_rng(0).uniform(0, 1, (4, 1, 20, 30)).astype(np.float32)
+    found = normalised(images, float(images.mean()), float(images.std()))
+    assert found.dtype == np.float32
+    assert (found.mean(), found.std()) == (pytest.approx(0, abs=1e-6), pytest.approx(1, rel=1e-6))

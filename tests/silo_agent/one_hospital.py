@@ -115,6 +115,7 @@ class Site:
     now: datetime = NOW
     least: int = 3  # hospitals in a sum, by agent.toml
     unwanted: list[str] = field(default_factory=list)
+    changes: dict[str, Any] = field(default_factory=dict)  # of the plan, as `plan_for` takes them
 
     def __post_init__(self) -> None:
         self.folder = StateFolder(self.root)
@@ -125,7 +126,7 @@ class Site:
         self.cards = [self.card, *(peer.card for peer in self.peers.values())]
         self.signed_roster = self.coordinator.roster(*self.cards, expires=self.now + timedelta(days=90))
         self.roster = TrustedRoster(self.signed_roster)
-        self.plan = plan_for(self.cards)
+        self.plan = plan_for(self.cards, **self.changes)
         self.study = study_id(self.plan)
         self.attempts: dict[str, Attempt] = {}
         self._sequence = count(1)
@@ -176,6 +177,7 @@ class Site:
             "roster_digest": self.roster.signed.digest,
             "model": MODEL,
             "encoding": first_encoding(self.plan),
+            "normalisation": None,
             "due": self.now + timedelta(hours=2),
         }
         return WorkOrder(**(values | changes))

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from boundary.contribution import contribution_context, open_contribution
 
 from boundary.canonical import canonical_bytes, digest
 from boundary.identity import SigningIdentity
@@ -589,7 +588,8 @@ def test_a_round_through_a_real_relay_that_goes_away_in_the_middle(
         report.write_text(json.dumps({"dataset_digest": DIGEST}))
         order = WorkOrder(
             collection=collection, plan_digest=digest_of(plan), roster_digest=federation.roster().digest,
-            model=federation.put(b"the model"), encoding=first_encoding(plan), due=real_clock() + timedelta(hours=1),
+            model=federation.put(b"the model"), encoding=first_encoding(plan), normalisation=None,
+            due=real_clock() + timedelta(hours=1),
         )  # fmt: skip
         told = federation.tell(plan, silo, order)
         await until_async(lambda: agent._bench.activity and agent._bench.activity.steps)
@@ -649,7 +649,7 @@ def test_a_steward_stops_a_training_that_runs(
             plan, "free-to-go",
             WorkOrder(
                 collection=collection, plan_digest=digest_of(plan), roster_digest=federation.roster().digest,
-                model=federation.put(b"the model"), encoding=first_encoding(plan),
+                model=federation.put(b"the model"), encoding=first_encoding(plan), normalisation=None,
                 due=real_clock() + timedelta(hours=1),
             ),
         )  # fmt: skip

@@ -10,7 +10,7 @@ from boundary.approval import Approval, sign_approval
 from boundary.canonical import digest
 from boundary.errors import Expired, NotApproved, OutOfTurn, PeerFault, RolledBack, Stale, UnknownMember
 from boundary.identity import SigningIdentity
-from boundary.messages import BlobRef, WorkOrder
+from boundary.messages import BlobRef, Normalisation, WorkOrder
 from boundary.plan import digest_of, study_id
 from boundary.protocol import Step
 from boundary.roster import TrustedRoster
@@ -198,6 +198,43 @@ def test_orders_that_are_refused(site: Any, attack: Callable[[Any], WorkOrder], 
     order = attack(site)
     with pytest.raises(refusal):
         judge(site, order)
+
+
+SCALE = Normalisation(mean=0.25, deviation=0.5)
+NORMALISED: dict[str, tuple[str, dict[str, Any], type[PeerFault] | None]] = {
+    "statistics before round 1": ("federated", {"phase": "statistics"}, None),
+    "training with what they gave": ("federated", {"normalisation": SCALE}, None),
+    "evaluation with what they gave": ("federated", {"phase": "evaluate", "normalisation": SCALE}, None),
+    "statistics that the plan does not ask for": ("none", {"phase": "statistics"}, NotApproved),
+    "statistics in round 2": ("federated", {"phase": "statistics", "number": 2}, NotApproved),
+    "statistics of normalised images": ("federated", {"phase": "statistics", "normalisation": SCALE}, NotApproved),
+    "training without them where the plan asks for them": ("federated", {}, NotApproved),
+    "training with them where it does not": ("none", {"normalisation": SCALE}, NotApproved),
+}
+
+
+@pytest.mark.parametrize(("normalise", "order", "refusal"), NORMALISED.values(), ids=NORMALISED)
+def test_images_are_normalised_as_the_plan_says(
+    make_site: Callable[..., Any], normalise: str, order: dict[str, Any], refusal: type[PeerFault] | None
+) -> None:
+    site = make_site(changes={"preprocessing__normalise": normalise})
+    site.approve()
+    if refusal is None:
+        judge(site, site.order(**order))
+    else:
+        with pytest.raises(refusal):
+            judge(site, site.order(**order))
+
+
+def test_another_normalisation_than_in_an_earlier_round_is_refused(make_site: Callable[..., Any]) -> None:
+    """It would be another question to the same data."""
+    site = make_site(changes={"preprocessing__normalise": "federated"})
+    site.approve()
+    site.ordered(phase="statistics")
+    site.ordered(normalisation=SCALE)
+    judge(site, site.order(2, normalisation=SCALE))
+    with pytest.raises(OutOfTurn, match="another normalisation"):
+        judge(site, site.order(2, normalisation=Normalisation(mean=0.25, deviation=0.25)))
 
 
 def test_a_round_that_was_committed_is_not_worked_on_again(site: Any) -> None:

@@ -138,6 +138,26 @@ def test_scan_train_and_evaluate(child: Child, work: dict[str, Any]) -> None:
     assert found.count == 24 - images
 
 
+def test_images_are_counted_and_normalised_as_they_are(child: Child, work: dict[str, Any]) -> None:
+    from silo_agent.intake.cache import load_cache
+
+    child.outcome(do="scan", **work)
+    arrays, _ = load_cache(Path(work["cache"]))
+    images, labels = arrays.images[~arrays.holdout].astype(np.float64), arrays.labels[~arrays.holdout]
+    counted, _ = child.outcome(do="statistics", **work)
+    assert counted["event"] == "done", counted
+    assert counted["result"]["metrics"] == 2
+    per_image = images.mean(axis=(1, 2, 3)).sum(), np.square(images).mean(axis=(1, 2, 3)).sum()
+    expected = [len(images), *per_image, *np.bincount(labels, minlength=2)]
+    assert np.fromfile(work["out"], "<f8") == pytest.approx(expected, rel=1e-9)
+
+    found = []
+    for scale in (None, {"mean": 0.5, "deviation": 0.1}):
+        child.outcome(do="evaluate", **work, normalisation=scale)
+        found.append(read(np.fromfile(work["out"], "<f8"), MetricLayout(2)).loss)
+    assert found[0] != found[1]
+
+
 WEIGHTS: dict[str, tuple[str, int, float]] = {
     "by images": ("images", 10_000, 5.0),
     "by patients": ("patients", 10_000, 3.0),

@@ -20,6 +20,7 @@ import numpy as np
 from boundary import api, tensors
 from boundary.canonical import canonical_bytes, digest
 from boundary.layout import layout_for
+from boundary.messages import PHASES
 from boundary.names import COORDINATOR, Frozen
 from boundary.plan import digest_of, plan_from_toml, to_json
 from boundary.requests import HEADER, sign_request
@@ -38,10 +39,10 @@ TOKEN = "t" * 43
 NONCE = bytes(range(16))
 SECRET = bytes(range(32))
 DEFAULTED = {
-    "retain_years", "initial_seed", "column", "minimum_per_class", "max_images_per_patient", "min_patients",
-    "max_excluded_share", "holdout_share", "strategy", "local_epochs", "max_steps", "batch_size", "optimizer",
-    "learning_rate", "weighting", "mechanism", "quorum", "ready_minutes", "step_minutes", "attempts", "ring",
-    "delta_bound", "max_weight", "lost_after_seconds", "max_model_norm",
+    "retain_years", "initial_seed", "normalise", "column", "minimum_per_class", "max_images_per_patient",
+    "min_patients", "max_excluded_share", "holdout_share", "strategy", "local_epochs", "max_steps", "batch_size",
+    "optimizer", "learning_rate", "weighting", "mechanism", "quorum", "ready_minutes", "step_minutes", "attempts",
+    "ring", "delta_bound", "max_weight", "lost_after_seconds", "max_model_norm",
 }  # fmt: skip
 
 
@@ -71,6 +72,7 @@ def events() -> dict[str, trail.AnyEvent]:
             contributing=("charite", "ucl"),
             absent=("st-olavs",),
         ),
+        trail.StatisticsTaken(study=study(), survivors=sha("survivors"), result=sha("statistics")),
         trail.StudyEnded(study=study(), reason="ALL_ROUNDS_DONE"),
         trail.WorkRefused(**at, code="NO_DATA"),
         trail.WorkDone(**at, order=sha("order")),
@@ -189,7 +191,7 @@ def _tensors() -> Any:
         "manifest": manifest.model_dump(mode="json"),
         "vector": base64.b64encode(vector.astype("<f4").tobytes()).decode(),
         "safetensors": base64.b64encode(tensors.pack(vector, manifest)).decode(),
-        "layout": {phase: layout_for(phase, parameters=9, metrics=5).model_dump() for phase in ("train", "evaluate")},
+        "layout": {phase: layout_for(phase, parameters=9, metrics=5).model_dump() for phase in PHASES},
     }
 
 

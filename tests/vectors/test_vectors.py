@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from boundary.contribution import open_contribution
 
 from boundary.canonical import digest
 from boundary.envelope import open_envelope

@@ -112,7 +112,13 @@ def test_a_contribution_needs_its_blob_complete_in_that_size_and_by_its_sender(f
 
 def test_an_order_and_a_commitment_let_their_recipient_read_the_model(federation: Any, now: datetime) -> None:
     order = WorkOrder(
-        collection=COLLECTION, plan_digest=DIGEST, roster_digest=DIGEST, model=BLOB, encoding=ENCODING, due=now
+        collection=COLLECTION,
+        plan_digest=DIGEST,
+        roster_digest=DIGEST,
+        model=BLOB,
+        encoding=ENCODING,
+        normalisation=None,
+        due=now,
     )
     done = RoundCommitted(study=STUDY, round=3, model=BLOB, transcript=DIGEST, contributing=("st-olavs",), absent=())
     with writing(federation.store) as connection:
