@@ -183,7 +183,8 @@ class Aggregation(Frozen):
     `ready_minutes` is for the work itself, `step_minutes` for each step of the masked sum after it. A hospital's weight
     (images or patients) is at most `max_weight`; its change of a weight of the model, times its weight, is clipped to
     `delta_bound` times `max_weight`, in later rounds to 16 times the largest of the last sum. `ring` is how many bits
-    that has in the sum.
+    that has in the sum. With `random_share` below 1 only that share of the weights, drawn anew for each round and the
+    same for all hospitals, is in it; with `error_feedback` a hospital adds what it did not send to its next change.
     """
 
     quorum: Annotated[int, Field(ge=SMALLEST_COHORT, le=MAX_HOSPITALS)] = SMALLEST_COHORT
@@ -193,8 +194,20 @@ class Aggregation(Frozen):
     ring: Annotated[Literal[16, 32], BeforeValidator(whole)] = 32
     delta_bound: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     max_weight: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
+    random_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    error_feedback: bool = False
     lost_after_seconds: Annotated[float, Field(ge=2, le=60 * 60 * 24)] = 120.0
     max_model_norm: Annotated[float, Field(gt=0, le=1e12)] = 1e4
+
+    @model_validator(mode="after")
+    def _sane(self) -> Self:
+        if self.error_feedback and self.random_share == 1:
+            raise ValueError("error_feedback: nothing is left over when all weights are sent; lower random_share")
+        return self
+
+    def summed_weights(self, parameters: int) -> int:
+        """How many of the model's weights are in a round's sum."""
+        return max(1, round(self.random_share * parameters))
 
     def largest_weight(self, training: Training) -> int:
         """The largest weight one hospital can have in a sum."""
@@ -224,6 +237,10 @@ class StudyPlan(Frozen):
             raise ValueError(f"hospitals: {SMALLEST_COHORT} to {MAX_HOSPITALS}")
         if len(set(silos)) != len(silos) or len({h.signing_key for h in self.hospitals}) != len(silos):
             raise ValueError("hospitals: a name or a key appears twice")
+        if self.aggregation.error_feedback and self.privacy.mechanism != "none":
+            raise ValueError(
+                "aggregation.error_feedback: what is carried from round to round is not covered by privacy noise"
+            )
         if self.aggregation.quorum > len(silos):
             raise ValueError("aggregation.quorum: more than there are hospitals")
         return self

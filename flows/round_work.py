@@ -29,8 +29,9 @@ from boundary.messages import (
     WorkOrder,
 )
 from boundary.names import COORDINATOR
-from boundary.secagg.context import context_of, transcript_of
+from boundary.secagg.context import context_of, selection_key, transcript_of
 from boundary.secagg.ring import Encoding, first_encoding, next_encoding
+from boundary.secagg.selection import spread
 from boundary.tensors import Vector, check_values, pack, unpack
 from compliance.trail import SumOpened
 from flows.aggregation import Total, masked_total, openers, read_train_sum, unmasked
@@ -86,7 +87,8 @@ class RoundWork:
     def layout(self, phase: Phase) -> VectorLayout:
         classes = len(self.study.plan.labels.classes)
         metrics = classes if phase == "statistics" else MetricLayout(classes).size
-        return layout_for(phase, parameters=self.study.model.manifest.size, metrics=metrics)
+        parameters = self.study.plan.aggregation.summed_weights(self.study.model.manifest.size)
+        return layout_for(phase, parameters=parameters, metrics=metrics)
 
     # --- collecting ----------------------------------------------------------------------------------
     @asynccontextmanager
@@ -163,7 +165,7 @@ class RoundWork:
         manifest, plan, masked = self.study.model.manifest, self.study.plan, gathered.opened
         summed = read_train_sum(self._total(gathered))
         state = ServerState(self.number - 1, self._weights(self.model_in))
-        state = strategy(plan.training)(state, summed.mean_delta)
+        state = strategy(plan.training)(state, self._whole(summed.mean_delta, gathered))
         mean_loss, weight, clipped, largest = summed.mean_loss, summed.weight, summed.clipped, summed.largest
         del summed  # and the delta with it
         check_values(state.weights, plan.aggregation.max_model_norm)
@@ -184,6 +186,14 @@ class RoundWork:
             rounds.keep_candidate(connection, self.reins, self.number, candidate)
             self._record_opened(connection, gathered)
         return candidate
+
+    def _whole(self, mean: Vector, gathered: Gathered) -> Vector:
+        """The change of all weights, from those that were in the sum."""
+        parameters, aggregation = self.study.model.manifest.size, self.study.plan.aggregation
+        if len(mean) == parameters:
+            return mean
+        key = selection_key(gathered.opened.watch.collection, self.model_in.digest)
+        return spread(mean, key, parameters, unbiased=not aggregation.error_feedback)
 
     def measure(self, gathered: Gathered) -> tuple[CohortDecision, GlobalMetrics]:
         """Sum the hospitals' metrics of the candidate. Blocking. Raises `CollectionFailed` if the sum does not open."""

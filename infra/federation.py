@@ -17,14 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boundary.api import Heartbeat
-from boundary.canonical import canonical_bytes, digest
+from boundary.canonical import canonical_bytes, digest, parse_json
 from boundary.envelope import open_envelope, seal_envelope
 from boundary.identity import SigningIdentity
-from boundary.messages import AnyMessage, BlobRef, Collection, Message
+from boundary.messages import AnyMessage, BlobRef, Collection, Message, WorkOrder
 from boundary.names import COORDINATOR
-from boundary.plan import StudyPlan, parse_plan
+from boundary.plan import StudyPlan, parse_plan, plan_from_json
 from boundary.protocol import Step
 from boundary.roster import TrustedRoster
+from boundary.secagg.context import selection_key
+from boundary.secagg.selection import selected
 from boundary.tensors import TensorManifest, TensorSpec, pack
 from boundary.version import ProtocolRange
 from flows.authority import issue_roster
@@ -129,6 +131,8 @@ class SimulatedHospital:
         folder = result_folder(self.folder, order.study, order.round, collection.phase, message.model.digest)
         if not is_whole(folder):
             numbers, weights = self.work(collection)
+            if weights is not None:
+                weights = self._selected(weights, order_of(order, self.own()))
             write_vector(folder / "vector", numbers, weights)
             metrics = {"statistics": len(numbers) - 3, "train": 0, "evaluate": len(numbers)}[collection.phase]
             size = 0 if weights is None else len(weights)
@@ -136,6 +140,13 @@ class SimulatedHospital:
             StoredResult(identity, folder / "vector", size, metrics).save(folder)
             self.worked.append(str(collection))
         self.sums.begin(order, folder)
+
+    def _selected(self, weights: Weights, order: WorkOrder) -> Weights:
+        kept = self.journal.plan(order.collection.study)
+        if kept is None:
+            raise RuntimeError("no plan")
+        count = plan_from_json(parse_json(kept.plan)).aggregation.summed_weights(len(weights))
+        return weights[selected(selection_key(order.collection, order.model.digest), len(weights), count)]
 
     def _send(self, parcel: Parcel) -> None:
         if parcel.kind == self.silent_before:

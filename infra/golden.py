@@ -100,6 +100,8 @@ attempts = 4
 ring = 16
 delta_bound = 0.5
 max_weight = 2000
+random_share = 0.25
+error_feedback = true
 lost_after_seconds = 45.5
 max_model_norm = 2500
 """

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from boundary.errors import BadTensors
 from boundary.messages import Normalisation
 from boundary.plan import StudyPlan, parse_plan
+from boundary.secagg.selection import selected
 from boundary.tensors import TensorManifest, Vector, check_values, flatten, unflatten, unpack_file
 from models.catalogue import build
 from models.errors import TrainingCancelled
@@ -28,6 +29,7 @@ from models.preprocessing import normalised
 from models.training import LocalData, evaluate, train
 from silo_agent.errors import WorkCancelled, WorkFailed
 from silo_agent.intake.cache import load_cache
+from silo_agent.results import RESIDUAL
 from silo_agent.vector import write_vector
 
 _manifests: dict[tuple[str, int, int], TensorManifest] = {}
@@ -43,7 +45,9 @@ class LocalRound:
     model: Path
     out: Path
     device: str
-    normalisation: Normalisation | None
+    normalisation: Normalisation | None = None
+    selection: bytes = b""  # the key that draws which weights are sent
+    residual: Path = Path()  # what former rounds did not send, if the plan has error feedback
 
     @classmethod
     def of(cls, command: dict[str, Any]) -> Self:
@@ -59,7 +63,8 @@ class LocalRound:
         cache, model, out = (Path(command.get(name, "")) for name in ("cache", "model", "out"))
         said = command.get("normalisation")
         normalisation = None if said is None else Normalisation.model_validate(said)
-        return cls(plan, _manifests[wanted], cache, model, out, device, normalisation)
+        selection, residual = bytes.fromhex(command.get("selection", "")), Path(command.get("residual", ""))
+        return cls(plan, _manifests[wanted], cache, model, out, device, normalisation, selection, residual)
 
     def incoming(self) -> Vector:
         weights = unpack_file(self.model, self.manifest)
@@ -96,11 +101,11 @@ def train_round(
         raise WorkCancelled("between two steps") from why
     new = flatten(to_tensors(module.to("cpu")), work.manifest)
     weight = _weight(work.plan, data)
-    delta = np.subtract(new, old, out=new)
+    delta = _to_send(np.subtract(new, old, out=new), work)
     delta *= np.float32(weight)
     numbers = np.array([outcome.mean_loss * outcome.images_seen, outcome.images_seen, weight, 0.0])
     _store(work.out, numbers, delta)
-    return {"parameters": work.manifest.size, "metrics": 0}
+    return {"parameters": len(delta), "metrics": 0}
 
 
 def statistics_round(work: LocalRound) -> dict[str, Any]:
@@ -123,6 +128,27 @@ def evaluate_round(work: LocalRound, should_stop: Callable[[], bool]) -> dict[st
         raise WorkCancelled("between two batches") from why
     _store(work.out, metrics)
     return {"parameters": work.manifest.size, "metrics": layout.size}
+
+
+def _to_send(delta: Vector, work: LocalRound) -> Vector:
+    """The weights of this round's sum; with error feedback also those left over, kept beside the result.
+
+    They take the place of `work.residual` when the round is committed with this hospital in it (Karimireddy et al.
+    2019, "Error feedback fixes SignSGD").
+    """
+    aggregation = work.plan.aggregation
+    count = aggregation.summed_weights(len(delta))
+    if count == len(delta):
+        return delta
+    chosen = selected(work.selection, len(delta), count)
+    if not aggregation.error_feedback:
+        return delta[chosen]
+    if work.residual.exists():
+        delta += np.fromfile(work.residual, "<f4")
+    sent = delta[chosen]
+    delta[chosen] = 0
+    _store(work.out.with_suffix(RESIDUAL), np.empty(0), delta)
+    return sent
 
 
 def _store(out: Path, numbers: NDArray[np.float64], weights: NDArray[np.float32] | None = None) -> None:

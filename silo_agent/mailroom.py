@@ -28,7 +28,7 @@ from silo_agent.errors import WrongCoordinator
 from silo_agent.inbound import OwnSide, check_order, check_proposal
 from silo_agent.journal import Journal, KeptOrder
 from silo_agent.outbound import Outbound
-from silo_agent.results import forget_rounds, forget_study
+from silo_agent.results import carry_over, forget_rounds, forget_study
 from silo_agent.state import StateFolder
 from silo_agent.sums import Sums
 
@@ -101,6 +101,8 @@ class Mailroom:
         """Throw away what nobody needs any more; only now, when the journal no longer counts on it."""
         match envelope.message:
             case RoundCommitted() as committed if committed.round == self._committed_round(committed.study):
+                if self.own().silo in committed.contributing:
+                    carry_over(self.folder, committed.study, committed.round)
                 forget_rounds(self.folder, committed.study, committed.round, keep_model=committed.model.digest)
             case StudyClosed() as closed:
                 forget_study(self.folder, closed.study)

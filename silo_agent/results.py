@@ -13,6 +13,8 @@ from silo_agent.errors import StoredFileLost
 from silo_agent.journal import Journal
 from silo_agent.state import StateFolder, write_private
 
+RESIDUAL = ".residual"  # suffix of what a training did not send, beside its vector
+
 
 @dataclass(frozen=True, slots=True)
 class StoredResult:
@@ -63,6 +65,17 @@ def forget_result(folder: Path) -> None:
 def result_folder(folder: StateFolder, study: str, number: int, phase: str, model: str) -> Path:
     """Where the work of a round is kept. Not by attempt: another attempt with the same model is not trained again."""
     return folder.work / study / f"{number:04d}-{phase}-{model.removeprefix('sha256:')[:16]}"
+
+
+def residual_of(folder: StateFolder, study: str) -> Path:
+    """What the rounds so far did not send, for plans with error feedback: float32, one for each weight of the model."""
+    return folder.work / study / "residual"
+
+
+def carry_over(folder: StateFolder, study: str, number: int) -> None:
+    """A round was committed with us in it: what its training left over is what is left over now."""
+    for kept in (folder.work / study).glob(f"{number:04d}-train-*/*{RESIDUAL}"):
+        kept.replace(residual_of(folder, study))
 
 
 def forget_rounds(folder: StateFolder, study: str, upto: int, *, keep_model: str) -> None:

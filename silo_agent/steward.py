@@ -119,7 +119,8 @@ def lines(file: Dossier) -> list[tuple[str, str]]:
     plan, purpose = file.plan, file.plan.purpose
     hospitals = ", ".join(plan.silos)
     training, dataset = plan.training, plan.dataset
-    parameters = "the model's weights change"
+    share = plan.aggregation.random_share
+    parameters = "the model's weights change" if share == 1 else f"the change of {share:.0%} of the model's weights"
     said = [
         ("Study", f"{purpose.title} ({plan.label})"),
         ("Plan digest", file.kept.digest),

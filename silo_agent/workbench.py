@@ -14,13 +14,14 @@ from boundary.canonical import parse_json
 from boundary.errors import MalformedMessage, PeerFault
 from boundary.messages import Collection, WorkOrder
 from boundary.protocol import Step
+from boundary.secagg.context import selection_key
 from silo_agent.config import AgentConfig, DatasetConfig
 from silo_agent.errors import RelayRefused, RelayUnreachable, StoredFileLost, WorkCancelled, WorkFailed, disk_code
 from silo_agent.inbound import OwnSide, approved_plan
 from silo_agent.journal import Journal, KeptOrder, KeptPlan, PlanState
 from silo_agent.outbound import Outbound
 from silo_agent.relay_client import RelayClient
-from silo_agent.results import StoredResult, forget_study, identity_of, result_folder
+from silo_agent.results import StoredResult, forget_study, identity_of, residual_of, result_folder
 from silo_agent.state import StateFolder
 from silo_agent.sums import Sums, order_of
 from silo_agent.worker import Worker
@@ -122,6 +123,8 @@ class Workbench:
         normalisation = None if message.normalisation is None else message.normalisation.model_dump()
         command = self._command(order.phase, kept) | {
             "model": str(weights), "out": str(vector), "normalisation": normalisation,
+            "selection": selection_key(collection, message.model.digest).hex(),
+            "residual": str(residual_of(self.folder, order.study)),
         }  # fmt: skip
         match await self.worker.run(command, self._progress):
             case {"parameters": int(parameters), "metrics": int(metrics), **rest} if not rest:

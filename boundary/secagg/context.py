@@ -7,15 +7,22 @@ survivors  + whose vectors arrived in time, and which
 transcript + the sum
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 
 from boundary.canonical import Digest, canonical_bytes, digest
-from boundary.messages import WorkOrder
+from boundary.messages import Collection, WorkOrder
 
 
 def context_of(order: WorkOrder) -> Digest:
     """Everything of the order that must be the same for all hospitals; the deadline is not."""
     return _digest("context", order.model_dump(mode="json", exclude={"due"}))
+
+
+def selection_key(collection: Collection, model: str) -> bytes:
+    """The key that draws which weights are in a round's sum: 32 bytes, public, the same for every attempt."""
+    said = binding("random-k", collection.study, collection.round, model)
+    return hashlib.sha256(said).digest()
 
 
 def cohort_of(context: str, ready: Mapping[str, str]) -> Digest:

@@ -237,3 +237,14 @@ def test_what_does_not_fit_is_clipped_and_counted(make: Make) -> None:
     assert record.clipped == 2 * PARAMETERS
     expected = (1 + bound + bound) / 6
     assert weights(federation, record) == pytest.approx(np.full(PARAMETERS, expected), rel=EXACT)
+
+
+@pytest.mark.parametrize(("feedback", "factor"), [(False, 2), (True, 1)], ids=["unbiased", "with error feedback"])
+def test_half_of_the_weights_travel_and_the_same_half_for_everybody(feedback: bool, factor: int, make: Make) -> None:
+    federation = make(3, random_share=0.5, error_feedback=feedback)
+    record = run(federation, one_round)
+    moved_by = weights(federation, record)
+    assert np.count_nonzero(moved_by) == PARAMETERS // 2
+    mean = pytest.approx(factor * mean_of(1, 2, 3), rel=EXACT)
+    assert [float(value) for value in moved_by if value] == [mean] * (PARAMETERS // 2)
+    assert federation.hospitals["h1"].said(MaskedVector)[0].vector.size == 4 * 8 + PARAMETERS // 2 * 4

@@ -15,15 +15,17 @@ from boundary.messages import BlobRef, MaskedVector, PlanProposed, Refused, Roun
 from boundary.names import COORDINATOR
 from boundary.protocol import Step
 from silo_agent.errors import WrongCoordinator
-from silo_agent.results import StoredResult
+from silo_agent.results import StoredResult, residual_of
 
 NEXT_MODEL = BlobRef(digest=digest(b"the next model"), size=9)
 
 
-def committed(site: Any, number: int = 1) -> RoundCommitted:
+def committed(
+    site: Any, number: int = 1, contributing: tuple[str, ...] = ("charite", "karolinska", "utrecht")
+) -> RoundCommitted:
     return RoundCommitted(
         study=site.study, round=number, model=NEXT_MODEL, transcript=digest(b"the sum"),
-        contributing=("charite", "karolinska", "utrecht"), absent=(),
+        contributing=contributing, absent=(),
     )  # fmt: skip
 
 
@@ -290,6 +292,18 @@ def test_a_committed_round_ends_its_orders_and_removes_its_files(site: Any) -> N
     assert list(site.folder.work.rglob("*.*")) == []
     assert [path.name[-20:] for path in site.folder.models.iterdir()] == [f"{NEXT_MODEL.digest[-8:]}.safetensors"]
     assert [parcel.kind for parcel in site.journal.waiting()] == ["plan-approved"]
+
+
+@pytest.mark.parametrize("contributed", [True, False], ids=["in the sum", "left out"])
+def test_what_a_round_did_not_send_is_carried_over_if_the_rest_was_summed(site: Any, contributed: bool) -> None:
+    site.approve()
+    kept = site.ready()
+    (Path(kept.result) / "vector.residual").write_bytes(b"left over now")
+    before = residual_of(site.folder, site.study)
+    before.write_bytes(b"left over before")
+    site.hear(committed(site, contributing=(site.own().silo,) if contributed else ()))
+    assert before.read_bytes() == (b"left over now" if contributed else b"left over before")
+    assert not Path(kept.result).exists()
 
 
 def test_a_replayed_commit_of_an_old_round_leaves_newer_work_alone(site: Any) -> None:

@@ -16,6 +16,7 @@ import pytest
 from boundary.errors import BadTensors
 from boundary.layout import layout_for
 from boundary.plan import StudyPlan, study_id
+from boundary.secagg.selection import selected
 from models.errors import NoImages, NonFiniteLoss
 from models.metrics import MetricLayout, read
 from silo_agent import trainer
@@ -156,6 +157,35 @@ def test_images_are_counted_and_normalised_as_they_are(child: Child, work: dict[
         child.outcome(do="evaluate", **work, normalisation=scale)
         found.append(read(np.fromfile(work["out"], "<f8"), MetricLayout(2)).loss)
     assert found[0] != found[1]
+
+
+def test_a_share_of_the_weights_is_sent_and_the_rest_is_carried_over(
+    child: Child, work: dict[str, Any], tmp_path: Path
+) -> None:
+    child.outcome(do="scan", **work)
+    key, residual = bytes(range(32)), tmp_path / "residual"
+    aggregation = work["plan"]["aggregation"] | {"random_share": 0.25, "error_feedback": True}
+    sparse = work | {
+        "plan": work["plan"] | {"aggregation": aggregation}, "selection": key.hex(), "residual": str(residual),
+    }  # fmt: skip
+    trained, _ = child.outcome(do="train", **sparse)
+    assert trained["event"] == "done", trained
+    left = Path(work["out"]).with_suffix(".residual")
+    over = np.fromfile(left, "<f4")
+    sent = trained["result"]["parameters"]
+    assert sent == round(len(over) / 4)
+    chosen = selected(key, len(over), sent)
+    assert not over[chosen].any()
+    assert np.count_nonzero(over) > len(over) / 2
+    assert Path(work["out"]).stat().st_size == layout_for("train", parameters=sent, metrics=0).plain_bytes
+
+    np.full(len(over), 1000, "<f4").tofile(residual)
+    child.outcome(do="train", **sparse)
+    data = Path(work["out"]).read_bytes()
+    numbers, weights = np.frombuffer(data[:32], "<f8"), np.frombuffer(data[32:], "<f4")
+    assert weights / numbers[2] == pytest.approx(1000, rel=0.01)  # the change itself is small beside it
+    unchosen = np.delete(np.fromfile(left, "<f4"), chosen)
+    assert unchosen == pytest.approx(1000, rel=0.01)
 
 
 WEIGHTS: dict[str, tuple[str, int, float]] = {

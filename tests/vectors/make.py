@@ -29,6 +29,7 @@ from boundary.secagg import ring, secrets, shamir
 from boundary.secagg.encoding import Quantiser, encode_numbers
 from boundary.secagg.graph import thresholds
 from boundary.secagg.masks import Masking, MaskKey, apply_everywhere
+from boundary.secagg.selection import selected
 from boundary.version import ProtocolRange
 from compliance import trail
 from infra.golden import NOW, SILOS, approval, card, key, plan, plan_toml, roster, sha, study, unsealing
@@ -42,7 +43,7 @@ DEFAULTED = {
     "retain_years", "initial_seed", "normalise", "column", "minimum_per_class", "max_images_per_patient",
     "min_patients", "max_excluded_share", "holdout_share", "strategy", "local_epochs", "max_steps", "batch_size",
     "optimizer", "learning_rate", "weighting", "mechanism", "quorum", "ready_minutes", "step_minutes", "attempts",
-    "ring", "delta_bound", "max_weight", "lost_after_seconds", "max_model_norm",
+    "ring", "delta_bound", "max_weight", "random_share", "error_feedback", "lost_after_seconds", "max_model_norm",
 }  # fmt: skip
 
 
@@ -222,6 +223,8 @@ def _masked_sum() -> Any:
         "shares": {p: s.hex() for p, s in shamir.split(SECRET, (1, 2, 5), 3, source.read).items()},
         "masked": masked.tobytes().hex(),
         "words": words.tobytes().hex(),
+        "selection key": context_digests.selection_key(work_order().collection, sha("model")).hex(),
+        "selected": selected(SECRET, 100, 7).tolist(),
         "numbers": numbers.tobytes().hex(),
         "first encoding": ring.first_encoding(plan()).model_dump(),
         "thresholds": {str(n): asdict(thresholds(n)) for n in (3, 5, 64, 65, 100, 200)},
