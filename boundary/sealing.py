@@ -43,7 +43,7 @@ class SealingKey:
         return bytes(_SUITE.encrypt(content, _parsed(self.text), info=context))
 
 
-@lru_cache(maxsize=512)  # a hospital seals twice for each of its neighbours
+@lru_cache(maxsize=8)  # a hospital seals twice for each of its neighbours
 def _parsed(text: str) -> MLKEM768X25519PublicKey:
     try:
         if not text.startswith(_PREFIX):

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from boundary.errors import BadTensors
 from boundary.layout import VectorLayout
 from boundary.secagg.encoding import decode_mean, decode_numbers
-from boundary.secagg.masks import PIECE_BYTES, Masking, MaskKey, apply_everywhere
+from boundary.secagg.masks import PIECE_BYTES, Masking, apply_everywhere
 from boundary.secagg.ring import Encoding
+from boundary.secagg.secrets import MaskKey
 
 Opener = Callable[[], AbstractContextManager[BinaryIO]]
 

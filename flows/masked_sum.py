@@ -34,11 +34,10 @@ from boundary.sealing import SealingKey
 from boundary.secagg.context import cohort_of, sharers_of, survivors_of
 from boundary.secagg.graph import chooses_mask, thresholds
 from boundary.secagg.hospital import Dealt
-from boundary.secagg.masks import MaskKey
 from boundary.secagg.opening import Opening, Sum
 from boundary.secagg.quoted import Said, revealed
 from boundary.secagg.ring import Encoding
-from boundary.secagg.secrets import Announcement
+from boundary.secagg.secrets import Announcement, MaskKey
 from flows.collecting import Asked, CollectionFailed, Watch
 from flows.desk import Desk
 from flows.engine import Reason

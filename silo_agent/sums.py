@@ -9,10 +9,11 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from boundary.envelope import open_envelope
 from boundary.errors import OutOfTurn, PeerFault, UnknownMember
-from boundary.messages import AgreementShown, CohortClosed, Collection, SharesRouted, SurvivorsNamed, WorkOrder
+from boundary.messages import AgreementShown, BlobRef, CohortClosed, Collection, SharesRouted, SurvivorsNamed, WorkOrder
 from boundary.names import COORDINATOR
 from boundary.plan import StudyPlan
 from boundary.protocol import FINAL, IN_MEMORY, Step
@@ -20,6 +21,7 @@ from boundary.secagg.context import context_of
 from boundary.secagg.errors import ResultSpent
 from boundary.secagg.hospital import HospitalSession
 from boundary.secagg.quoted import Said
+from silo_agent.aside import aside
 from silo_agent.errors import EgressRefused, StoredFileLost, disk_code
 from silo_agent.inbound import OwnSide, approved_plan, check_closing
 from silo_agent.journal import Journal, KeptOrder
@@ -27,6 +29,7 @@ from silo_agent.outbound import Outbound
 from silo_agent.results import StoredResult, forget_result
 
 _log = logging.getLogger("silo_agent.sums")
+MASKING_SECONDS = 600.0  # a vector of 100 MB takes about one
 Told = CohortClosed | SharesRouted | SurvivorsNamed | AgreementShown
 
 
@@ -158,8 +161,6 @@ class Sums:
         self.outbound.shared(order, closed.collection, session.share(members))
 
     def _mask(self, routed: SharesRouted, order: KeptOrder, plan: StudyPlan) -> None:
-        from silo_agent.vector import write_masked  # NumPy, not before the first vector leaves
-
         attempt, own = self._attempt(order), self.own()
         session, result = attempt.session, attempt.result
         parts = Said(plan, routed.collection).parts_for(own.silo, session.cohort, routed.parts)
@@ -170,7 +171,14 @@ class Sums:
             raise StoredFileLost(f"{result.vector} is gone")
         layout, encoding = result.layout(routed.collection.phase), order_of(order, own).encoding
         masked = result.vector.with_suffix(f".{routed.collection.attempt}.masked")
-        blob = write_masked(result.vector, masked, layout, encoding, keys, self.entropy(32))
+        seed = self.entropy(32)
+
+        def write() -> dict[str, Any]:
+            from silo_agent.vector import write_masked  # NumPy stays out of the daemon
+
+            return write_masked(result.vector, masked, layout, encoding, keys, seed).model_dump()
+
+        blob = BlobRef.model_validate(aside(write, MASKING_SECONDS))
         attempt.vector = blob.digest
         try:
             self.outbound.released(order, routed.collection, session.sharers, masked, blob)

@@ -1,6 +1,6 @@
 """The stored vector, and from it the masked one: encoded and masked piece by piece, never whole in memory.
 
-NumPy is loaded with this module, so it is imported when the first vector leaves, not when the agent starts.
+Loads NumPy: the child process and `silo_agent.aside` import it, the daemon never does.
 """
 
 import hashlib
@@ -17,8 +17,9 @@ from boundary.errors import BadTensors
 from boundary.layout import VectorLayout
 from boundary.messages import BlobRef
 from boundary.secagg.encoding import Quantiser, count_clipped, encode_numbers
-from boundary.secagg.masks import PIECE_BYTES, Masking, MaskKey
+from boundary.secagg.masks import PIECE_BYTES, Masking
 from boundary.secagg.ring import Encoding
+from boundary.secagg.secrets import MaskKey
 
 THREADS = 2
 Bytes = NDArray[np.uint8]

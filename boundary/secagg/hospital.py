@@ -8,7 +8,6 @@ to a sum that is smaller than it accepts. Signatures are verified before values 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from boundary.errors import CohortTooSmall, MalformedMessage, OutOfTurn, UnknownMember, UnsealFailed
 from boundary.plan import SMALLEST_COHORT
@@ -21,15 +20,13 @@ from boundary.secagg.secrets import (
     SECRET_BYTES,
     Announcement,
     AttemptSecrets,
+    MaskKey,
     pair_key,
     pair_secret,
     self_commitment,
     self_key,
     share_digest,
 )
-
-if TYPE_CHECKING:
-    from boundary.secagg.masks import MaskKey
 
 
 class Turn(StrEnum):
@@ -195,13 +192,11 @@ class HospitalSession:
         return share_digest(share, self._cohort, dealer, holder, kind)
 
     # --- B2 -> C1 ------------------------------------------------------------------------------------
-    def mask(self, sharing: frozenset[str], parts: Mapping[str, Part]) -> "list[MaskKey]":
+    def mask(self, sharing: frozenset[str], parts: Mapping[str, Part]) -> list[MaskKey]:
         """Open our shares and give the masks of our vector, each to be used once. Raises a `PeerFault`.
 
         `sharing` is whose shares arrived; `parts` are those for us, by dealer.
         """
-        from boundary.secagg.masks import MaskKey  # NumPy, not before there is something to mask
-
         self._expect(Turn.SHARES)
         wanted = self.numbers
         if not sharing <= set(self._members) or self._silo not in sharing:

@@ -7,7 +7,6 @@ by block, while the block is in the cache (docs/design: 0.84 ns per word and mas
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -17,33 +16,12 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from numpy.typing import NDArray
 
 from boundary.errors import CallerFault
+from boundary.secagg.secrets import MaskKey, Sign
 
-KEY_BYTES = 32
 AES_BLOCK = 16
 BLOCK = 128 * 1024  # bytes: the block of the vector and the keystream stay in the second-level cache
 PIECE_BYTES = 4 * 1024 * 1024  # what one thread does at a time: amortises making the ciphers
-Sign = Literal[1, -1]
 _ZEROS = bytes(BLOCK)
-
-
-@dataclass(slots=True, repr=False, eq=False)
-class MaskKey:
-    """A key and the sign its keystream is added with. No `repr`; usable once."""
-
-    key: bytes
-    sign: Sign
-    _is_spent: bool = field(default=False)
-
-    def __post_init__(self) -> None:
-        if len(self.key) != KEY_BYTES:
-            raise CallerFault(f"a mask key has {KEY_BYTES} bytes")
-
-    def spend(self) -> tuple[bytes, Sign]:
-        """Give the key for its one use; raises `CallerFault` the second time."""
-        if self._is_spent:
-            raise CallerFault("a mask key is used for one vector only")
-        self._is_spent = True
-        return self.key, self.sign
 
 
 class Masking:

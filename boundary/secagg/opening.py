@@ -15,9 +15,9 @@ from boundary.secagg.context import binding
 from boundary.secagg.errors import BadShares
 from boundary.secagg.graph import chooses_mask, thresholds
 from boundary.secagg.hospital import Dealt, Revealed
-from boundary.secagg.masks import MaskKey
 from boundary.secagg.secrets import (
     Announcement,
+    MaskKey,
     mask_key_pair,
     pair_key,
     pair_secret,

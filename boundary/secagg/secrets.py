@@ -8,17 +8,19 @@ shares, is not derived from the seed and is never shared.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, field
+from typing import Literal, Self
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from boundary.canonical import digest
+from boundary.errors import CallerFault
 from boundary.sealing import PRIVATE_KEY_BYTES, UnsealingKey
 from boundary.secagg.context import binding
 
 SECRET_BYTES = 32
+Sign = Literal[1, -1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,26 @@ class AttemptSecrets:
         seed = entropy(SECRET_BYTES)
         transport = UnsealingKey.from_raw(entropy(PRIVATE_KEY_BYTES))
         return cls(entropy(SECRET_BYTES), seed, transport, mask_key_pair(seed, context, silo))
+
+
+@dataclass(slots=True, repr=False, eq=False)
+class MaskKey:
+    """A key and the sign its keystream is added with. No `repr`; usable once."""
+
+    key: bytes
+    sign: Sign
+    _is_spent: bool = field(default=False)
+
+    def __post_init__(self) -> None:
+        if len(self.key) != SECRET_BYTES:
+            raise CallerFault(f"a mask key has {SECRET_BYTES} bytes")
+
+    def spend(self) -> tuple[bytes, Sign]:
+        """Give the key for its one use; raises `CallerFault` the second time."""
+        if self._is_spent:
+            raise CallerFault("a mask key is used for one vector only")
+        self._is_spent = True
+        return self.key, self.sign
 
 
 def self_commitment(self_secret: bytes, context: str, silo: str) -> str:

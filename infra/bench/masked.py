@@ -20,8 +20,9 @@ import numpy as np
 from boundary.layout import VectorLayout
 from boundary.secagg.encoding import Quantiser, decode_mean
 from boundary.secagg.graph import thresholds
-from boundary.secagg.masks import AES_BLOCK, BLOCK, Masking, MaskKey, Sign, apply_everywhere, keystream_of
+from boundary.secagg.masks import AES_BLOCK, BLOCK, Masking, apply_everywhere, keystream_of
 from boundary.secagg.ring import Encoding, exponent_for
+from boundary.secagg.secrets import MaskKey, Sign
 from flows.aggregation import masked_total, unmasked
 from infra.bench.memory import grown_by
 from infra.bench.rows import Row, Target, at_most, ratio_at_least

@@ -112,7 +112,7 @@ def test_the_agent_starts_and_its_child_reads_and_trains(alone: Path, tmp_path: 
     done = [event["result"] for event in events if event["event"] == "done"]
     assert len(done) == 2, events[-3:]
     assert done[0]["used"] == 24
-    assert (tmp_path / "out" / "vector").stat().st_size == 4 * (done[1]["parameters"] + 3)
+    assert (tmp_path / "out" / "vector").stat().st_size == 4 * 8 + 4 * done[1]["parameters"]
 
 
 def _plan(text: str) -> dict[str, object]:

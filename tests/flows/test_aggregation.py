@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from boundary.errors import BadTensors
 from boundary.layout import layout_for
 from boundary.secagg.encoding import Quantiser, encode_numbers
-from boundary.secagg.masks import Masking, MaskKey, apply_everywhere
+from boundary.secagg.masks import Masking, apply_everywhere
 from boundary.secagg.ring import Encoding
+from boundary.secagg.secrets import MaskKey
 from flows.aggregation import Total, masked_total, openers, read_train_sum, unmasked
 
 PARAMETERS = 1_300_001  # more than one piece, and not a whole number of blocks

@@ -12,8 +12,9 @@ import pytest
 from boundary.errors import BadTensors
 from boundary.layout import Section, VectorLayout
 from boundary.secagg.encoding import Quantiser, count_clipped, encode_numbers
-from boundary.secagg.masks import AES_BLOCK, PIECE_BYTES, Masking, MaskKey
+from boundary.secagg.masks import AES_BLOCK, PIECE_BYTES, Masking
 from boundary.secagg.ring import Encoding, exponent_for
+from boundary.secagg.secrets import MaskKey
 from silo_agent.vector import THREADS, write_masked, write_vector
 
 Ring = Literal[16, 32]

@@ -28,7 +28,8 @@ from boundary.secagg import context as context_digests
 from boundary.secagg import ring, secrets, shamir
 from boundary.secagg.encoding import Quantiser, encode_numbers
 from boundary.secagg.graph import thresholds
-from boundary.secagg.masks import Masking, MaskKey, apply_everywhere
+from boundary.secagg.masks import Masking, apply_everywhere
+from boundary.secagg.secrets import MaskKey
 from boundary.secagg.selection import selected
 from boundary.version import ProtocolRange
 from compliance import trail

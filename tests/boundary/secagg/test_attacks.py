@@ -20,8 +20,9 @@ from boundary.secagg import shamir
 from boundary.secagg.context import binding
 from boundary.secagg.errors import BadShares, KeyReused, ResultSpent, SplitView
 from boundary.secagg.hospital import HospitalSession, Part, Revealed
-from boundary.secagg.masks import Masking, MaskKey, apply_everywhere
+from boundary.secagg.masks import Masking, apply_everywhere
 from boundary.secagg.secrets import (
+    MaskKey,
     mask_key_pair,
     pair_key,
     pair_secret,

@@ -13,7 +13,8 @@ from boundary.errors import CallerFault
 from boundary.secagg import graph, shamir
 from boundary.secagg.errors import BadShares
 from boundary.secagg.graph import chooses_mask, neighbours, thresholds
-from boundary.secagg.masks import BLOCK, PIECE_BYTES, Masking, MaskKey, apply_everywhere
+from boundary.secagg.masks import BLOCK, PIECE_BYTES, Masking, apply_everywhere
+from boundary.secagg.secrets import MaskKey
 from infra.cohort import entropy_of
 
 RINGS = st.sampled_from([16, 32])

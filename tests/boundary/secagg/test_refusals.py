@@ -18,10 +18,11 @@ from boundary.secagg import shamir
 from boundary.secagg.context import binding
 from boundary.secagg.errors import BadShares
 from boundary.secagg.hospital import Dealt, HospitalSession, Part, Revealed, Turn
-from boundary.secagg.masks import Masking, MaskKey
+from boundary.secagg.masks import Masking
 from boundary.secagg.opening import Opening
 from boundary.secagg.secrets import (
     Announcement,
+    MaskKey,
     share_digest,
 )
 from infra.cohort import Cohort, digest_of, flipped

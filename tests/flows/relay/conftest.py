@@ -82,14 +82,16 @@ class Relay:
             )
         until = time.monotonic() + _START_SECONDS
         while time.monotonic() < until:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 0.2).close()
-            except OSError:
-                assert self.process.poll() is None, self.log
-                time.sleep(0.05)
-            else:
+            if self.listens():
                 return
+            assert self.process.poll() is None, self.log
+            time.sleep(0.05)
         raise TimeoutError(self.log)
+
+    def listens(self) -> bool:
+        with socket.socket() as probe:
+            probe.settimeout(0.2)
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         process, self.process = self.process, None
@@ -98,6 +100,8 @@ class Relay:
         if how is signal.SIGKILL:
             with contextlib.suppress(ProcessLookupError):  # it ended by itself
                 os.killpg(process.pid, how)
+            while self.listens():  # its workers share the port and may outlive it by a moment
+                time.sleep(0.02)
         else:
             process.send_signal(how)
         return process.wait(20)
