@@ -34,6 +34,7 @@ from flows.store import rounds as stored_rounds
 from flows.store.database import reading
 from flows.store.studies import DrivenElsewhere, StudyUnknown, find
 
+_LOOSE_ENDS_SECONDS = 1.0
 CONSENT_SECONDS = 120.0  # how long a run waits for stewards who have not answered yet
 _PROGRESS_SECONDS = 30.0  # between log lines about a hospital at work: SQLite under Prefect dislikes more
 
@@ -245,15 +246,18 @@ async def _collect(work: RoundWork, phase: Phase, model: BlobRef) -> Gathered:
     begun = monotonic()
     async with work.collecting(phase, model) as masked:
         token = _watch.set(masked.watch)
+        waiting = asyncio.gather(*[_each(hospital, f"{silo} · {phase}", silo) for silo in work.consenting])
         try:
-            waiting = asyncio.gather(*[_each(hospital, f"{silo} · {phase}", silo) for silo in work.consenting])
             await masked.close_cohort()
             closed = monotonic()
-            await waiting
+            # they end with the decision; one of an earlier run may have left out a hospital that is alive again
+            await asyncio.wait({waiting}, timeout=_LOOSE_ENDS_SECONDS)
             for name, act in masked.steps.items():
                 await _step(f"{phase} · {name}", act)
+            await waiting
         finally:
             _watch.reset(token)
+            waiting.cancel()  # changes nothing for those that are through
     assert masked.decision is not None  # noqa: S101 - the cohort was closed above
     return Gathered(masked, masked.decision, closed - begun, monotonic() - closed)
 
@@ -262,38 +266,44 @@ async def _step(name: str, act: Callable[[], Awaitable[None]]) -> None:
     """Run one step as a task that shows who is missing. Raises `CollectionFailed`."""
     failures: list[CollectionFailed] = []
 
-    async def run() -> None:
+    async def run() -> bool:
         try:
             await act()
         except CollectionFailed as failed:
             failures.append(failed)
+        return not failures
 
-    token = _job.set(run)
+    token = _act.set(run)
     try:
         shown: Any = step.with_options(task_run_name=name)
         await shown(return_state=True)
     finally:
-        _job.reset(token)
+        _act.reset(token)
     if failures:
         raise failures[0]
+
+
+_act: ContextVar[Callable[[], Awaitable[bool]]] = ContextVar("act")
 
 
 @task(name="step", cache_policy=NO_CACHE, persist_result=False)
 async def step() -> State_:
     """One step of the masked sum. While it waits, it says for whom."""
     watch, log = _watch.get(), get_run_logger()
-    doing = asyncio.ensure_future(_job.get()())
+    doing = asyncio.ensure_future(_act.get()())
     while not doing.done():
         await asyncio.wait({doing}, timeout=_PROGRESS_SECONDS)
         if not doing.done():
             log.info("waiting for %s", ", ".join(sorted(watch.view.outstanding)) or "the last answers")
-    await doing
+    is_through, there = await doing, len(watch.view.answered)
     missing = ", ".join(f"{silo} ({code})" for silo, code in watch.absences.items())
-    if len(watch.view.answered) < watch.view.needed:
-        return Failed(name="TooFew", message=f"{len(watch.view.answered)} of {watch.view.needed} needed; not {missing}")
+    if not is_through:
+        return Failed(name="TooFew", message=f"{there} of {watch.view.needed} needed; not {missing}")
+    if there == 0:
+        return Completed(name="Found", message="decided by an earlier run of this flow")
     if missing:
-        return Completed(name="Without", message=f"{len(watch.view.answered)} hospitals; without {missing}")
-    return Completed(message=f"all {len(watch.view.answered)} hospitals")
+        return Completed(name="Without", message=f"{there} hospitals; without {missing}")
+    return Completed(message=f"all {there} hospitals")
 
 
 def _each(what: Any, name: str, silo: str) -> Awaitable[State_]:

@@ -12,9 +12,11 @@ import pytest
 from numpy.typing import NDArray
 
 from boundary.messages import Collection
+from flows.driver import StudyDriver
 from flows.store import rounds
 from flows.store.database import reading
 from infra.driving import PARAMETERS, work_of
+from infra.driving import run as drive
 from infra.federation import SimulatedFederation, SimulatedHospital, make_federation
 from models.metrics import MetricLayout, measure
 
@@ -155,6 +157,29 @@ def test_a_step_with_too_few_says_how_many_and_the_next_attempt_goes_through(fed
     first, second = said_by_task("train · masked vectors", federation)
     assert first == ("TooFew", "2 of 3 needed; not h3 (KEYS_LOST), h4 (KEYS_LOST)")
     assert second == ("Completed", "all 4 hospitals")
+
+
+def test_a_run_goes_on_behind_what_an_earlier_one_decided(
+    tmp_path: Path, prefect: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when a hospital that the cohort was closed without gives signs of life again: nobody waits for it."""
+    works = {f"h{n}": work for n in (1, 2, 3, 4)}
+    made = make_federation(tmp_path / "home", works, rounds=3, ready_minutes=30.0)
+    monkeypatch.setenv("WARDROUND_HOME", str(tmp_path / "home"))
+
+    async def die(driver: StudyDriver) -> None:
+        made.hospitals["h4"].silence()
+        opened = driver.open_round(1)
+        async with opened.collecting("train", opened.model_in) as masked:
+            await masked.close_cohort()
+            await masked.route_shares()
+
+    drive(made, die)
+    made.hospitals["h4"].speak()
+    assert run(made, count=1).name == "RoundsDone"
+    ((state, _),) = said_by_task("train · keys shared", made)
+    assert state in {"Found", "Completed"}  # the watch may or may not have looked before the step was over
+    assert said_by_task("train · masked vectors", made) == [("Completed", "all 3 hospitals")]
 
 
 def said_by_task(name: str, federation: SimulatedFederation) -> list[tuple[str, str]]:
