@@ -80,6 +80,7 @@ class SimulatedHospital:
 
     def _open(self) -> None:
         self.journal = Journal(self.folder.journal, self.silo)
+        self.journal._db.execute("PRAGMA synchronous=OFF")  # noqa: SLF001 - nobody pulls the plug of a simulation
         self.outbound = Outbound(self.silo, self.key, self.journal, self.coordinator.now, secrets.token_bytes, "0")
         self.sums = Sums(self.journal, self.outbound, self.own, secrets.token_bytes, 3)
         self.mailroom = Mailroom(self.journal, self.outbound, self.sums, self.folder, self.own, lambda _: None)
