@@ -6,7 +6,7 @@ the checkpoints and the witnesses over exactly these leaves are the evidence iss
 """
 
 from datetime import datetime
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -25,11 +25,13 @@ from boundary.names import (
     parse_timestamp,
     timestamp,
 )
+from compliance.privacy import Delta, PrivacyEvent
 
 LEAF_VERSION = 1
 
 
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{4}( [0-9a-f]{4}){15}$")]
+Epsilon = Annotated[float, Field(ge=0, lt=2**53)]
 
 
 class Event(Frozen):
@@ -238,6 +240,39 @@ class SumOpened(Event):
     surviving: Silos
 
 
+class BudgetReserved(Event):
+    """The hospital spent this release on its patients before training for it; the epsilons are those after it."""
+
+    event: ClassVar[str] = "budget-reserved"
+    study: StudyId
+    round: RoundNumber
+    release: PrivacyEvent
+    epsilon_study: Epsilon
+    delta_study: Delta
+    epsilon_lifetime: Epsilon
+    delta_lifetime: Delta
+
+
+class BudgetCommitted(Event):
+    """The noisy result of a reserved release is kept and may leave."""
+
+    event: ClassVar[str] = "budget-committed"
+    study: StudyId
+    round: RoundNumber
+    release: PrivacyEvent
+
+
+class BudgetRefused(Event):
+    """A release would have passed a cap: the epsilon it would have come to, and what the cap still held."""
+
+    event: ClassVar[str] = "budget-refused"
+    study: StudyId
+    round: RoundNumber
+    cap: Literal["study", "lifetime"]
+    asked: Epsilon
+    left: Epsilon
+
+
 AnyEvent = (
     HospitalInvited
     | EnrolmentAsked
@@ -259,6 +294,9 @@ AnyEvent = (
     | SurvivorsAgreed
     | UnmaskingHelped
     | SumOpened
+    | BudgetReserved
+    | BudgetCommitted
+    | BudgetRefused
 )
 
 EVENTS: dict[str, type[AnyEvent]] = {kind.event: kind for kind in AnyEvent.__args__}

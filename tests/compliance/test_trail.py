@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 
 from boundary.canonical import canonical_bytes
 from boundary.errors import BoundaryError, CallerFault, MalformedMessage
+from compliance.privacy import PoissonGaussian
 from compliance.trail import EVENTS, LEAF_VERSION, AnyEvent, Event, Leaf, leaf_bytes, read_leaf
 
 DIGESTS = st.binary(min_size=32, max_size=32).map(lambda raw: "sha256:" + raw.hex())
 SILOS = st.lists(st.sampled_from(("charite", "st-olavs", "ucl")), max_size=3, unique=True).map(tuple)
 COUNTS = st.integers(1, 2**53 - 1)
+EPSILONS = st.floats(0, 2**53 - 1)
+DELTAS = st.floats(0, 1, exclude_min=True, exclude_max=True)
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "silo": st.sampled_from(("charite", "3", "a" * 40)),
     "fingerprint": st.binary(min_size=32, max_size=32).map(lambda raw: raw.hex(" ", 2)),
@@ -46,6 +49,19 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "lost": SILOS,
     "vector": DIGESTS,
     "size": COUNTS,
+    "release": st.builds(
+        PoissonGaussian,
+        noise_multiplier=st.floats(0.01, 1e6),
+        sampling_rate=st.floats(0, 1, exclude_min=True),
+        steps=st.integers(1, 10**9),
+    ),
+    "epsilon_study": EPSILONS,
+    "epsilon_lifetime": EPSILONS,
+    "delta_study": DELTAS,
+    "delta_lifetime": DELTAS,
+    "cap": st.sampled_from(("study", "lifetime")),
+    "asked": EPSILONS,
+    "left": EPSILONS,
 }
 
 
@@ -92,6 +108,13 @@ def with_data(fed: ModuleType, **changes: Any) -> bytes:
     return changed(fed, data=data | changes)
 
 
+def with_release(fed: ModuleType, **changes: Any) -> bytes:
+    leaf = json.loads(fed.leaf(fed.events()["budget-committed"]))
+    release = leaf["data"]["release"] | changes
+    leaf["data"]["release"] = {key: value for key, value in release.items() if value is not None}
+    return canonical_bytes(leaf)
+
+
 REFUSED: dict[str, Callable[[ModuleType], bytes]] = {
     "empty": lambda _: b"",
     "no JSON": lambda _: b"round closed",
@@ -119,6 +142,13 @@ REFUSED: dict[str, Callable[[ModuleType], bytes]] = {
     "a hospital called coordinator": lambda fed: with_data(fed, absent=["coordinator"]),
     "hospitals that are no list": lambda fed: with_data(fed, absent="ucl"),
     "a model without its digest": lambda fed: with_data(fed, model_out="the new one"),
+    "a release of an unknown mechanism": lambda fed: with_release(fed, mechanism="laplace"),
+    "a release per image": lambda fed: with_release(fed, unit="image"),
+    "a release without its mechanism": lambda fed: with_release(fed, mechanism=None),
+    "a release with a note": lambda fed: with_release(fed, note="patient 17"),
+    "a release that is no object": lambda fed: changed(
+        fed, event="budget-committed", data={"study": "ct-contrast-0123abcd", "round": 1, "release": "laplace"}
+    ),
 }
 
 

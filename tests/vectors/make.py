@@ -33,7 +33,22 @@ from boundary.secagg.secrets import MaskKey
 from boundary.secagg.selection import selected
 from boundary.version import ProtocolRange
 from compliance import trail
-from infra.golden import NOW, SILOS, approval, card, key, plan, plan_toml, roster, sha, study, unsealing
+from compliance.privacy import PoissonGaussian
+from infra.golden import (
+    NOW,
+    SILOS,
+    approval,
+    card,
+    key,
+    plan,
+    plan_toml,
+    private_plan,
+    private_toml,
+    roster,
+    sha,
+    study,
+    unsealing,
+)
 from infra.golden_messages import SURVIVING, envelope, messages, work_order
 
 FOLDER = Path(__file__).parent
@@ -43,9 +58,17 @@ SECRET = bytes(range(32))
 DEFAULTED = {
     "retain_years", "initial_seed", "normalise", "column", "minimum_per_class", "max_images_per_patient",
     "min_patients", "max_excluded_share", "holdout_share", "strategy", "local_epochs", "max_steps", "batch_size",
-    "optimizer", "learning_rate", "weighting", "mechanism", "quorum", "ready_minutes", "step_minutes", "attempts",
-    "ring", "delta_bound", "max_weight", "random_share", "error_feedback", "lost_after_seconds", "max_model_norm",
+    "optimizer", "learning_rate", "proximal", "weighting", "mechanism", "quorum", "ready_minutes", "step_minutes",
+    "attempts", "ring", "delta_bound", "max_weight", "random_share", "error_feedback", "lost_after_seconds",
+    "max_model_norm",
 }  # fmt: skip
+DEFAULTED_IN_A_GUARANTEE = (DEFAULTED - {"mechanism", "weighting"}) | {
+    "clip", "patients_per_step", "steps", "images_per_patient",
+}  # fmt: skip
+PRIVATE = {
+    "with an epsilon": private_toml(),
+    "with a noise multiplier": private_toml("noise_multiplier = 1.5"),
+}
 
 
 @cache
@@ -53,6 +76,7 @@ def events() -> dict[str, trail.AnyEvent]:
     """One audit event of every kind."""
     fingerprint = key("st-olavs").public.fingerprint
     at: dict[str, Any] = {"study": study(), "round": 2, "phase": "train"}
+    release = PoissonGaussian(noise_multiplier=1.5, sampling_rate=0.05, steps=20)
     all_of_them: list[trail.AnyEvent] = [
         trail.HospitalInvited(silo="st-olavs"),
         trail.EnrolmentAsked(silo="st-olavs", fingerprint=fingerprint),
@@ -83,6 +107,17 @@ def events() -> dict[str, trail.AnyEvent]:
         trail.SurvivorsAgreed(**at, attempt=1, survivors=sha("survivors")),
         trail.UnmaskingHelped(**at, attempt=1, survivors=sha("survivors"), surviving=SURVIVING, lost=("ucl",)),
         trail.SumOpened(**at, attempt=1, survivors=sha("survivors"), surviving=SURVIVING),
+        trail.BudgetReserved(
+            study=study(),
+            round=2,
+            release=release,
+            epsilon_study=1.25,
+            delta_study=1e-5,
+            epsilon_lifetime=2.5,
+            delta_lifetime=1e-6,
+        ),
+        trail.BudgetCommitted(study=study(), round=2, release=release),
+        trail.BudgetRefused(study=study(), round=2, cap="lifetime", asked=8.125, left=0.5),
     ]
     return {event.event: event for event in all_of_them}
 
@@ -157,13 +192,18 @@ def _rosters() -> Any:
 
 def _plan() -> Any:
     """The whole plan, and the shortest one: a default is as much of a digest as what is written."""
-    shortest = "".join(line for line in plan_toml().splitlines(keepends=True) if line.split(" = ")[0] not in DEFAULTED)
-    return {
-        "toml": plan_toml(),
-        "study": study(),
-        **_text(to_json(plan())),
-        "shortest": {"toml": shortest, **_text(to_json(plan_from_toml(shortest)))},
-    }
+    shortest = _without(plan_toml(), DEFAULTED).replace("[privacy]\n", "")
+    private = {name: _read(toml) for name, toml in PRIVATE.items()}
+    private["shortest"] = _read(_without(private_toml(), DEFAULTED_IN_A_GUARANTEE))
+    return {**_read(plan_toml()), "study": study(), "shortest": _read(shortest), "private": private}
+
+
+def _without(toml: str, keys: set[str]) -> str:
+    return "".join(line for line in toml.splitlines(keepends=True) if line.split(" = ")[0] not in keys)
+
+
+def _read(toml: str) -> dict[str, str]:
+    return {"toml": toml, **_text(to_json(plan_from_toml(toml)))}
 
 
 def _request() -> Any:
@@ -194,6 +234,7 @@ def _tensors() -> Any:
         "vector": base64.b64encode(vector.astype("<f4").tobytes()).decode(),
         "safetensors": base64.b64encode(tensors.pack(vector, manifest)).decode(),
         "layout": {phase: layout_for(phase, parameters=9, metrics=5).model_dump() for phase in PHASES},
+        "private layout": layout_for("train", parameters=9, metrics=5, bands=private_plan().bands).model_dump(),
     }
 
 

@@ -83,6 +83,17 @@ def test_the_stored_plan_has_its_digest_from_toml_and_from_json() -> None:
     assert digest_of(plan_from_toml(vector["shortest"]["toml"])) == vector["shortest"]["digest"] != vector["digest"]
 
 
+def test_the_stored_plans_with_a_guarantee_have_their_digests_from_toml_and_from_json() -> None:
+    vectors = stored("plan.json")["private"]
+    for vector in vectors.values():
+        plan = plan_from_toml(vector["toml"])
+        assert parse_plan(json.loads(vector["text"])) == plan
+        assert digest_of(plan) == vector["digest"] == digest(vector["text"].encode())
+        assert plan.privacy.mechanism == "patient-dp"
+    assert plan_from_toml(vectors["with an epsilon"]["toml"]) == make.private_plan()
+    assert len({vector["digest"] for vector in vectors.values()}) == len(vectors) == 3
+
+
 def test_the_stored_requests_verify() -> None:
     vector = stored("request.json")
     signer: PublicIdentity = make.key("st-olavs").public
