@@ -65,12 +65,14 @@ class VectorLayout(Frozen):
         raise CallerFault(f"the vector has no section {name!r}")
 
 
-def layout_for(phase: Phase, *, parameters: int, metrics: int) -> VectorLayout:
+def layout_for(phase: Phase, *, parameters: int, metrics: int, bands: int = 0) -> VectorLayout:
     """Give the layout of a phase, for a model with `parameters` weights and `metrics` additive metrics.
 
     statistics: the number of training images, the sums of their mean intensities and of their mean squared ones, and
     (`metrics` counts) how many there are of each class. train: the summed training loss, the number of images it is
-    over, the weight, how many weights had to be clipped; then the weighted delta. evaluate: the additive metrics of
+    over, the weight, how many weights had to be clipped; then the weighted delta. With a guarantee per patient (`bands`
+    is not 0) neither loss nor images, which no noise covers, but a 1 in each band of epsilon that the hospital has not
+    reached (`boundary.guarantee.EPSILON_BANDS`). evaluate: the additive metrics of
     `models.metrics`.
     """
     match phase:
@@ -81,7 +83,9 @@ def layout_for(phase: Phase, *, parameters: int, metrics: int) -> VectorLayout:
         case "evaluate":
             return VectorLayout(sections=(Section(name="metrics", size=metrics),), weights=0)
         case "train":
-            names = ("loss_sum", "images", "weight", "clipped")
-            return VectorLayout(sections=tuple(Section(name=name, size=1) for name in names), weights=parameters)
+            names = ("weight", "clipped") if bands else ("loss_sum", "images", "weight", "clipped")
+            counted = (Section(name="bands", size=bands),) if bands else ()
+            sections = (*(Section(name=name, size=1) for name in names), *counted)
+            return VectorLayout(sections=sections, weights=parameters)
         case _:
             assert_never(phase)

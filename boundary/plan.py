@@ -13,12 +13,18 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Va
 
 from boundary.canonical import Digest, canonical_bytes, digest
 from boundary.errors import InvalidPlan, MalformedMessage
+from boundary.guarantee import EPSILON_BANDS, MECHANISMS, NoPrivacy, Privacy
 from boundary.identity import PublicIdentity
 from boundary.names import Frozen, SiloId, StudyName, VersionOne, list_in, whole
 
 SMALLEST_COHORT = 3  # hospitals in one sum; two could subtract themselves from it (secure-aggregation.md)
 MAX_HOSPITALS = 200
 MAX_PLAN_BYTES = 512 * 1024
+_REASONS = {
+    "extra_forbidden": "unknown key",
+    "union_tag_not_found": f"say mechanism, one of {', '.join(MECHANISMS)}",
+    "union_tag_invalid": f"the mechanism is none of {', '.join(MECHANISMS)}",
+}
 _JOINERS = "\u200c\u200d"  # the only invisible characters that some scripts are written with
 
 
@@ -159,7 +165,12 @@ class Dataset(Frozen):
 
 
 class Training(Frozen):
-    """What happens between two global models. The seed is for initialisation and shuffling only."""
+    """What happens between two global models. The seed is for initialisation and shuffling only.
+
+    With a guarantee per patient (`PatientPrivacy`) a round is its `steps`, not epochs, and `batch_size` does not apply.
+    `proximal` is the strength of FedProx's pull towards the round's model. A hospital's weight in the sum is its number
+    of training images or patients, 1, or what it declares as its most patients, which is public.
+    """
 
     strategy: Literal["fedavg"] = "fedavg"
     rounds: Annotated[int, Field(ge=1, le=10_000)]
@@ -168,13 +179,8 @@ class Training(Frozen):
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
-    weighting: Literal["images", "patients", "equal"] = "images"
-
-
-class Privacy(Frozen):
-    """The guarantee per patient. `none` says in plain words that there is none."""
-
-    mechanism: Literal["none"] = "none"
+    proximal: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    weighting: Literal["images", "patients", "equal", "declared"] = "images"
 
 
 class Aggregation(Frozen):
@@ -227,7 +233,7 @@ class StudyPlan(Frozen):
     labels: Labels
     dataset: Dataset
     training: Training
-    privacy: Privacy = Privacy()
+    privacy: Privacy = NoPrivacy()
     aggregation: Aggregation = Aggregation()
 
     @model_validator(mode="after")
@@ -241,9 +247,16 @@ class StudyPlan(Frozen):
             raise ValueError(
                 "aggregation.error_feedback: what is carried from round to round is not covered by privacy noise"
             )
+        if self.privacy.mechanism != "none" and self.training.weighting in {"images", "patients"}:
+            raise ValueError("training.weighting: a true count is not covered by privacy noise; take equal or declared")
         if self.aggregation.quorum > len(silos):
             raise ValueError("aggregation.quorum: more than there are hospitals")
         return self
+
+    @property
+    def bands(self) -> int:
+        """How many bands of epsilon a training reports; 0 without a guarantee."""
+        return 0 if self.privacy.mechanism == "none" else len(EPSILON_BANDS)
 
     @property
     def label(self) -> str:
@@ -300,6 +313,6 @@ def _explain(why: ValidationError) -> list[str]:
     lines = []
     for error in why.errors(include_url=False, include_input=False):
         place = ".".join(str(part) for part in error["loc"]) or "the plan"
-        reason = "unknown key" if error["type"] == "extra_forbidden" else error["msg"]
+        reason = _REASONS.get(error["type"], error["msg"])
         lines.append(f"{place}: {reason.removeprefix('Value error, ')}")
     return lines
