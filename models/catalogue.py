@@ -1,9 +1,9 @@
 """The closed catalogue of networks that a plan may name. A published version never changes: a change is another one.
 
 All take one channel of 2-D images, float32 [n, 1, h, w] in [0, 1], and answer logits, float32 [n, classes].
-All normalise by groups: batch statistics would mix patients and would have to be shared beside the weights.
+All normalise each image by itself: batch statistics would mix patients and would have to be shared beside the weights.
 
-Reading the catalogue is cheap. `build` imports torch and MONAI (seconds), through `models.networks`.
+Reading the catalogue is cheap. `build` imports torch and MONAI (seconds).
 """
 
 from collections.abc import Callable
@@ -15,6 +15,12 @@ from models.errors import InputTooSmall, UnknownModel
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+def _cnn_small(classes: int) -> "nn.Module":
+    from models.networks import convolutions
+
+    return convolutions(classes, channels=(16, 32, 32), groups=4)
 
 
 def _densenet_small(classes: int) -> "nn.Module":
@@ -35,6 +41,12 @@ def _resnet18(classes: int) -> "nn.Module":
     return resnet(classes, layers=(2, 2, 2, 2), groups=32)
 
 
+def _vit_small(classes: int) -> "nn.Module":
+    from models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(classes, patch=16, width=192, depth=6, heads=3)
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One network in one version. `smallest_side` is in pixels; `parameters` counts them for two classes."""
@@ -52,11 +64,14 @@ class Entry:
         return f"{self.name} v{self.version}"
 
 
-# smallest_side is the total stride: at that size the last feature map is one pixel, below it is padding or nothing.
+# smallest_side is the total stride, or the patch: at that size the last feature map is one pixel, below it is padding
+# or nothing.
 _ENTRIES = (
+    Entry("cnn-small", 1, "Three convolutions, for studies with a guarantee per patient", 16, 15_234, _cnn_small),
     Entry("densenet-small", 1, "DenseNet of 7 layers, for trials and small cohorts", 16, 96_850, _densenet_small),
     Entry("densenet121", 1, "DenseNet-121 (Huang et al. 2017)", 32, 6_949_634, _densenet121),
     Entry("resnet18", 1, "ResNet-18 (He et al. 2016), projection shortcuts", 32, 11_171_266, _resnet18),
+    Entry("vit-small", 1, "Vision transformer of 6 layers, patches of 16 x 16", 16, 2_719_298, _vit_small),
 )
 
 

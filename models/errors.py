@@ -40,6 +40,56 @@ class WrongTensors(ModelError):
     code = "WRONG_TENSORS"
 
 
+class UnfitNetwork(ModelError):
+    """A network, or a layer of it, cannot have its gradients taken sample by sample."""
+
+    code = "UNFIT_NETWORK"
+
+    def __init__(self, place: str, kind: str, reason: str) -> None:
+        super().__init__(f"{place or 'the network'} ({kind}): {reason}")
+        self.place, self.kind, self.reason = place, kind, reason
+
+
+class SamplesMix(ModelError):
+    """A network's answer to a sample depends on what is beside it in the batch, or on chance."""
+
+    code = "SAMPLES_MIX"
+
+    def __init__(self, change: float) -> None:
+        super().__init__(f"the answer to a sample changes by {change:.2g} of itself with another sample beside it")
+        self.change = change
+
+
+class GradientsDiffer(ModelError):
+    """A sample's gradient by Opacus' hooks is not that of the sample alone."""
+
+    code = "GRADIENTS_DIFFER"
+
+    def __init__(self, parameter: str, error: float) -> None:
+        super().__init__(f"{parameter}: a sample's gradient by hooks is wrong by {error:.2g} of itself")
+        self.parameter, self.error = parameter, error
+
+
+class WithoutGradient(ModelError):
+    """Parameters that are to be trained but that the network does not use."""
+
+    code = "WITHOUT_GRADIENT"
+
+    def __init__(self, parameters: tuple[str, ...]) -> None:
+        super().__init__(f"no gradient reaches {', '.join(parameters)}")
+        self.parameters = parameters
+
+
+class LossMixesSamples(ModelError):
+    """A loss that is neither the mean nor the sum of its samples' own: no sample has a gradient to be clipped."""
+
+    code = "LOSS_MIXES_SAMPLES"
+
+    def __init__(self, loss: str, reason: str) -> None:
+        super().__init__(f"{loss}: {reason}")
+        self.loss, self.reason = loss, reason
+
+
 class NoImages(ModelError):
     """Nothing to train on, or a sum over no image at all."""
 

@@ -1,30 +1,20 @@
 """MONAI's classifiers, made fit for federated and per-patient private training. Only `catalogue.build` imports this.
 
-MONAI 1.6.1 as shipped does three things that per-sample gradients (Opacus hooks) cannot bear:
-
-- BatchNorm mixes the samples of a batch. We put GroupNorm (Wu & He 2018) in its place. `ResNet(norm=...)` is no
-  way to ask for it, MONAI does not hand the argument to the blocks.
-- Activations run in place and overwrite what a hook still needs.
-- `ResNetBlock.forward` adds with `out += residual`, in place. `ResidualBlock` below adds out of place.
-
-And one that harms any training: ResNet's shortcut type A reads `out.data`, which cuts the gradient of the shortcut.
+What makes them fit is in `models.private.prepare`. Two more things are ours to choose: `ResNet(norm=...)` is no way to
+ask for another normalisation, MONAI does not hand the argument to the blocks. And ResNet's shortcut type A reads
+`out.data`, which cuts the gradient of the shortcut and harms any training.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
+from monai.networks.blocks import Convolution
 from monai.networks.nets import DenseNet, ResNet
-from monai.networks.nets.resnet import ResNetBlock
 from torch import Tensor, nn
 
+from models.private.prepare import prepare
 
-class ResidualBlock(ResNetBlock):  # type: ignore[misc]  # MONAI has no types
-    """MONAI's basic block, same parameters and values, without its in-place addition."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        residual = x if self.downsample is None else self.downsample(x)
-        out = self.bn2(self.conv2(self.act(self.bn1(self.conv1(x)))))
-        answer: Tensor = self.act(out + residual)
-        return answer
+_GRID = 4
 
 
 class Normalised(nn.Module):
@@ -37,6 +27,19 @@ class Normalised(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         answer: Tensor = self.network((x - self.mean) / self.deviation)
         return answer
+
+
+def convolutions(classes: int, *, channels: Sequence[int], groups: int) -> nn.Module:
+    """Strided convolutions and one linear layer on a grid of 4 x 4: few parameters, for noise grows with their number.
+
+    float32 [n, 1, h, w] -> [n, classes]; total stride 2^len(channels).
+    """
+    layers: list[nn.Module] = [
+        Convolution(2, before, after, strides=2, kernel_size=3, act="RELU", norm=("GROUP", {"num_groups": groups}))
+        for before, after in pairwise((1, *channels))
+    ]
+    head = nn.Linear(_GRID * _GRID * channels[-1], classes)
+    return prepare(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(_GRID), nn.Flatten(), head), groups)
 
 
 def densenet(
@@ -58,7 +61,7 @@ def densenet(
         block_config=block_config,
         bn_size=bn_size,
     )
-    return _sample_by_sample(network, groups)
+    return prepare(network, groups)
 
 
 def resnet(classes: int, *, layers: Sequence[int], groups: int) -> nn.Module:
@@ -67,7 +70,7 @@ def resnet(classes: int, *, layers: Sequence[int], groups: int) -> nn.Module:
     The first convolution has stride 2 as in the paper; MONAI's default of 1 is for small volumes.
     """
     network = ResNet(
-        block=ResidualBlock,
+        block="basic",
         layers=list(layers),
         block_inplanes=[64, 128, 256, 512],
         spatial_dims=2,
@@ -77,15 +80,4 @@ def resnet(classes: int, *, layers: Sequence[int], groups: int) -> nn.Module:
         bias_downsample=False,
         num_classes=classes,
     )
-    return _sample_by_sample(network, groups)
-
-
-def _sample_by_sample(network: nn.Module, groups: int) -> nn.Module:
-    """Make every layer treat each sample alone and leave its input as it is."""
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.BatchNorm2d):
-                setattr(module, name, nn.GroupNorm(groups, child.num_features))
-        if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]
-    return network
+    return prepare(network, groups)

@@ -18,6 +18,9 @@ Tensors = dict[str, NDArray[np.float32]]
 def to_tensors(module: nn.Module) -> Tensors:
     """Copy all parameters to float32 C-contiguous arrays on the CPU, by name.
 
+    Frozen ones too (a table of positions, say): who builds the network anew has not drawn the same, and whether
+    something is trained must not decide what a model consists of. What they change by in a round is exactly zero.
+
     Raises `UnsharedState` if the module has a floating-point buffer (BatchNorm's running statistics), which
     would be lost, or a parameter that is not float32, which would be rounded.
     """

@@ -1,7 +1,18 @@
 from inspect import isclass
 
 from models import errors
-from models.errors import InputTooSmall, ModelError, NonFiniteLoss, TrainingCancelled, UnknownModel
+from models.errors import (
+    GradientsDiffer,
+    InputTooSmall,
+    LossMixesSamples,
+    ModelError,
+    NonFiniteLoss,
+    SamplesMix,
+    TrainingCancelled,
+    UnfitNetwork,
+    UnknownModel,
+    WithoutGradient,
+)
 
 
 def test_every_error_has_a_code_of_its_own() -> None:
@@ -18,3 +29,13 @@ def test_errors_carry_data_and_a_sentence() -> None:
     assert str(small) == "resnet18 v1 needs 32 x 32 pixels or more, the plan has 16 x 64"
     assert NonFiniteLoss(3).step == 3
     assert TrainingCancelled(4).steps == 4
+
+
+def test_errors_about_gradients_say_where_and_how_much() -> None:
+    unfit = UnfitNetwork("layers.0", "BatchNorm2d", "statistics of the batch mix samples")
+    assert str(unfit) == "layers.0 (BatchNorm2d): statistics of the batch mix samples"
+    assert str(UnfitNetwork("", "ViT", "no tensor")) == "the network (ViT): no tensor"
+    assert str(SamplesMix(0.25)) == "the answer to a sample changes by 0.25 of itself with another sample beside it"
+    assert str(GradientsDiffer("fc.bias", 2e-3)) == "fc.bias: a sample's gradient by hooks is wrong by 0.002 of itself"
+    assert str(WithoutGradient(("a.weight", "a.bias"))) == "no gradient reaches a.weight, a.bias"
+    assert str(LossMixesSamples("DiceLoss", "batch=True")) == "DiceLoss: batch=True"

@@ -18,6 +18,7 @@ MANIFESTS = {
     "densenet-small": "sha256:243f93a9b60142c0def647e64cf7c9aae9f1fa1445aefa31dd004ccee75c617a",
     "densenet121": "sha256:24eedde1e94e77c682dde9108c65627fd0070974aff8feafa8c4d4a103051ce4",
     "resnet18": "sha256:56c89a0ea8859c7f7bdefa02abd927a21febc3e7f26e7ce51c71de1b988d8ed0",
+    "vit-small": "sha256:684d71307417fbc0eee6bf8357b42550411f99db680b0a6894dbda207eae18f8",
 }
 
 
@@ -38,6 +39,15 @@ def test_a_network_survives_the_flat_vector_and_back() -> None:
     images = torch.rand(2, 1, 16, 16)
     with torch.no_grad():
         assert torch.equal(sender(images), receiver(images))
+
+
+def test_frozen_parameters_are_part_of_the_model_and_stay_frozen() -> None:
+    sender, receiver = nn.Linear(2, 2), nn.Linear(2, 2)
+    receiver.weight.requires_grad = False
+    assert to_tensors(receiver).keys() == {"weight", "bias"}
+    load_tensors(receiver, to_tensors(sender))
+    assert torch.equal(receiver.weight, sender.weight)
+    assert not receiver.weight.requires_grad
 
 
 def test_loading_keeps_no_hold_on_the_arrays() -> None:

@@ -1,0 +1,107 @@
+"""Attacks a training to see what it gives away: many models, each with a random half of the canaries in its data.
+
+Membership inference as in LiRA (Carlini et al. 2022, "Membership inference attacks from first principles"): a canary
+is a patient with a wrong label, which only a model that was trained on it has reason to believe. Whether it was in a
+model's data is judged by the likelihood ratio of the model's confidence, learned from the *other* models.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from models.private.keystream import KeyStream
+from models.training import LocalData
+
+Scores = NDArray[np.float64]
+Members = NDArray[np.bool_]
+_LEAST_DEVIATION = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Attack:
+    """`scores` [models, canaries]: how sure it is that the canary was in; `members`, the same shape: whether it was."""
+
+    scores: Scores
+    members: Members
+
+    def guesses(self, share: float) -> tuple[int, int]:
+        """Guess of each model's canaries the surest `share` in, as many out, and abstain from the rest: (right, made).
+
+        The share is given beforehand: choosing it by the outcome would spoil the bound.
+        """
+        right = made = 0
+        for scores, members in zip(self.scores, self.members, strict=True):
+            each = max(1, round(share * len(scores) / 2))
+            order = np.argsort(scores)
+            right += int(members[order[-each:]].sum()) + int((~members[order[:each]]).sum())
+            made += 2 * each
+        return right, made
+
+
+def with_canaries(data: LocalData, count: int, classes: int) -> tuple[LocalData, NDArray[np.int64]]:
+    """Give the first `count` patients wrong labels; also the patients' numbers. Raises `ValueError` for too few."""
+    patients = np.unique(data.patients)
+    if len(patients) < 2 * count:
+        raise ValueError(f"{len(patients)} patients: {count} canaries need at least as many others beside them")
+    canaries = patients[:count]
+    wrong = np.isin(data.patients, canaries)
+    labels = np.where(wrong, (data.labels + 1) % classes, data.labels)
+    return LocalData(data.images, labels, data.patients), canaries
+
+
+def attack(
+    data: LocalData,
+    canaries: NDArray[np.int64],
+    train_one: Callable[[LocalData, int], nn.Module],
+    *,
+    models: int,
+    key: bytes,
+    on_model: Callable[[int, int], None],
+) -> Attack:
+    """Train `models` models, each on everybody else and the canaries that its coins say, and judge every one of them.
+
+    `train_one` gives a trained network for data and the model's number; `key` is 32 fresh bytes, for the coins.
+    """
+    stream = KeyStream(key)
+    members = np.stack([stream.words(len(canaries)) >> np.uint64(63) for _ in range(models)]).astype(bool)
+    confidence = np.empty(members.shape)
+    for number, coins in enumerate(members):
+        keep = ~np.isin(data.patients, canaries[~coins])
+        module = train_one(LocalData(data.images[keep], data.labels[keep], data.patients[keep]), number)
+        confidence[number] = [_confidence(module, data, patient) for patient in canaries]
+        on_model(number + 1, models)
+    return Attack(_likelihood_ratios(confidence, members), members)
+
+
+def _confidence(module: nn.Module, data: LocalData, patient: int) -> float:
+    """Log-odds of the (wrong) label, the mean over the patient's images: nearly normal, says the paper."""
+    rows = np.flatnonzero(data.patients == patient)
+    module.eval()
+    with torch.inference_mode():
+        logits = module(torch.from_numpy(data.images[rows])).double()
+    wanted = torch.from_numpy(data.labels[rows])
+    own = logits.gather(1, wanted[:, None])[:, 0]
+    others = logits.scatter(1, wanted[:, None], -math.inf).logsumexp(dim=1)
+    return float(torch.nan_to_num((own - others).mean(), nan=0.0, posinf=1e6, neginf=-1e6))
+
+
+def _likelihood_ratios(confidence: Scores, members: Members) -> Scores:
+    """For each model and canary, log p(confidence | in) - log p(confidence | out), from all other models."""
+    ratios = np.zeros(confidence.shape)
+    others = ~np.eye(len(confidence), dtype=bool)
+    for model, canary in np.ndindex(*confidence.shape):
+        seen, was_in = confidence[others[model], canary], members[others[model], canary]
+        if 2 <= was_in.sum() <= len(was_in) - 2:
+            inside, outside = (_log_normal(confidence[model, canary], seen[side]) for side in (was_in, ~was_in))
+            ratios[model, canary] = inside - outside
+    return ratios
+
+
+def _log_normal(value: float, sample: Scores) -> float:
+    deviation = max(_LEAST_DEVIATION, float(sample.std(ddof=1)))
+    return -0.5 * ((value - float(sample.mean())) / deviation) ** 2 - math.log(deviation)
