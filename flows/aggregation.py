@@ -71,25 +71,34 @@ def unmasked(total: NDArray[np.uint8], masks: list[MaskKey], layout: VectorLayou
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainSum:
-    """The sum of a train collection, taken apart. `mean_delta` is float32 [n]; the loss is per image.
+    """The sum of a train collection, taken apart. `mean_delta` is float32 [n]; the loss is per image, if reported.
 
-    `largest` is the largest absolute weight of the sum, `clipped` how many weights hospitals had to clip.
+    `bands` counts hospitals below each of `EPSILON_BANDS`, if the plan has a guarantee per patient. `largest` is the
+    largest absolute weight of the sum, `clipped` how many weights hospitals had to clip.
     """
 
     mean_delta: NDArray[np.float32]
-    mean_loss: float
+    mean_loss: float | None
     weight: float
     largest: float
     clipped: int
+    bands: tuple[int, ...]
 
 
 def read_train_sum(total: Total) -> TrainSum:
     """Divide once, in float64, and round once. Raises `BadTensors` if the weights do not add up."""
-    weight, images = total.number("weight"), total.number("images")
-    if not (weight > 0 and images > 0):
+    weight, loss, bands = total.number("weight"), None, ()
+    names = {section.name for section in total.layout.sections}
+    if not weight > 0:
         raise BadTensors("the summed weight is not positive")
+    if "images" in names:
+        if not total.number("images") > 0:
+            raise BadTensors("the summed number of images is not positive")
+        loss = total.number("loss_sum") / total.number("images")
+    if "bands" in names:
+        bands = tuple(max(0, round(count)) for count in total.numbers[total.layout.where("bands")])
     mean, largest = decode_mean(total.words, total.encoding, weight)
-    return TrainSum(mean, total.number("loss_sum") / images, weight, largest, round(total.number("clipped")))
+    return TrainSum(mean, loss, weight, largest, round(total.number("clipped")), bands)
 
 
 def openers(vectors: Mapping[str, str], opened: Callable[[str], BinaryIO]) -> list[Opener]:

@@ -199,6 +199,15 @@ def demo(  # noqa: PLR0913, PLR0917 - a command's options
     ),
     summary: Annotated[Path | None, typer.Option(help="Write the results as JSON.")] = None,
     plan: Annotated[Path | None, typer.Option(help="A study.toml of your own, hospitals by name.")] = None,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=100,
+            help="Guarantee per patient for the whole study; 0 for none. Default: 8, where "
+            "every hospital has 100 patients.",
+        ),
+    ] = None,
     keep_running: Annotated[bool, typer.Option("--keep-running", help="Leave the servers up until Ctrl-C.")] = False,
     prefect_port: Annotated[int, typer.Option(help="0 takes 4200 or a free one.")] = 0,
     mlflow_port: Annotated[int, typer.Option(help="0 takes 5000 or a free one.")] = 0,
@@ -209,6 +218,6 @@ def demo(  # noqa: PLR0913, PLR0917 - a command's options
 
     choices = Choices(
         archive=archive, rounds=rounds, hospitals=hospitals, workdir=workdir, summary=summary, plan=plan,
-        keep_running=keep_running, ports=(prefect_port, mlflow_port, relay_port),
+        keep_running=keep_running, ports=(prefect_port, mlflow_port, relay_port), epsilon=epsilon,
     )  # fmt: skip
     raise SystemExit(run_demo(choices))

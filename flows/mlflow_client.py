@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import matplotlib as mpl
 
 from boundary.canonical import parse_json
+from boundary.guarantee import EPSILON_BANDS
 from boundary.plan import to_json
 from flows import pages
 from flows.records import RoundRecord
@@ -128,7 +129,7 @@ class Book:
             "learning_rate": plan.training.learning_rate,
             "weighting": plan.training.weighting,
             "quorum": plan.aggregation.quorum,
-            "privacy": plan.privacy.mechanism,
+            **{f"privacy_{name}": said for name, said in plan.privacy.model_dump().items() if said is not None},
         }
         fresh = [Param(key, str(value)) for key, value in values.items() if key not in known]
         self._client.log_batch(run, params=fresh)
@@ -174,7 +175,8 @@ class Book:
         from matplotlib.figure import Figure
 
         with _reaching(self._url):
-            for name, draw in (("loss", _draw_loss), ("auroc", _draw_auroc)):
+            private = [("privacy", _draw_privacy)] if any(record.below for record in records) else []
+            for name, draw in (("loss", _draw_loss), ("auroc", _draw_auroc), *private):
                 figure = Figure(figsize=(7, 4), layout="constrained")
                 draw(figure.subplots(), records)
                 self._client.log_figure(run, figure, f"figures/{name}.png")
@@ -218,17 +220,32 @@ def _values(record: RoundRecord) -> dict[str, float]:
         "transport/bytes_down": float(sum(traffic.down for traffic in record.traffic.values())),
         _COMMITTED: 1.0,
     }
+    for band, hospitals in zip(EPSILON_BANDS, record.below, strict=False):
+        measured[f"privacy/hospitals_below_epsilon_{band}"] = float(hospitals)
     return {key: round(value, 6) for key, value in measured.items() if value is not None}
 
 
 def _draw_loss(axes: Any, records: list[RoundRecord]) -> None:
-    rounds = [record.round for record in records]
-    axes.plot(rounds, [record.train_loss for record in records], "o-", label="training")
+    if all(record.train_loss is not None for record in records):
+        axes.plot(
+            [record.round for record in records], [record.train_loss for record in records], "o-", label="training"
+        )
     measured = [(record.round, record.metrics.loss) for record in records if record.metrics]
     axes.plot(*zip(*measured, strict=True), "s-", label="held-back patients") if measured else None
     axes.set(xlabel="round", ylabel="loss (nats per image)", title="Loss of the global model", ylim=(0, None))
     axes.legend()
     _whole_rounds(axes)
+
+
+def _draw_privacy(axes: Any, records: list[RoundRecord]) -> None:
+    """How many hospitals have spent less than each band of epsilon: all that is known outside of them."""
+    told = [record for record in records if record.below]
+    for place, band in enumerate(EPSILON_BANDS):
+        axes.plot([r.round for r in told], [r.below[place] for r in told], "o-", label=f"below epsilon {band}")
+    most = max(len(record.contributing) for record in told)
+    axes.set(xlabel="round", ylabel="hospitals", title="What the study has cost so far", ylim=(-0.2, most + 0.2))
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.legend()
 
 
 def _draw_auroc(axes: Any, records: list[RoundRecord]) -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from boundary.guarantee import EPSILON_BANDS, PatientPrivacy
+from boundary.plan import StudyPlan
 from flows.engine import HEADLINES, Reason
 from flows.records import RoundRecord, Statistics
 from flows.store.studies import Study
@@ -80,6 +82,8 @@ def round_page(study: Study, record: RoundRecord) -> str:
         lines.append(f"| {silo} | {standing} | {moved} |")
     if record.clipped:
         lines += ["", f"{record.clipped:,} weights were clipped: the change did not fit the round's scale."]
+    if record.below:
+        lines += ["", spent_so_far(record)]
     timing = record.timing
     lines += [
         "",
@@ -131,5 +135,33 @@ def study_page(study: Study, records: Sequence[RoundRecord], mlflow_link: str | 
         ]
     if mlflow_link:
         lines += [f"Metrics, model and plan in MLflow: [{study.study}]({mlflow_link})", ""]
-    privacy = "**Privacy noise: none** – this plan gives no mathematical guarantee per patient."  # noqa: RUF001
-    return "\n".join([*lines, rounds_table(records), "", privacy, "", f"Plan digest `{study.plan_digest}`"])
+    return "\n".join(
+        [*lines, rounds_table(records), "", guarantee(study.plan, records), "", f"Plan digest `{study.plan_digest}`"]
+    )
+
+
+def guarantee(plan: StudyPlan, records: Sequence[RoundRecord]) -> str:
+    """What the plan promises each patient, and what is known of how much of it is spent."""
+    match plan.privacy:
+        case PatientPrivacy() as privacy:
+            asked = (
+                f"epsilon {privacy.epsilon:g} in every hospital for the whole study, at delta = 1 / (10 x the most "
+                "patients it declares)"
+                if privacy.epsilon is not None
+                else f"noise multiplier {privacy.noise_multiplier:g}; what that costs differs between hospitals"
+            )
+            said = f"**Privacy: per patient**, {asked}. Neither training loss nor patient counts are reported."
+            said += " Not covered by it: the summed metrics of held-back patients, who are never trained on"
+            said += "." if plan.preprocessing.normalise == "none" else ", and the sums before round 1."
+            spent = spent_so_far(records[-1]) if records else ""
+            return f"{said} {spent}".rstrip()
+        case _:
+            return "**Privacy noise: none** – this plan gives no mathematical guarantee per patient."  # noqa: RUF001
+
+
+def spent_so_far(record: RoundRecord) -> str:
+    """How many hospitals are below each band of epsilon, of those in the round's sum."""
+    if not record.below:
+        return ""
+    counted = ", ".join(f"{n} below {band}" for band, n in zip(EPSILON_BANDS, record.below, strict=True))
+    return f"Spent on this study after round {record.round}, of {len(record.contributing)} hospitals: {counted}."

@@ -10,6 +10,7 @@ from boundary.names import Code, DigestStr, Frozen, Moment, RoundNumber, SiloId,
 from boundary.secagg.ring import Encoding
 from boundary.tensors import TensorManifest
 
+Bands = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(list_in)]
 Seconds = Annotated[float, Field(ge=0)]
 
 
@@ -73,9 +74,10 @@ class Candidate(Frozen):
     """A round after its train sum, before its evaluation: what a restarted driver goes on from."""
 
     model: BlobRef
-    train_loss: float
+    train_loss: float | None
     weight: float
     clipped: Annotated[int, Field(ge=0)]
+    below: Bands = ()
     train: CohortDecision
     survivors: DigestStr
     next_encoding: Encoding
@@ -87,7 +89,9 @@ class Candidate(Frozen):
 class RoundRecord(Frozen):
     """A committed round. registered / ready / contributing are the three counts people see.
 
-    `transcript` binds the model to the sum it was made from; `next_encoding` is fitted to that sum.
+    `transcript` binds the model to the sum it was made from; `next_encoding` is fitted to that sum. With a guarantee
+    per patient no training loss is known, and `below` says how many hospitals have spent less than each of
+    `EPSILON_BANDS` on the study.
     """
 
     study: StudyId
@@ -101,9 +105,10 @@ class RoundRecord(Frozen):
     train: CohortDecision
     transcript: DigestStr
     clipped: Annotated[int, Field(ge=0)]
+    below: Bands = ()
     next_encoding: Encoding
     evaluate: CohortDecision | None
-    train_loss: float
+    train_loss: float | None
     metrics: GlobalMetrics | None
     timing: Timing
     traffic: dict[SiloId, Traffic]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from boundary.tensors import unflatten, unpack
+from flows import pages
 from flows.records import RoundRecord
 from flows.store.studies import Study
 
@@ -63,6 +64,6 @@ def log_global_model(
         plan.name,
         newest.version,
         f"Global model of study {study.study} ({study.label}) after round {record.round}. "
-        f"Trained with privacy noise: {plan.privacy.mechanism}. Weights {record.model_out.digest}.",
+        f"{pages.guarantee(plan, [record])} Weights {record.model_out.digest}.",
     )
     return str(newest.version)

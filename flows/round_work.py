@@ -88,7 +88,7 @@ class RoundWork:
         classes = len(self.study.plan.labels.classes)
         metrics = classes if phase == "statistics" else MetricLayout(classes).size
         parameters = self.study.plan.aggregation.summed_weights(self.study.model.manifest.size)
-        return layout_for(phase, parameters=parameters, metrics=metrics)
+        return layout_for(phase, parameters=parameters, metrics=metrics, bands=self.study.plan.bands)
 
     # --- collecting ----------------------------------------------------------------------------------
     @asynccontextmanager
@@ -167,6 +167,7 @@ class RoundWork:
         state = ServerState(self.number - 1, self._weights(self.model_in))
         state = strategy(plan.training)(state, self._whole(summed.mean_delta, gathered))
         mean_loss, weight, clipped, largest = summed.mean_loss, summed.weight, summed.clipped, summed.largest
+        bands = summed.bands
         del summed  # and the delta with it
         check_values(state.weights, plan.aggregation.max_model_norm)
         model = self.coordinator.blobs.put_bytes(pack(state.weights, manifest))
@@ -175,6 +176,7 @@ class RoundWork:
             train_loss=mean_loss,
             weight=weight,
             clipped=clipped,
+            below=bands,
             train=gathered.decision,
             survivors=masked.survivors,
             next_encoding=next_encoding(plan, masked.ordered.encoding, largest=largest, clipped=clipped),
@@ -283,6 +285,7 @@ class RoundWork:
             next_encoding=candidate.next_encoding,
             evaluate=None if evaluated is None else evaluated[0],
             train_loss=candidate.train_loss,
+            below=candidate.below,
             metrics=None if evaluated is None else evaluated[1],
             timing=Timing(
                 training=candidate.training_seconds,

@@ -1,6 +1,7 @@
 """`silo-agent`: what hospital IT and the data steward type."""
 
 import asyncio
+import json
 import logging
 import os
 import secrets
@@ -61,11 +62,15 @@ def main() -> None:
 
 
 @app.command()
-def init(
+def init(  # noqa: PLR0913, PLR0917 - one for each option
     site: Annotated[str, typer.Option(help="This hospital's short name, as the coordinator will list it.")],
     dicom: Annotated[Path, typer.Option(help="Folder with the DICOM files of the first data set.")],
     labels: Annotated[Path, typer.Option(help="CSV with the labels, keyed by SOP/Series/StudyInstanceUID.")],
     dataset: Annotated[str, typer.Option(help="Name of the data set, as study plans ask for it.")] = "images",
+    most_patients: Annotated[
+        int | None,
+        typer.Option(help="A public number of patients the archive will not outgrow; needed for private plans."),
+    ] = None,
     threads: Annotated[int, typer.Option(help="Processor threads for training.")] = 2,
     heartbeat: Annotated[float, typer.Option(help="Seconds between signs of life.")] = 10.0,
     state: StateOption = DEFAULT_STATE,
@@ -78,7 +83,10 @@ def init(
         if not path.exists():
             raise ConfigError(f"{what} {path} does not exist")
     folder = StateFolder(state)
-    text = starting_config(site, dataset, dicom.resolve(), labels.resolve(), threads=threads, heartbeat=heartbeat)
+    text = starting_config(
+        site, dataset, dicom.resolve(), labels.resolve(), threads=threads, heartbeat=heartbeat,
+        most_patients=most_patients,
+    )  # fmt: skip
     parse_config(text, f"{state / CONFIG_NAME}, as it would be,")
     folder.create(secrets.token_bytes, text)
     typer.echo(f"made {state} for {site}")
@@ -150,6 +158,27 @@ def status(state: StateOption = DEFAULT_STATE) -> None:
         print_status(journal, StateFolder(state), datetime.now(UTC))
 
 
+@app.command()
+def budget(
+    state: StateOption = DEFAULT_STATE,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per study, a line each.")] = False,
+) -> None:
+    """Show what patients have been exposed to: epsilon spent and left, per study and for all studies together."""
+    from silo_agent.config import load_config
+    from silo_agent.cost import accounts
+    from silo_agent.state import StateFolder
+    from silo_agent.status import print_budget
+
+    config = load_config(state)
+    with _journal(state) as journal:
+        found = accounts(config, journal, StateFolder(state))
+    if as_json:
+        for account in found:
+            typer.echo(json.dumps(account.figures()))
+    else:
+        print_budget(config, found)
+
+
 @plan_app.command("list")
 def plan_list(state: StateOption = DEFAULT_STATE) -> None:
     """List the plans that were proposed, and where each stands here."""
@@ -162,12 +191,13 @@ def plan_list(state: StateOption = DEFAULT_STATE) -> None:
 @plan_app.command("show")
 def plan_show(plan: PlanArgument, state: StateOption = DEFAULT_STATE) -> None:
     """Show in plain words what a plan does, to which data, what leaves and what stays, and what changed."""
+    from silo_agent.config import load_config
     from silo_agent.state import StateFolder
     from silo_agent.status import print_dossier
     from silo_agent.steward import dossier, find_plan
 
     with _journal(state) as journal:
-        print_dossier(dossier(journal, StateFolder(state), find_plan(journal, plan)))
+        print_dossier(dossier(journal, StateFolder(state), find_plan(journal, plan), load_config(state)))
 
 
 @plan_app.command("approve")

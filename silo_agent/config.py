@@ -30,11 +30,27 @@ class CsvOf(Frozen):
     path: str
 
 
+class PatientCaps(Frozen):
+    """What the patients of a data set may be exposed to, by plans with a guarantee per patient.
+
+    `most_patients` is a public number that the archive will not outgrow: sampling rates and delta come from it, never
+    from a count. `population` names the people: data sets of one population may share patients, and what is spent on
+    one is spent on all. Epsilons are at delta = 1 / (10 * most_patients).
+    """
+
+    most_patients: Annotated[int, Field(ge=1, le=10_000_000)]
+    study_epsilon: Annotated[float, Field(gt=0, le=100)]
+    lifetime_epsilon: Annotated[float, Field(gt=0, le=1000)]
+    population: StudyName = "everybody"
+    required: bool = True
+
+
 class DatasetConfig(Frozen):
     """One data set of the hospital, by the name plans use."""
 
     source: FolderOf
     labels: CsvOf
+    privacy: PatientCaps | None = None
 
 
 class Resources(Frozen):
@@ -42,6 +58,7 @@ class Resources(Frozen):
 
     threads: Annotated[int, Field(ge=1, le=256)] = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    images_at_once: Annotated[int, Field(ge=1, le=256)] = 16
     min_free_disk_mb: Annotated[int, Field(ge=0)] = 500
 
 
@@ -98,7 +115,16 @@ def parse_config(text: str, where: str) -> AgentConfig:
         raise ConfigError(f"{where}: {problems}") from why
 
 
-def starting_config(site: str, dataset: str, dicom: Path, labels: Path, *, threads: int, heartbeat: float) -> str:
+def starting_config(
+    site: str,
+    dataset: str,
+    dicom: Path,
+    labels: Path,
+    *,
+    threads: int,
+    heartbeat: float,
+    most_patients: int | None = None,
+) -> str:
     """The agent.toml that `silo-agent init` writes, with its comments."""
     return f"""\
 # Wardround silo agent. Read docs/hospital.md before changing anything here.
@@ -109,9 +135,10 @@ site = {_quoted(site)}
 [dataset.{dataset}]
 source = {{ kind = "folder", path = {_quoted(str(dicom))} }}
 labels = {{ kind = "csv", path = {_quoted(str(labels))} }}
-
+{_caps(dataset, most_patients)}
 [resources]
 threads = {threads}          # processor threads for training
+images_at_once = 16  # through the network in a private training: memory depends on it, results do not
 device = "auto"      # "cuda" when a GPU is there, else "cpu"
 min_free_disk_mb = 500
 
@@ -128,3 +155,16 @@ def _quoted(text: str) -> str:
     if any(ord(character) < 32 or character in '"\\' for character in text):
         raise ConfigError(f"a path or name with quotes, backslashes or control characters: {text!r}")
     return f'"{text}"'
+
+
+def _caps(dataset: str, most_patients: int | None) -> str:
+    off, most_patients = ("# ", 1000) if most_patients is None else ("", most_patients)
+    return f"""
+# What patients may be exposed to by plans with a guarantee per patient; without it such plans are turned down.
+{off}[dataset.{dataset}.privacy]
+{off}most_patients = {most_patients}      # a public number the archive will not outgrow, never a count
+{off}study_epsilon = 8.0       # of one study, at delta = 1 / (10 * most_patients)
+{off}lifetime_epsilon = 16.0   # of all studies on these people together
+{off}population = "everybody"  # data sets of one population may share patients
+{off}required = true           # turn down plans without a guarantee
+"""

@@ -9,15 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 from boundary.names import timestamp
 from boundary.protocol import FINAL, Heard, Step, next_step
+from compliance.ledger import SCHEMA as LEDGER_SCHEMA
+from compliance.ledger import Ledger
 from compliance.trail import AnyEvent, leaf_bytes
 from silo_agent.errors import ConfigError, UpgradeNeeded
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 LOCK_SECONDS = 30.0  # how long one process waits for another's transaction; masking a large vector takes seconds
 _SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL);
@@ -41,6 +44,7 @@ CREATE TABLE outbox (
 CREATE TABLE trail (sequence INTEGER PRIMARY KEY AUTOINCREMENT, leaf BLOB NOT NULL);
 """
 _SPENT = "CREATE TABLE spent (result TEXT PRIMARY KEY, collection TEXT NOT NULL, survivors TEXT NOT NULL)"
+_STEPS = ([statement for statement in _SCHEMA.split(";\n") if statement.strip()], [_SPENT], LEDGER_SCHEMA)
 
 _WAITING = (
     "SELECT position, slot, study, kind, envelope, blob_path, blob_digest, blob_size FROM outbox "
@@ -120,10 +124,8 @@ class Journal:
         with self.transaction():
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version < SCHEMA_VERSION:
-                steps = [*(_SCHEMA.split(";\n") if version == 0 else []), _SPENT]
-                for statement in steps:
-                    if statement.strip():
-                        self._db.execute(statement)
+                for statement in chain.from_iterable(_STEPS[version:]):
+                    self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
             elif version > SCHEMA_VERSION:
                 raise UpgradeNeeded(
@@ -169,6 +171,11 @@ class Journal:
 
     def trail(self) -> list[bytes]:
         return [leaf for (leaf,) in self._db.execute("SELECT leaf FROM trail ORDER BY sequence")]
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the patients' data was spent on, in this same database."""
+        return Ledger(self._db)
 
     # --- facts ---------------------------------------------------------------------------------------
     def fact(self, name: str) -> bytes | None:

@@ -1,8 +1,9 @@
 """One hospital's work of one round, in the child: weights in, one vector out, both as files.
 
 What the vector holds (`boundary.layout`): for statistics images, summed intensities and squares, images of each class;
-for train loss sum, images, w, 0 and `w * (new - old)`; for evaluate the additive metrics on the patients that are held
-back. Incoming weights are checked (names, shapes, dtype, finite, norm) before they touch a network.
+for train loss sum, images, w, 0 and `w * (new - old)`, with a guarantee per patient w, 0, bands and that; for evaluate
+the additive metrics on the patients that are held back. Incoming weights are checked (names, shapes, dtype, finite,
+norm) before they touch a network.
 """
 
 import secrets
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from boundary.errors import BadTensors
 from boundary.messages import Normalisation
-from boundary.plan import StudyPlan, parse_plan
+from boundary.plan import ModelChoice, StudyPlan, parse_plan
 from boundary.secagg.selection import selected
 from boundary.tensors import TensorManifest, Vector, check_values, flatten, unflatten, unpack_file
 from models.catalogue import build
@@ -26,13 +27,31 @@ from models.errors import TrainingCancelled
 from models.metrics import MetricLayout
 from models.parameters import load_tensors, manifest, to_tensors
 from models.preprocessing import normalised
+from models.private.keystream import KEY_BYTES
+from models.private.proof import prove
+from models.private.training import PrivateSteps, PrivateTraining
 from models.training import LocalData, evaluate, train
 from silo_agent.errors import WorkCancelled, WorkFailed
 from silo_agent.intake.cache import load_cache
 from silo_agent.results import RESIDUAL
 from silo_agent.vector import write_vector
 
+
+@dataclass(frozen=True, slots=True)
+class Private:
+    """The public numbers of a private training, and the bands of epsilon this hospital is still below (1 or 0)."""
+
+    steps: PrivateSteps
+    bands: tuple[float, ...]
+
+    @classmethod
+    def of(cls, said: dict[str, Any]) -> Self:
+        numbers = {name: value for name, value in said.items() if name != "bands"}
+        return cls(PrivateSteps(**numbers), tuple(said["bands"]))
+
+
 _manifests: dict[tuple[str, int, int], TensorManifest] = {}
+_proven: set[tuple[ModelChoice, tuple[int, int], int]] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +67,9 @@ class LocalRound:
     normalisation: Normalisation | None = None
     selection: bytes = b""  # the key that draws which weights are sent
     residual: Path = Path()  # what former rounds did not send, if the plan has error feedback
+    private: Private | None = None  # of a training with a guarantee per patient
+    declared: int = 0  # the most patients the hospital declares
+    at_once: int = 16  # images through the network in a private training
 
     @classmethod
     def of(cls, command: dict[str, Any]) -> Self:
@@ -64,7 +86,11 @@ class LocalRound:
         said = command.get("normalisation")
         normalisation = None if said is None else Normalisation.model_validate(said)
         selection, residual = bytes.fromhex(command.get("selection", "")), Path(command.get("residual", ""))
-        return cls(plan, _manifests[wanted], cache, model, out, device, normalisation, selection, residual)
+        private = None if command.get("private") is None else Private.of(command["private"])
+        return cls(
+            plan, _manifests[wanted], cache, model, out, device, normalisation, selection, residual,
+            private, command.get("declared") or 0, command.get("at_once", 16),
+        )  # fmt: skip
 
     def incoming(self) -> Vector:
         weights = unpack_file(self.model, self.manifest)
@@ -91,21 +117,53 @@ def train_round(
     """Train and write the vector; raises `WorkFailed`, `BadTensors`, `ModelError` or `WorkCancelled`."""
     old = work.incoming()
     module, data = work.network(old), work.data(holdout=False)
-    seed = secrets.randbits(63)  # shuffling is nobody else's business
-    every = _every(0.5, on_step)
     try:
-        outcome = train(
-            module, data, work.plan.training, seed=seed, on_step=every, should_stop=should_stop, device=work.device
-        )
+        said = _train(work, module, data, _every(0.5, on_step), should_stop)
     except TrainingCancelled as why:
         raise WorkCancelled("between two steps") from why
     new = flatten(to_tensors(module.to("cpu")), work.manifest)
-    weight = _weight(work.plan, data)
+    weight = _weight(work, data)
     delta = _to_send(np.subtract(new, old, out=new), work)
     delta *= np.float32(weight)
-    numbers = np.array([outcome.mean_loss * outcome.images_seen, outcome.images_seen, weight, 0.0])
-    _store(work.out, numbers, delta)
+    before, after = said
+    _store(work.out, np.array([*before, weight, 0.0, *after]), delta)
     return {"parameters": len(delta), "metrics": 0}
+
+
+def _train(
+    work: LocalRound,
+    module: torch.nn.Module,
+    data: LocalData,
+    on_step: Callable[[int, int], None],
+    should_stop: Callable[[], bool],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Train in place; give the numbers that stand before and after the weight (`boundary.layout`)."""
+    training = work.plan.training
+    if work.plan.privacy.mechanism == "none":
+        seed = secrets.randbits(63)  # shuffling is nobody else's business
+        outcome = train(module, data, training, seed=seed, on_step=on_step, should_stop=should_stop, device=work.device)
+        return (outcome.mean_loss * outcome.images_seen, outcome.images_seen), ()
+    if work.private is None:
+        raise WorkFailed(
+            "INTERNAL", "a plan with a guarantee per patient, and no budget was reserved for this training"
+        )
+    prove_once(work.plan)
+    private = PrivateTraining(work.private.steps, secrets.token_bytes(KEY_BYTES), work.at_once)
+    private.run(module, data, training, on_step=on_step, should_stop=should_stop, device=work.device)
+    return (), work.private.bands
+
+
+def prove_once(plan: StudyPlan) -> None:
+    """Have the plan's network shown to give per-sample gradients, once in the life of this process.
+
+    Raises a `ModelError` if it does not.
+    """
+    wanted = (plan.model, plan.preprocessing.size, len(plan.labels.classes))
+    if wanted in _proven:
+        return
+    network, generator = build(plan.model, len(plan.labels.classes)), torch.Generator().manual_seed(0)
+    prove(network, (1, *plan.preprocessing.size), torch.nn.functional.cross_entropy, generator=generator)
+    _proven.add(wanted)
 
 
 def statistics_round(work: LocalRound) -> dict[str, Any]:
@@ -158,9 +216,12 @@ def _store(out: Path, numbers: NDArray[np.float64], weights: NDArray[np.float32]
         raise WorkFailed("NON_FINITE_LOSS", str(why)) from why
 
 
-def _weight(plan: StudyPlan, data: LocalData) -> float:
+def _weight(work: LocalRound, data: LocalData) -> float:
     """Never above the plan's largest: what one hospital can add to a sum is bounded."""
-    counts = {"images": len(data), "patients": len(np.unique(data.patients)), "equal": 1}
+    plan = work.plan
+    if plan.training.weighting == "declared" and not work.declared:
+        raise WorkFailed("NO_PRIVACY_BUDGET", "the plan weighs by most_patients, which agent.toml does not declare")
+    counts = {"images": len(data), "patients": len(np.unique(data.patients)), "equal": 1, "declared": work.declared}
     return float(min(counts[plan.training.weighting], plan.aggregation.largest_weight(plan.training)))
 
 

@@ -18,15 +18,19 @@ RESIDUAL = ".residual"  # suffix of what a training did not send, beside its vec
 
 @dataclass(frozen=True, slots=True)
 class StoredResult:
-    """`vector` is its file; `parameters` and `metrics` give its layout. `identity` is what it is remembered by."""
+    """`vector` is its file; `parameters`, `metrics` and `bands` give its layout.
+
+    `identity` is what it is remembered by.
+    """
 
     identity: str
     vector: Path
     parameters: int
     metrics: int
+    bands: int = 0
 
     def layout(self, phase: Phase) -> VectorLayout:
-        return layout_for(phase, parameters=self.parameters, metrics=max(1, self.metrics))
+        return layout_for(phase, parameters=self.parameters, metrics=max(1, self.metrics), bands=self.bands)
 
     def save(self, folder: Path) -> None:
         """Write the description last: a folder with it is complete."""
@@ -41,8 +45,14 @@ class StoredResult:
         except (OSError, ValueError) as why:
             raise StoredFileLost(f"the result in {folder} cannot be read: {why}") from why
         match content:
-            case {"identity": str(name), "vector": str(vector), "parameters": int(parameters), "metrics": int(metrics)}:
-                return cls(name, Path(vector), parameters, metrics)
+            case {
+                "identity": str(name),
+                "vector": str(vector),
+                "parameters": int(parameters),
+                "metrics": int(metrics),
+                "bands": int(bands),
+            }:
+                return cls(name, Path(vector), parameters, metrics, bands)
         raise StoredFileLost(f"{folder / 'result.json'} is not a result's description")
 
 

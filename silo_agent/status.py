@@ -11,6 +11,8 @@ from boundary.errors import BoundaryError
 from boundary.plan import plan_from_json
 from boundary.roster import TrustedRoster
 from silo_agent.certificate import read_certificate
+from silo_agent.config import AgentConfig
+from silo_agent.cost import Account
 from silo_agent.daemon import CONTACT, RELAY_URL, ROSTER, TROUBLES
 from silo_agent.errors import ConfigError
 from silo_agent.journal import Journal
@@ -85,6 +87,38 @@ def print_plans(journal: Journal) -> None:
     for kept in journal.plans():
         table.add_row(kept.study, plan_from_json(parse_json(kept.plan)).label, kept.state, to_do.get(kept.state, ""))
     Console().print(table)
+
+
+def print_budget(config: AgentConfig, found: list[Account]) -> None:
+    """One bar per study and one per population: what is spent of the cap. No patient and no count is in it."""
+    console = Console()
+    table = Table("study", "spent here", "cap", "", "rounds", title="Privacy budget: epsilon per study")
+    lifetimes: dict[str, tuple[float, float, float]] = {}
+    for account in found:
+        if account.cost is None:
+            table.add_row(account.study, "?", "?", Text(plain(account.unable)), "")  # Text: [dataset.x] is no markup
+            continue
+        balance, terms = account.cost.balance, account.cost.terms
+        spent, cap = balance.study.epsilon, balance.caps.study.epsilon
+        rounds = f"{balance.committed} trained" + (f", {balance.reserved} lost" if balance.reserved else "")
+        table.add_row(account.study, f"{spent:.2f}", f"{cap:g}", _bar(spent, cap), f"{rounds}, {account.cost.fits} fit")
+        lifetime = (balance.lifetime.epsilon, balance.caps.lifetime.epsilon, terms.delta)
+        lifetimes[terms.declared.population] = lifetime
+    together = Table("people", "spent", "cap", "", "delta", title="All studies together: epsilon for life")
+    for population, (spent, cap, delta) in lifetimes.items():
+        together.add_row(population, f"{spent:.2f}", f"{cap:g}", _bar(spent, cap), f"{delta:.1e}")
+    if not found:
+        without = [name for name, dataset in config.dataset.items() if dataset.privacy is None]
+        hint = f" agent.toml has no budget for {', '.join(without)} (docs/hospital.md)." if without else ""
+        console.print(f"Nothing was spent: no plan with a guarantee per patient was approved here.{hint}", markup=False)
+        return
+    console.print(table)
+    console.print(together)
+
+
+def _bar(spent: float, cap: float) -> str:
+    full = min(20, round(20 * spent / cap))
+    return "█" * full + "░" * (20 - full)
 
 
 def print_dossier(file: Dossier) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 from boundary.approval import Approval, sign_approval
 from boundary.canonical import parse_json
 from boundary.plan import StudyPlan, plan_from_json
-from silo_agent.errors import ConfigError, ContractNotMet
+from silo_agent.config import AgentConfig
+from silo_agent.cost import Cost, cost_here, guarantee_lines
+from silo_agent.errors import ConfigError, ContractNotMet, WorkFailed
 from silo_agent.journal import Journal, KeptPlan
 from silo_agent.outbound import Outbound
 from silo_agent.plain import plain
@@ -19,12 +21,16 @@ from silo_agent.state import StateFolder
 
 @dataclass(frozen=True, slots=True)
 class Dossier:
-    """A plan with what the hospital's own scan says about it. `report` is None until the scan is through."""
+    """A plan with what the hospital's own scan says about it. `report` is None until the scan is through.
+
+    `cost` is a sentence where this hospital cannot take part in a plan with this guarantee, or lack of one.
+    """
 
     kept: KeptPlan
     plan: StudyPlan
     report: dict[str, Any] | None
     before: StudyPlan | None
+    cost: Cost | str | None
 
 
 def find_plan(journal: Journal, wanted: str) -> KeptPlan:
@@ -40,7 +46,7 @@ def find_plan(journal: Journal, wanted: str) -> KeptPlan:
     raise ConfigError(f"no plan {wanted!r}; known: {known}")
 
 
-def dossier(journal: Journal, folder: StateFolder, kept: KeptPlan) -> Dossier:
+def dossier(journal: Journal, folder: StateFolder, kept: KeptPlan, config: AgentConfig) -> Dossier:
     plan = plan_from_json(parse_json(kept.plan))
     try:
         report = json.loads((folder.cache / kept.study / "report.json").read_bytes())
@@ -52,7 +58,12 @@ def dossier(journal: Journal, folder: StateFolder, kept: KeptPlan) -> Dossier:
         if other.approval is not None and other.study != kept.study
     ]
     same = [other for other in earlier if other.name == plan.name] or earlier
-    return Dossier(kept, plan, report, same[-1] if same else None)
+    cost: Cost | str | None
+    try:
+        cost = cost_here(plan, kept.study, config, journal, folder)
+    except WorkFailed as why:
+        cost = str(why)
+    return Dossier(kept, plan, report, same[-1] if same else None, cost)
 
 
 def approve(journal: Journal, folder: StateFolder, outbound: Outbound, wanted: str, role: str, reason: str) -> KeptPlan:
@@ -121,6 +132,7 @@ def lines(file: Dossier) -> list[tuple[str, str]]:
     training, dataset = plan.training, plan.dataset
     share = plan.aggregation.random_share
     parameters = "the model's weights change" if share == 1 else f"the change of {share:.0%} of the model's weights"
+    loss = "below which of a few epsilons we are" if plan.bands else "the training loss"
     said = [
         ("Study", f"{purpose.title} ({plan.label})"),
         ("Plan digest", file.kept.digest),
@@ -133,9 +145,9 @@ def lines(file: Dossier) -> list[tuple[str, str]]:
         *_normalisation(plan),
         ("On which data", f"data set {dataset.name!r}: {', '.join(dataset.modalities)}, at most "
          f"{dataset.max_images_per_patient} images per patient, {dataset.holdout_share:.0%} of the patients held back"),
-        ("How often", f"{training.rounds} rounds of {training.local_epochs} epoch(s)"),
-        ("Privacy noise", "NONE: this plan gives no mathematical guarantee per patient"),
-        ("What leaves", f"per round: {parameters}, the training loss, and counts of right and wrong answers, in one "
+        ("How often", f"{training.rounds} rounds" + ("" if plan.bands else f" of {training.local_epochs} epoch(s)")),
+        *guarantee_lines(plan, file.cost),
+        ("What leaves", f"per round: {parameters}, {loss}, and counts of right and wrong answers, in one "
          "vector under masks: only the sum over the hospitals can be read, by anybody. The plan approval; fresh keys "
          "and shares for each sum; error codes. No image, no identifier, no path, no error text"),
         ("What stays", "images, labels, identifiers, the intake report, your reason for the decision"),

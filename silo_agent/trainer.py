@@ -95,7 +95,7 @@ def _end_soon() -> None:
 
 def serve(conversation: Conversation, threads: int) -> None:
     commands: dict[str, Command] = {
-        "scan": _scan, "warm": _warm, "statistics": _statistics, "train": _train, "evaluate": _evaluate,
+        "scan": _scan, "cost": _cost, "warm": _warm, "statistics": _statistics, "train": _train, "evaluate": _evaluate,
     }  # fmt: skip
     while (command := conversation.next()) is not None:
         try:
@@ -140,17 +140,37 @@ def _scan(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]
     return report.model_dump(mode="json")
 
 
+def _cost(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
+    """Epsilon of a release by the closer estimate; None where it cannot be computed, which is nobody's fault."""
+    from compliance.errors import NotAccountable
+    from compliance.privacy import parse_event
+    from compliance.prv import epsilon_prv
+
+    conversation.progress(0, 1)
+    try:
+        found = epsilon_prv([parse_event(command["event"].encode())], float(command["delta"]))
+    except NotAccountable as why:
+        return {"epsilon": None, "why": str(why)}
+    return {"epsilon": found.estimate, "upper": found.upper}
+
+
 def study_key(master: bytes, study: str) -> bytes:
     """The hospital's key for one study, so that patient references of two studies cannot be matched."""
     return hmac.digest(master, b"wardround study key v1\x00" + study.encode(), "sha256")
 
 
 def _warm(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
-    """Import torch and MONAI and build the plan's network once, so that the first round does not wait for it."""
-    from silo_agent.local_round import LocalRound
+    """Import torch and MONAI and build the plan's network once, so that the first round does not wait for it.
+
+    A plan with a guarantee per patient has its network proven here, while there is time.
+    """
+    from silo_agent.local_round import LocalRound, prove_once
 
     conversation.progress(0, 1)
-    return {"parameters": LocalRound.of(command).manifest.size}
+    work = LocalRound.of(command)
+    if work.plan.bands:
+        prove_once(work.plan)
+    return {"parameters": work.manifest.size}
 
 
 def _statistics(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:

@@ -13,16 +13,20 @@ from boundary.api import Activity
 from boundary.canonical import parse_json
 from boundary.errors import MalformedMessage, PeerFault
 from boundary.messages import Collection, WorkOrder
+from boundary.plan import StudyPlan, plan_from_json
 from boundary.protocol import Step
 from boundary.secagg.context import selection_key
+from silo_agent.budget import Terms, terms_of
 from silo_agent.config import AgentConfig, DatasetConfig
+from silo_agent.cost import TIGHT, question_of
 from silo_agent.errors import RelayRefused, RelayUnreachable, StoredFileLost, WorkCancelled, WorkFailed, disk_code
 from silo_agent.inbound import OwnSide, approved_plan
 from silo_agent.journal import Journal, KeptOrder, KeptPlan, PlanState
 from silo_agent.outbound import Outbound
 from silo_agent.relay_client import RelayClient
+from silo_agent.releases import reserve
 from silo_agent.results import StoredResult, forget_study, identity_of, residual_of, result_folder
-from silo_agent.state import StateFolder
+from silo_agent.state import StateFolder, write_private
 from silo_agent.sums import Sums, order_of
 from silo_agent.worker import Worker
 
@@ -113,7 +117,7 @@ class Workbench:
         folder = result_folder(self.folder, order.study, order.round, collection.phase, message.model.digest)
         if is_whole(folder):
             return folder  # finished before a restart, or for an attempt that failed: not trained twice
-        kept = self._may_start(order, message)
+        kept, start = self._may_start(order, message)
         self._check_disk()
         await self._same_data(kept)
         weights = await self._model(order, message)
@@ -126,16 +130,28 @@ class Workbench:
             "selection": selection_key(collection, message.model.digest).hex(),
             "residual": str(residual_of(self.folder, order.study)),
         }  # fmt: skip
+        plan = plan_from_json(command["plan"])
+        release, terms = None, self._terms(plan)
+        if terms is not None and collection.phase == "train":
+            release = reserve(self.journal, terms, collection, start, self.own().now)
+            command |= {"private": release.private}
         match await self.worker.run(command, self._progress):
             case {"parameters": int(parameters), "metrics": int(metrics), **rest} if not rest:
                 identity = identity_of(collection, message.model.digest, self.outbound.entropy)
-                StoredResult(identity, vector, parameters, metrics).save(folder)
+                bands = plan.bands if collection.phase == "train" else 0
+                StoredResult(identity, vector, parameters, metrics, bands).save(folder)
+                if release is not None:
+                    release.commit(self.journal, self.own().now)
                 return folder
             case other:
                 raise WorkFailed("INTERNAL", f"the child's result is {other!r:.200}")
 
-    def _may_start(self, order: KeptOrder, message: WorkOrder) -> KeptPlan:
-        """Asked again at every start: days may have passed since the order was accepted."""
+    def _terms(self, plan: StudyPlan) -> Terms | None:
+        name = plan.dataset.name
+        return terms_of(plan, name, self._dataset(name))
+
+    def _may_start(self, order: KeptOrder, message: WorkOrder) -> tuple[KeptPlan, int]:
+        """The plan, and how often the work was started. Asked again every time: days may have passed."""
         with self.journal.transaction():
             starts = self.journal.starting(order.collection)
         if starts > MOST_STARTS:
@@ -146,7 +162,7 @@ class Workbench:
             raise WorkFailed("NOT_APPROVED", "the plan is gone")
         if own.now >= message.due:
             raise WorkFailed("STALE", f"the work was due at {message.due:%Y-%m-%d %H:%M} UTC", retryable=True)
-        return kept
+        return kept, starts
 
     async def _model(self, order: KeptOrder, message: WorkOrder) -> Path:
         name = f"{order.study}.{message.model.digest.removeprefix('sha256:')}"
@@ -192,8 +208,11 @@ class Workbench:
         state: PlanState = "unsuitable"
         digest = None
         try:
+            terms = self._terms(plan_from_json(parse_json(kept.plan)))
             report = await self._scan(kept)
-            digest, problems = report["dataset_digest"], "; ".join(report["problems"])
+            digest, problems = report["dataset_digest"], "; ".join([*report["problems"], *_too_many(report, terms)])
+            if terms is not None and not problems:
+                await self._second_opinion(kept, terms)
         except WorkCancelled:
             return False
         except WorkFailed as why:
@@ -215,6 +234,19 @@ class Workbench:
         else:
             _log.info("plan %s waits for the steward: silo-agent plan show %s", kept.study, kept.study)
         return True
+
+    async def _second_opinion(self, kept: KeptPlan, terms: Terms) -> None:
+        """Have the child estimate the study's epsilon more closely, to be shown; the ledger's own is what counts.
+
+        So a plan does not become unsuitable for want of it.
+        """
+        question = question_of(terms)
+        try:
+            said = await self.worker.run(self._command("cost", kept) | question, lambda _step, _steps: None)
+        except WorkFailed as why:
+            _log.warning("there is no closer estimate of what %s costs: %s", kept.study, why)
+            return
+        write_private(self.folder.cache / kept.study / TIGHT, json.dumps(said | question).encode())
 
     async def _scan(self, kept: KeptPlan) -> dict[str, Any]:
         return await self.worker.run(self._command("scan", kept), self._scan_progress)
@@ -238,6 +270,8 @@ class Workbench:
             "key_file": str(self.folder.dataset_key_file),
             "cache": str(self.folder.cache / kept.study),
             "device": self.config.resources.device,
+            "at_once": self.config.resources.images_at_once,
+            "declared": None if dataset.privacy is None else dataset.privacy.most_patients,
         }
 
     def _dataset(self, name: str) -> DatasetConfig:
@@ -255,6 +289,16 @@ class Workbench:
     def _scan_progress(self, step: int, steps: int) -> None:
         if step in {0, steps} or step % 500 == 0:
             _log.info("checked %d of %d files", step, steps)
+
+
+def _too_many(report: dict[str, Any], terms: Terms | None) -> list[str]:
+    patients = sum(report["patients"].values())
+    if terms is None or patients <= terms.declared.most_patients:
+        return []
+    return [
+        f"there are {patients} patients, more than the {terms.declared.most_patients} that agent.toml declares as "
+        "most_patients: declare a larger number, one that the archive will not outgrow"
+    ]
 
 
 def _work_of(what: str) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -9,7 +10,10 @@ from pathlib import Path
 from flows.demo.processes import DemoFailed
 
 _UID_COLUMNS = {"SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "AccessionNumber"}
+_TAGS = ["Modality", "Rows", "Columns", "PatientID"]
 DATASET = "demo-images"
+EPSILON = 8.0
+ENOUGH_PATIENTS = 100  # in every hospital; with fewer, the noise of epsilon 8 leaves nothing to learn
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +42,28 @@ def find_sites(archive: Path) -> list[Site]:
     return sites
 
 
-def compose_plan(sites: list[Site], rounds: int) -> str:
-    """Write a study.toml for these archives: modality, size and classes as found in them."""
-    modalities, side = _look(sites)
-    classes = _classes(sites)
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the archives hold: their modalities, the largest side in pixels, and patients by hospital."""
+
+    modalities: frozenset[str]
+    side: int
+    patients: dict[str, int]
+
+    def declared(self, silo: str) -> int:
+        """What the demo declares as a hospital's most patients: the count, rounded up. A hospital must not count."""
+        return math.ceil(self.patients[silo] / 20) * 20
+
+    def epsilon(self, wanted: float | None) -> float:
+        """The demo's epsilon: as wanted, else `EPSILON` where every hospital has the patients for it; 0 for none."""
+        if wanted is not None:
+            return wanted
+        return EPSILON if min(self.patients.values()) >= ENOUGH_PATIENTS else 0.0
+
+
+def compose_plan(sites: list[Site], rounds: int, look: Look, epsilon: float) -> str:
+    """Write a study.toml for these archives: modality, size and classes as found in them. 0 is no guarantee."""
+    modalities, side, classes = look.modalities, look.side, _classes(sites)
     if modalities == {"CT"}:
         intensity = 'intensity = "window"\nlow = -150.0\nhigh = 350.0   # HU: soft tissue and contrast-filled blood'
     else:
@@ -81,10 +103,7 @@ holdout_share = 0.25
 
 [training]
 rounds = {rounds}
-local_epochs = {2 if side > 32 else 1}
-batch_size = 16
-optimizer = "adam"
-learning_rate = 0.001
+{_private(look, epsilon) if epsilon else _plain(side)}
 
 [aggregation]
 quorum = 3
@@ -93,27 +112,57 @@ lost_after_seconds = 30.0
 """
 
 
-def _look(sites: list[Site]) -> tuple[set[str], int]:
-    """Modalities of the first readable file of each hospital, and the largest image side among them."""
+def _plain(side: int) -> str:
+    return f"""\
+local_epochs = {2 if side > 32 else 1}
+batch_size = 16
+optimizer = "adam"
+learning_rate = 0.001
+
+[privacy]
+mechanism = "none\""""
+
+
+def _private(look: Look, epsilon: float) -> str:
+    """Many patients in few steps: noise is added once a step, and what it drowns is the mean over the patients."""
+    smallest = min(look.declared(silo) for silo in look.patients)
+    return f"""\
+optimizer = "sgd"
+learning_rate = 1.0
+weighting = "equal"
+
+[privacy]
+mechanism = "patient-dp"
+epsilon = {epsilon}             # for the whole study, in every hospital, at delta = 1 / (10 x its most patients)
+clip = 1.0
+patients_per_step = {min(128, smallest // 2)}
+steps = 5                 # in a round
+images_per_patient = 4"""
+
+
+def look_at(sites: list[Site]) -> Look:
+    """Read the headers of all files; raises `DemoFailed` if a hospital has no image."""
     import pydicom
     from pydicom.errors import InvalidDicomError
 
-    modalities, side = set(), 0
+    modalities, side, patients = set(), 0, {}
     for site in sites:
+        seen = set()
         for path in sorted(site.dicom.rglob("*")):
             if not path.is_file():
                 continue
             try:
-                header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Modality", "Rows", "Columns"])
+                header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
             except (InvalidDicomError, OSError):
                 continue
             if header.get("Modality") in {"CT", "CR", "DX", "US", "MR"} and header.get("Rows"):
                 modalities.add(str(header.Modality))
                 side = max(side, int(header.Rows), int(header.Columns))
-                break
-        else:
+                seen.add(str(header.get("PatientID", "")))
+        patients[site.silo] = len(seen)
+        if not seen:
             raise DemoFailed(f"no DICOM image of CT, CR, DX, US or MR was found under {site.dicom}")
-    return modalities, side
+    return Look(frozenset(modalities), side, patients)
 
 
 def _classes(sites: list[Site]) -> list[str]:

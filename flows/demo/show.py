@@ -15,7 +15,7 @@ from rich.table import Table
 
 from flows import pages
 from flows.coordinator import Coordinator
-from flows.demo.archive import Site, compose_plan, find_sites
+from flows.demo.archive import ENOUGH_PATIENTS, Site, compose_plan, find_sites, look_at
 from flows.demo.processes import DemoFailed, Processes, answers
 from flows.demo.stage import Stage, choose_ports
 from flows.deployment import DEPLOYMENT
@@ -39,6 +39,7 @@ class Choices:
     plan: Path | None
     keep_running: bool
     ports: tuple[int, int, int]
+    epsilon: float | None
 
 
 def run_demo(choices: Choices) -> int:
@@ -69,17 +70,20 @@ def _demo(choices: Choices, console: Console) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     with Processes(workdir / "logs") as processes:
         sites = archive_sites or _phantoms(workdir, choices.hospitals, say)
-        stage = Stage(workdir, sites, ports, processes, say)
+        look, text = look_at(sites), choices.plan.read_text("utf-8") if choices.plan else None
+        epsilon = look.epsilon(choices.epsilon)
+        is_private = epsilon > 0 if text is None else "patient-dp" in text
+        declared = {site.silo: look.declared(site.silo) for site in sites} if is_private else {}
+        stage = Stage(workdir, sites, ports, processes, say, declared)
         stage.start_servers()
         say(f"{len(sites)} hospitals: {', '.join(site.silo for site in sites)}")
+        say(_promise(epsilon, choices) if text is None else "the plan is your own")
         coordinator = stage.start_coordinator()
         say(f"the relay listens at {ports.relay_url}")
         stage.enrol_all(coordinator)
         stage.start_agents()
         plan = workdir / "study.toml"
-        plan.write_text(
-            choices.plan.read_text("utf-8") if choices.plan else compose_plan(sites, choices.rounds), "utf-8"
-        )
+        plan.write_text(text or compose_plan(sites, choices.rounds, look, epsilon), "utf-8")
         label = stage.publish(plan)
         say(f"plan {label} is published ({plan})")
         stage.start_serve()
@@ -94,6 +98,14 @@ def _demo(choices: Choices, console: Console) -> None:
             while True:
                 processes.check()
                 time.sleep(1)
+
+
+def _promise(epsilon: float, choices: Choices) -> str:
+    if epsilon:
+        return f"a guarantee per patient: epsilon {epsilon:g} in every hospital for the whole study"
+    if choices.epsilon is None:
+        return f"NO privacy noise: a hospital has fewer than {ENOUGH_PATIENTS} patients, noise would leave nothing"
+    return "NO privacy noise: asked for with --epsilon 0"
 
 
 def _phantoms(workdir: Path, hospitals: int, say: Any) -> list[Site]:
@@ -202,12 +214,15 @@ def _finish(stage: Stage, coordinator: Coordinator, label: str, choices: Choices
         run = rounds.is_published(connection, study.study, "start")
         registered = rounds.is_published(connection, study.study, "model")
     console.print(_results(study, records))
+    spent = {site.silo: stage.budget_of(site) for site in stage.sites} if study.plan.bands else {}
+    if spent:
+        console.print(_spent(spent))
     if registered:
         console.print(f"model registered in MLflow: {registered}", highlight=False)
     console.print(f"Prefect  {stage.ports.prefect_url}", highlight=False)
     console.print(f"MLflow   {stage.ports.mlflow_url}/?workflowType=machine_learning", highlight=False)
     if choices.summary is not None:
-        content = summary(study, records, stage.processes.peak_mb, run)
+        content = summary(study, records, stage.processes.peak_mb, run) | {"privacy": spent}
         choices.summary.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
         console.print(f"summary  {choices.summary}", highlight=False)
 
@@ -230,6 +245,27 @@ def _results(study: Study, records: list[RoundRecord]) -> Table:
             pages.size(sum(traffic.up for traffic in record.traffic.values())),
             pages.size(sum(traffic.down for traffic in record.traffic.values())),
             f"{record.timing.total:.1f}",
+        )
+    return table
+
+
+def _spent(by_hospital: dict[str, dict[str, Any]]) -> Table:
+    """What the study has cost each hospital's patients, from its own ledger."""
+    table = Table(title="What it cost each hospital's patients", title_justify="left", box=box.SIMPLE_HEAD)
+    for head in ("hospital", "epsilon", "cap", "delta", "noise", "in a step", "rounds"):
+        table.add_column(head, justify="left" if head == "hospital" else "right", no_wrap=True)
+    for silo, figures in sorted(by_hospital.items()):
+        if "epsilon" not in figures:
+            table.add_row(silo, figures.get("unable", "took no part"))
+            continue
+        table.add_row(
+            silo,
+            f"{figures['epsilon']:.2f}",
+            f"{figures['cap']:g}",
+            f"{figures['delta']:.1e}",
+            f"{figures['noise_multiplier']:.2f} x C",
+            f"{figures['sampling_rate']:.0%}",
+            str(figures["committed"] + figures["reserved"]),
         )
     return table
 

@@ -1,14 +1,16 @@
 """Sets the stage: servers up, hospitals enrolled and running, plan published and approved."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from flows import coordinator as home
 from flows.admission import admit, invite
@@ -58,6 +60,7 @@ class Stage:
     ports: Ports
     processes: Processes
     say: Say
+    most_patients: dict[str, int] = field(default_factory=dict)  # what each hospital declares, if it has a budget
 
     def start_servers(self) -> None:
         """Prefect and MLflow, in the background: they take longest."""
@@ -131,12 +134,20 @@ class Stage:
         threads = max(1, (os.cpu_count() or 2) // len(self.sites))
         said = self._agent(
             site, "init", "--site", site.silo, "--dicom", str(site.dicom), "--labels", str(site.labels),
-            "--dataset", DATASET, "--threads", str(threads), "--heartbeat", "1.0",
+            "--dataset", DATASET, *self._declared(site), "--threads", str(threads), "--heartbeat", "1.0",
         )  # fmt: skip
         found = re.search(r"fingerprint: ([0-9a-f ]+)", said)
         if found is None:
             raise DemoFailed(f"silo-agent init of {site.silo} said no fingerprint: {said}")
         return found.group(1).strip()
+
+    def _declared(self, site: Site) -> list[str]:
+        return ["--most-patients", str(self.most_patients[site.silo])] if site.silo in self.most_patients else []
+
+    def budget_of(self, site: Site) -> dict[str, Any]:
+        """What the study has cost this hospital, as its own people see it; empty without a guarantee."""
+        said = self._agent(site, "budget", "--json").splitlines()
+        return dict(json.loads(said[-1])) if said else {}
 
     def _enrol(self, site: Site) -> str:
         return self._agent(site, "enrol", str(self._invitation(site)), "--wait", "120")

@@ -1,0 +1,88 @@
+"""What a plan with a guarantee per patient comes to in this hospital: its public numbers, its events, its caps.
+
+Nothing here looks at a patient. The sampling rate and the noise follow from the plan and from the most patients that
+the hospital declares; how many there really are decides nothing and is told nobody.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from boundary.guarantee import EPSILON_BANDS, PatientPrivacy
+from boundary.plan import StudyPlan
+from compliance.accountant import steps_left
+from compliance.errors import OutOfReach
+from compliance.ledger import Balance, Caps
+from compliance.privacy import Budget, PrivacyEvent
+from compliance.terms import PlanTerms
+from silo_agent.config import DatasetConfig, PatientCaps
+from silo_agent.errors import WorkFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Terms(PlanTerms):
+    """A private study here. `event` is what each round costs, `caps` what it may come to; delta is the same in both."""
+
+    declared: PatientCaps
+
+    @property
+    def caps(self) -> Caps:
+        """The study's cap is the hospital's or, if that is less, what the plan promises."""
+        study = min(self.declared.study_epsilon, self.privacy.epsilon or self.declared.study_epsilon)
+        return Caps(
+            study=Budget(epsilon=study, delta=self.delta),
+            lifetime=Budget(epsilon=self.declared.lifetime_epsilon, delta=self.delta),
+        )
+
+    def rounds_that_fit(self, study: list[PrivacyEvent], lifetime: list[PrivacyEvent]) -> int:
+        """How many more rounds both caps have room for, after the events of this study and of all on the same people.
+
+        A round that is in both is in both lists.
+        """
+        caps = self.caps
+        fit = (steps_left(caps.study, self.event, study), steps_left(caps.lifetime, self.event, lifetime))
+        return min(self.rounds, *fit)
+
+    def for_child(self, balance: Balance) -> dict[str, Any]:
+        """What the training process is told: numbers of the plan and of the hospital, none of the archive."""
+        return {
+            "steps": self.privacy.steps,
+            "rate": self.rate,
+            "denominator": self.denominator,
+            "clip": self.privacy.clip,
+            "noise_multiplier": self.noise_multiplier,
+            "images": self.privacy.images_per_patient,
+            "bands": [float(balance.study.epsilon < band) for band in EPSILON_BANDS],
+        }
+
+
+def terms_of(plan: StudyPlan, name: str, dataset: DatasetConfig) -> Terms | None:
+    """The terms of a private plan, None for a plan without a guarantee if the hospital takes part in such.
+
+    Raises `WorkFailed` with what the hospital would have to change, or that no noise is enough.
+    """
+    declared = dataset.privacy
+    if declared is None and plan.training.weighting == "declared":
+        raise WorkFailed(
+            "NO_PRIVACY_BUDGET",
+            f"the plan weighs hospitals by most_patients, and agent.toml has no [dataset.{name}.privacy] that declares "
+            "it: add it (docs/hospital.md)",
+        )
+    if not isinstance(plan.privacy, PatientPrivacy):
+        if declared is not None and declared.required:
+            raise WorkFailed(
+                "GUARANTEE_REQUIRED",
+                f"[dataset.{name}.privacy] asks for a guarantee per patient, and the plan gives none",
+            )
+        return None
+    if declared is None:
+        raise WorkFailed(
+            "NO_PRIVACY_BUDGET",
+            f"the plan spends a privacy budget, and agent.toml has no [dataset.{name}.privacy] to say how much there "
+            "is: add it (docs/hospital.md)",
+        )
+    rounds, patients = plan.training.rounds, declared.most_patients
+    try:
+        public = PlanTerms.of(plan.privacy, rounds, patients)
+    except OutOfReach as why:
+        raise WorkFailed(why.code, str(why)) from why
+    return Terms(plan.privacy, rounds, patients, public.noise_multiplier, declared)
