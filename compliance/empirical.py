@@ -30,8 +30,7 @@ class Guesses:
 
 def p_value(guesses: Guesses, epsilon: float, delta: float) -> float:
     """How likely it is at most to do as well against an (epsilon, delta)-private training (theorem 5.2)."""
-    chance = 1 / (1 + math.exp(-epsilon))
-    pmf = [_pmf(k, guesses.made, chance) for k in range(guesses.made + 1)]
+    pmf = [_pmf(k, guesses.made, epsilon) for k in range(guesses.made + 1)]
     as_good = math.fsum(pmf[guesses.right :])
     worst, below = 0.0, 0.0
     for i in range(1, guesses.right + 1):
@@ -86,6 +85,7 @@ def most_true(epsilon: float, delta: float, false: float) -> float:
     return max(0.0, min(1.0, grown * false + delta, 1 - (1 - delta - false) / grown))
 
 
-def _pmf(k: int, n: int, chance: float) -> float:
-    choices = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-    return math.exp(choices + k * math.log(chance) + (n - k) * math.log1p(-chance))
+def _pmf(right: int, made: int, epsilon: float) -> float:
+    """Binomial, with the chance of each guess as a logarithm: a large epsilon leaves no digit of a wrong one's."""
+    choices = math.lgamma(made + 1) - math.lgamma(right + 1) - math.lgamma(made - right + 1)
+    return math.exp(choices - (made - right) * epsilon - made * math.log1p(math.exp(-epsilon)))

@@ -178,6 +178,15 @@ def plan_publish(plan: PlanFile, home: HomeOption = DEFAULT_HOME) -> None:
     typer.echo("next: each hospital runs `silo-agent plan show` and `plan approve`; then run it from the Prefect UI")
 
 
+@plan_app.command("cost")
+def plan_cost(plan: Annotated[Path, typer.Argument(help="A study.toml.", exists=True, dir_okay=False)]) -> None:
+    """What a plan with a guarantee costs hospitals of different sizes: epsilon from noise, or noise from epsilon."""
+    from flows.privacy_cost import cost_table
+
+    for line in cost_table(plan.read_text("utf-8")):
+        typer.echo(line)
+
+
 @plan_app.command("models")
 def plan_models() -> None:
     """List the models a plan may name."""
@@ -185,6 +194,28 @@ def plan_models() -> None:
 
     for entry in describe():
         typer.echo(f"{entry.label:24} {entry.parameters:>12,} parameters  {entry.summary}")
+
+
+@app.command("audit-privacy")
+def audit_privacy(  # noqa: PLR0913, PLR0917 - a command's options
+    plan: Annotated[Path, typer.Argument(help="A study.toml with a guarantee per patient.", exists=True)],
+    images: Annotated[
+        Path | None, typer.Option(help="An .npz with images [n, h, w] and labels [n]; without it, phantoms.")
+    ] = None,
+    models: Annotated[int, typer.Option(min=6, help="Models of each kind. More make a sharper attack.")] = 12,
+    patients: Annotated[int, typer.Option(min=40, help="Patients to train on.")] = 120,
+    canaries: Annotated[int, typer.Option(min=10, help="Of them with a wrong label, for the attack to find.")] = 50,
+    epochs: Annotated[int, typer.Option(min=1, help="Of the training without noise, enough to overfit.")] = 80,
+    mlflow: Annotated[str | None, typer.Option(help="Log to this MLflow server, experiment `privacy-audit`.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Write the attacker's curves as an image.")] = None,
+) -> None:
+    """Attack the plan's training (membership inference) and hold what it finds against what the plan promises.
+
+    Exit code 1: the attack found more than the plan allows, or does not even work without noise.
+    """
+    from flows.privacy_report import run_audit
+
+    raise SystemExit(run_audit(plan, images, (models, patients, canaries, epochs), mlflow, figure))
 
 
 @app.command()

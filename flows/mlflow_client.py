@@ -88,6 +88,23 @@ class Book:
             self._inputs(run, datasets)
         return run
 
+    def log_once(
+        self, experiment: str, name: str, params: dict[str, Any], metrics: dict[str, float], figure: Any
+    ) -> str:
+        """A run of its own that is finished at once, with one figure; returns its page."""
+        with _reaching(self._url):
+            found = self._client.get_experiment_by_name(experiment)
+            place = found.experiment_id if found is not None else self._client.create_experiment(experiment)
+            tags = {"mlflow.user": "wardround", "mlflow.source.name": experiment}
+            run = self._client.create_run(place, run_name=name, tags=tags).info.run_id
+            for key, value in params.items():
+                self._client.log_param(run, key, value)
+            for key, value in metrics.items():
+                self._client.log_metric(run, key, value)
+            self._client.log_figure(run, figure, f"figures/{experiment}.png")
+            self._client.set_terminated(run, "FINISHED")
+        return self.link(run)
+
     def _experiment(self, study: Study) -> str:
         found = self._client.get_experiment_by_name(study.plan.name)
         if found is not None:
@@ -233,7 +250,7 @@ def _draw_loss(axes: Any, records: list[RoundRecord]) -> None:
     measured = [(record.round, record.metrics.loss) for record in records if record.metrics]
     axes.plot(*zip(*measured, strict=True), "s-", label="held-back patients") if measured else None
     axes.set(xlabel="round", ylabel="loss (nats per image)", title="Loss of the global model", ylim=(0, None))
-    axes.legend()
+    axes.legend() if axes.lines else None
     _whole_rounds(axes)
 
 
@@ -246,6 +263,7 @@ def _draw_privacy(axes: Any, records: list[RoundRecord]) -> None:
     axes.set(xlabel="round", ylabel="hospitals", title="What the study has cost so far", ylim=(-0.2, most + 0.2))
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.legend()
+    _whole_rounds(axes)
 
 
 def _draw_auroc(axes: Any, records: list[RoundRecord]) -> None:

@@ -84,7 +84,7 @@ ethics_reference = "demo"
 expires = {expires}
 
 [model]
-name = "densenet-small"
+name = "{"cnn-small" if epsilon else "densenet-small"}"
 version = 1
 initial_seed = 7
 
@@ -128,7 +128,7 @@ def _private(look: Look, epsilon: float) -> str:
     smallest = min(look.declared(silo) for silo in look.patients)
     return f"""\
 optimizer = "sgd"
-learning_rate = 1.0
+learning_rate = 0.5
 weighting = "equal"
 
 [privacy]
@@ -136,8 +136,8 @@ mechanism = "patient-dp"
 epsilon = {epsilon}             # for the whole study, in every hospital, at delta = 1 / (10 x its most patients)
 clip = 1.0
 patients_per_step = {min(128, smallest // 2)}
-steps = 5                 # in a round
-images_per_patient = 4"""
+steps = 4                 # in a round
+images_per_patient = 2"""
 
 
 def look_at(sites: list[Site]) -> Look:

@@ -25,6 +25,7 @@ from flows.store.database import reading
 from flows.store.studies import Study
 
 _FLOW_SECONDS = 4 * 3600
+PHANTOM_IMAGES = 400  # of about 160 patients in each hospital: enough for noise that leaves something to learn
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def _phantoms(workdir: Path, hospitals: int, say: Any) -> list[Site]:
     from infra.hospitals.phantoms import make_phantom_hospitals
 
     folder = workdir / "agents" / "archives"
-    make_phantom_hospitals(folder, hospitals)
+    make_phantom_hospitals(folder, hospitals, PHANTOM_IMAGES)
     say(f"made phantom studies as DICOM in {folder}")
     return find_sites(folder)
 

@@ -1,8 +1,12 @@
 """Attacks a training to see what it gives away: many models, each with a random half of the canaries in its data.
 
-Membership inference as in LiRA (Carlini et al. 2022, "Membership inference attacks from first principles"): a canary
-is a patient with a wrong label, which only a model that was trained on it has reason to believe. Whether it was in a
-model's data is judged by the likelihood ratio of the model's confidence, learned from the *other* models.
+Membership inference: a canary is a patient with a wrong label, which only a model that was trained on it has reason to
+believe. Some wrong labels are easier to believe than others (Carlini et al. 2022, "Membership inference attacks from
+first principles"), so what is judged is a model's confidence above the mean of all models.
+
+The attacker never uses a coin. Their likelihood ratios do, those of the other models: then guesses about several models
+are right or wrong together, and the bound of `compliance.empirical`, which counts them as apart, refutes a training
+that gives nothing away in 11 of 100 audits instead of 5 (simulated: 16 models, 60 canaries).
 """
 
 import math
@@ -19,7 +23,7 @@ from models.training import LocalData
 
 Scores = NDArray[np.float64]
 Members = NDArray[np.bool_]
-_LEAST_DEVIATION = 1e-3
+_SUREST = 50.0  # nats of log-odds; a model that diverged must not drown the others in their mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +40,9 @@ class Attack:
         """
         right = made = 0
         for scores, members in zip(self.scores, self.members, strict=True):
-            each = max(1, round(share * len(scores) / 2))
+            each = min(len(scores) // 2, max(1, round(share * len(scores) / 2)))
             order = np.argsort(scores)
-            right += int(members[order[-each:]].sum()) + int((~members[order[:each]]).sum())
+            right += int(members[order[len(scores) - each :]].sum()) + int((~members[order[:each]]).sum())
             made += 2 * each
         return right, made
 
@@ -75,7 +79,7 @@ def attack(
         module = train_one(LocalData(data.images[keep], data.labels[keep], data.patients[keep]), number)
         confidence[number] = [_confidence(module, data, patient) for patient in canaries]
         on_model(number + 1, models)
-    return Attack(_likelihood_ratios(confidence, members), members)
+    return Attack(confidence - confidence.mean(axis=0), members)
 
 
 def _confidence(module: nn.Module, data: LocalData, patient: int) -> float:
@@ -87,21 +91,4 @@ def _confidence(module: nn.Module, data: LocalData, patient: int) -> float:
     wanted = torch.from_numpy(data.labels[rows])
     own = logits.gather(1, wanted[:, None])[:, 0]
     others = logits.scatter(1, wanted[:, None], -math.inf).logsumexp(dim=1)
-    return float(torch.nan_to_num((own - others).mean(), nan=0.0, posinf=1e6, neginf=-1e6))
-
-
-def _likelihood_ratios(confidence: Scores, members: Members) -> Scores:
-    """For each model and canary, log p(confidence | in) - log p(confidence | out), from all other models."""
-    ratios = np.zeros(confidence.shape)
-    others = ~np.eye(len(confidence), dtype=bool)
-    for model, canary in np.ndindex(*confidence.shape):
-        seen, was_in = confidence[others[model], canary], members[others[model], canary]
-        if 2 <= was_in.sum() <= len(was_in) - 2:
-            inside, outside = (_log_normal(confidence[model, canary], seen[side]) for side in (was_in, ~was_in))
-            ratios[model, canary] = inside - outside
-    return ratios
-
-
-def _log_normal(value: float, sample: Scores) -> float:
-    deviation = max(_LEAST_DEVIATION, float(sample.std(ddof=1)))
-    return -0.5 * ((value - float(sample.mean())) / deviation) ** 2 - math.log(deviation)
+    return float(torch.nan_to_num((own - others).mean(), nan=0.0).clamp(-_SUREST, _SUREST))

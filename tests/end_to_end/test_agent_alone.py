@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from boundary.identity import SigningIdentity
-from flows.demo.archive import compose_plan, find_sites
+from flows.demo.archive import compose_plan, find_sites, look_at
 from infra.hospitals.phantoms import make_phantom_hospitals
 
 pytestmark = pytest.mark.slow
@@ -100,7 +100,7 @@ def test_the_agent_starts_and_its_child_reads_and_trains(alone: Path, tmp_path: 
     )  # fmt: skip
     assert "silo-agent enrol" in said(alone / "silo-agent", "run", "--state", state, expect=3)
 
-    plan = _plan(compose_plan(sites, 1))
+    plan = _plan(compose_plan(sites, 1, look_at(sites), 0.0))
     common = {"plan": plan, "study": "demo-00000000", "device": "cpu", "cache": str(tmp_path / "cache")}
     scan = common | {
         "do": "scan", "dicom": str(sites[0].dicom), "labels": str(sites[0].labels),

@@ -31,13 +31,13 @@ def test_the_study_finishes_with_all_hospitals_and_the_model_has_learned(finishe
         assert (one["registered"], one["ready"], one["contributing"]) == (3, 3, 3)
         assert set(one["seconds"]) == {"training", "transport", "aggregation", "evaluation", "total"}
     assert summary["rounds"][-1]["auroc"] > 0.8
-    assert summary["model"] == {"name": "densenet-small", "version": 1}
+    assert summary["model"] == {"name": "cnn-small", "version": 1}
 
 
 def test_bytes_on_the_wire_are_close_to_the_ideal(finished_demo: Finished) -> None:
     """Ideal: each hospital fetches each model once and sends one vector of the model's size (and its metrics)."""
     _, summary = finished_demo
-    model = 96_850 * 4
+    model = 15_234 * 4
     for one in summary["rounds"][1:]:
         for silo in one["bytes_up"]:
             assert one["bytes_up"][silo] + one["bytes_down"][silo] <= 1.1 * 2 * model, silo
@@ -134,3 +134,17 @@ def _cmdline(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:
         return []
+
+
+def test_the_default_plan_is_private_and_says_what_it_cost_each_hospital(finished_demo: Finished) -> None:
+    folder, summary = finished_demo
+    assert len(summary["privacy"]) == 3
+    for silo, cost in summary["privacy"].items():
+        assert 7.5 < cost["epsilon"] <= cost["cap"] == 8.0, silo
+        assert (cost["committed"], cost["reserved"], cost["fits"]) == (3, 0, 0)
+        assert cost["delta"] <= 1e-3
+        assert cost["lifetime_epsilon"] == cost["epsilon"]
+    assert [one["train_loss"] for one in summary["rounds"]] == [None] * 3
+    said = (folder / "demo.log").read_text()
+    assert "a guarantee per patient: epsilon 8" in said
+    assert "What it cost each hospital's patients" in said

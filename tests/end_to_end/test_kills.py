@@ -20,7 +20,7 @@ from sqlalchemy import select
 from boundary.protocol import Step
 from compliance.trail import AnyEvent, AttemptFailed, Leaf, RoundClosed, UnmaskingHelped, WorkDone, read_leaf
 from flows.coordinator import Coordinator
-from flows.demo.archive import Site, compose_plan, find_sites
+from flows.demo.archive import Site, compose_plan, find_sites, look_at
 from flows.demo.processes import DemoFailed, Processes
 from flows.demo.show import flow_state, start_run
 from flows.demo.stage import Stage, choose_ports
@@ -135,7 +135,7 @@ def ward(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Ward]:
         stage.enrol_all(coordinator)
         stage.start_agents()
         plan = workdir / "study.toml"
-        text = compose_plan(sites, ROUNDS).replace("local_epochs = 2", "local_epochs = 12")
+        text = compose_plan(sites, ROUNDS, look_at(sites), 0.0).replace("local_epochs = 2", "local_epochs = 12")
         text = text.replace("[preprocessing]\n", '[preprocessing]\nnormalise = "federated"\n')
         plan.write_text(text.replace("lost_after_seconds = 30.0", "lost_after_seconds = 90.0"), "utf-8")
         label = stage.publish(plan)
