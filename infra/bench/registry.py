@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from infra.bench import demo, footprint, masked, memory, rounds, tiny, upload
+from infra.bench import demo, footprint, masked, memory, private, rounds, tiny, upload
 from infra.bench.rows import Row
 
 
@@ -23,6 +23,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "upload": Benchmark(upload.upload, "100 MB from a hospital to the relay beside a plain TLS copy; the long poll", 1),
     "memory": Benchmark(memory.memory, "the coordinator's memory for 3, 10 and 30 hospitals", 1),
     "masks": Benchmark(masked.masks, "masked sums: masks, encoding, both sides' parts, beside Flower's functions", 2),
+    "private-step": Benchmark(private.private_step, "noise, and a private step beside Opacus' own, time and memory", 2),
+    "private-learning": Benchmark(private.private_learning, "AUROC without noise, at epsilon 8 and at epsilon 3", 3),
     "agent-footprint": Benchmark(footprint.agent_footprint, "the hospital's daemon: start-up and memory", 0.5),
     "demo": Benchmark(demo.demo, "`wardround demo` on its clock", 2),
 }

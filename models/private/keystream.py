@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 KEY_BYTES = 32
 _AES_BLOCK = 16
-_ZEROS = memoryview(bytes(1024 * 1024))
+_ZEROS = memoryview(bytes(128 * 1024))
 
 Words = NDArray[np.uint64]
 
@@ -28,7 +28,7 @@ class KeyStream:
         self._cipher = Cipher(AES256(key), CTR(bytes(_AES_BLOCK))).encryptor()
 
     def fill(self, words: Words) -> None:
-        """Overwrite `words` [n], C-contiguous, with uniform 64-bit words; n at most 131,000."""
+        """Overwrite `words` [n], C-contiguous, with uniform 64-bit words; n at most 16,384."""
         target = words.data.cast("B")
         size = len(target)
         whole = size - _AES_BLOCK + 1  # `update_into` wants a cipher block to spare, though CTR needs none

@@ -21,7 +21,7 @@ MOST_PATIENTS = 2**14  # in one step: their sum and its noise fit into 32 bits
 _MARGIN = 1 - 2**-10  # of C: clipped to a little less, so that rounding hardly ever has to be undone
 _SMALL = 2**14  # parameters below this size are treated together: fewer, larger operations
 _BLOCK = 1024  # squares added in float32 in any order: relative error at most (1024 + 2) * 2^-24 < 2^-13
-_NOISE = 2**20  # integers of noise at a time
+_NOISE = 2**18  # integers of noise at a time
 
 
 class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
@@ -52,10 +52,7 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
         self._noise = LatticeGaussian(noise_multiplier * STEPS, stream)
         self._scale = max_grad_norm / STEPS / denominator
         self._groups = _grouped([p for p in self.params if p.requires_grad])
-        self._sums = [
-            torch.zeros(sum(p.numel() for p in group), dtype=torch.int32, device=group[0].device)
-            for group in self._groups
-        ]
+        self._sums: list[Tensor] = []  # made by the first piece: no memory is held while the first gradients are made
         self._begun: list[Tensor] = []  # of the patient whose images the last piece did not end
         self._patients = 0
 
@@ -79,13 +76,23 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
     def _add(self, rows: list[Tensor]) -> None:
         """Clip, round and add the gradients of whole patients: float [patients, n] for each group, overwritten."""
         _to_lattice(rows, self.max_grad_norm)
-        for total, whole in zip(self._sums, rows, strict=True):
-            total.add_(whole.sum(dim=0).to(torch.int32))
+        added = (whole.sum(dim=0).to(torch.int32) for whole in rows)
+        if self._sums:
+            for total, more in zip(self._sums, added, strict=True):
+                total.add_(more)
+        else:
+            self._sums = list(added)
 
     @property
     def clipped_sum(self) -> Tensor:
         """What was added up since the last step, without noise, int32 [parameters], in steps of C / 2^16."""
-        return torch.cat(self._sums)
+        return torch.cat(self._sums or self._zeros())
+
+    def _zeros(self) -> list[Tensor]:
+        return [
+            torch.zeros(sum(p.numel() for p in group), dtype=torch.int32, device=group[0].device)
+            for group in self._groups
+        ]
 
     # --- what Opacus calls ---------------------------------------------------------------------------
     def pre_step(self, closure: object = None) -> bool:  # noqa: ARG002 - Opacus' signature
@@ -99,14 +106,13 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
 
     def add_noise(self) -> None:
         """Write sum plus noise, divided by the denominator, to every `grad`; the sums begin anew."""
-        for group, total in zip(self._groups, self._sums, strict=True):
+        for group, total in zip(self._groups, self._sums or self._zeros(), strict=True):
             _add_noise(total, self._noise)
             at = 0
             for p in group:
                 p.grad = (total[at : at + p.numel()].to(torch.float64) * self._scale).to(p.dtype).view_as(p)
                 at += p.numel()
-            total.zero_()
-        self._patients = 0
+        self._sums, self._patients = [], 0
 
 
 def _grouped(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
@@ -121,7 +127,7 @@ def _rows(group: list[nn.Parameter], runs: Sequence[int]) -> Tensor:
     for p in group:
         sample: Tensor = p.grad_sample  # type: ignore[attr-defined]  # put there by Opacus
         parts.append(sample.reshape(len(sample), -1))
-        p.grad_sample = None  # type: ignore[attr-defined]
+        p.grad_sample = p.grad = None  # type: ignore[attr-defined]  # nor is the sum of all of any use
     flat = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     if all(run == 1 for run in runs):
         return flat.contiguous()
