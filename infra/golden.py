@@ -89,6 +89,7 @@ max_steps = 500
 batch_size = 8
 optimizer = "sgd"
 learning_rate = 1e-7
+proximal = 0.25
 weighting = "patients"
 [privacy]
 mechanism = "none"
@@ -107,9 +108,30 @@ max_model_norm = 2500
 """
 
 
+def private_toml(wish: str = "epsilon = 3.5") -> str:
+    """The same plan with a guarantee per patient: `wish` is an epsilon or a noise multiplier."""
+    guarantee = f"""mechanism = "patient-dp"
+{wish}
+clip = 0.75
+patients_per_step = 24
+steps = 20
+images_per_patient = 3"""
+    return (
+        plan_toml()
+        .replace('mechanism = "none"', guarantee)
+        .replace('weighting = "patients"', 'weighting = "declared"')
+        .replace("error_feedback = true", "error_feedback = false")
+    )
+
+
 @cache
 def plan() -> StudyPlan:
     return plan_from_toml(plan_toml())
+
+
+@cache
+def private_plan() -> StudyPlan:
+    return plan_from_toml(private_toml())
 
 
 def study() -> str:

@@ -16,6 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from boundary import plan as plans
+from boundary.guarantee import NoPrivacy, PatientPrivacy
 from boundary.messages import PHASES, REGISTRY, BlobRef, Collection, Normalisation, RevealedShare
 from boundary.names import encode_base64
 from boundary.secagg.ring import Encoding
@@ -67,10 +68,23 @@ def fractions(low: float, high: float, **options: Any) -> st.SearchStrategy[floa
     return st.floats(low, high, allow_nan=False, **options)
 
 
+guarantees = st.builds(
+    lambda wish, **rest: PatientPrivacy(mechanism="patient-dp", **wish, **rest),
+    wish=fractions(0.01, 100).map(lambda epsilon: {"epsilon": epsilon})
+    | fractions(0.1, 60).map(lambda noise: {"noise_multiplier": noise}),
+    clip=fractions(0, 1e6, exclude_min=True),
+    patients_per_step=st.integers(1, 4096),
+    steps=st.integers(1, 100_000),
+    images_per_patient=st.integers(1, 256),
+)
+
+
 @st.composite
 def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
     members = draw(st.lists(names, min_size=3, max_size=6, unique=True))
     low, high = sorted(draw(st.lists(fractions(-1e6, 1e6), min_size=2, max_size=2, unique=True)))
+    privacy = draw(st.just(NoPrivacy()) | guarantees)
+    weightings = ("equal", "declared") if privacy.mechanism == "patient-dp" else ("images", "patients", "equal")
     purpose = dict(zip(("title", "statement", "legal_basis", "ethics_reference"), draw(four_sentences), strict=True))
     return plans.StudyPlan(
         version=1,
@@ -110,8 +124,10 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
             batch_size=draw(st.integers(1, 4096)),
             optimizer=draw(st.sampled_from(("adam", "sgd"))),
             learning_rate=draw(fractions(0, 10, exclude_min=True)),
-            weighting=draw(st.sampled_from(("images", "patients", "equal"))),
+            proximal=draw(fractions(0, 1000)),
+            weighting=draw(st.sampled_from(weightings)),
         ),
+        privacy=privacy,
         aggregation=plans.Aggregation(
             quorum=draw(st.integers(3, len(members))),
             ready_minutes=draw(fractions(0, 20160, exclude_min=True)),

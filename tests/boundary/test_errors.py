@@ -38,6 +38,7 @@ from boundary.protocol import Heard, Step, next_step
 from boundary.requests import read_claim, sign_request
 from boundary.roster import TrustedRoster
 from boundary.tensors import unpack
+from compliance.errors import ComplianceError
 from infra.cohort import Cohort
 
 REPOSITORY = Path(__file__).parents[2]
@@ -100,16 +101,27 @@ def test_each_error_is_of_its_own_class_and_says_something(error: type[BoundaryE
     assert str(refusal.value)
 
 
-def test_only_the_leaves_are_raised() -> None:
-    raised = {
+def raised_in(folder: str) -> set[str]:
+    return {
         node.exc.func.id
-        for folder in ("boundary", "compliance")
         for path in (REPOSITORY / folder).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name)
     }
+
+
+def test_only_the_leaves_are_raised() -> None:
     of_sums = {kind.__name__ for kind in PeerFault.__subclasses__() if kind.__module__ == "boundary.secagg.errors"}
-    assert raised - {"ValueError"} - of_sums == {kind.__name__ for kind in PROVOKED}
+    assert raised_in("boundary") - {"ValueError"} - of_sums == {kind.__name__ for kind in PROVOKED}
+
+
+def test_the_accounting_raises_all_of_its_own_leaves_and_else_what_is_somebodys_mistake() -> None:
+    mistakes = {"ValueError", "KeyError", "RuntimeError"}  # of the calling code
+    leaves = {kind.__name__ for kind in ComplianceError.__subclasses__()}
+    assert raised_in("compliance") - mistakes == leaves | {MalformedMessage.__name__}
+    codes = [kind.code for kind in (ComplianceError, *ComplianceError.__subclasses__())]
+    assert len(set(codes)) == len(codes)
+    assert set(codes).isdisjoint(kind.code for kind in CLASSES)
 
 
 def test_codes_are_stable_words_and_no_two_are_alike() -> None:

@@ -19,6 +19,19 @@ def test_training_reports_four_numbers_and_then_the_weights() -> None:
     assert layout.where("clipped") == slice(3, 4)
 
 
+def test_training_with_a_guarantee_reports_neither_loss_nor_images_but_bands() -> None:
+    """No noise covers a loss, or a count of images: what is not in the vector cannot leave."""
+    layout = layout_for("train", parameters=10, metrics=4, bands=4)
+    found = [(section.name, section.size) for section in layout.sections]
+    assert found == [("weight", 1), ("clipped", 1), ("bands", 4)]
+    assert (layout.where("bands"), layout.numbers, layout.weights) == (slice(2, 6), 6, 10)
+
+
+@pytest.mark.parametrize("phase", ["statistics", "evaluate"])
+def test_bands_are_told_with_a_training_only(phase: Phase) -> None:
+    assert layout_for(phase, parameters=10, metrics=4, bands=4) == layout_for(phase, parameters=10, metrics=4)
+
+
 def test_evaluation_reports_metrics_only() -> None:
     layout = layout_for("evaluate", parameters=10, metrics=4)
     assert [(section.name, section.size) for section in layout.sections] == [("metrics", 4)]
@@ -43,27 +56,31 @@ def test_an_unknown_phase_is_refused() -> None:
         layout_for("export", parameters=10, metrics=4)  # type: ignore[arg-type]
 
 
-SIZES: dict[str, tuple[Phase, int, int, int]] = {
-    "training, plain": ("train", 0, 4 * 8, 10 * 4),
-    "training, masked in the ring of 32 bits": ("train", 32, 4 * 8, 10 * 4),
-    "training, masked in the ring of 16 bits": ("train", 16, 4 * 8, 10 * 2),
-    "statistics, plain": ("statistics", 0, 10 * 8, 0),
-    "evaluation, plain": ("evaluate", 0, 7 * 8, 0),
-    "evaluation, masked in the ring of 32 bits": ("evaluate", 32, 7 * 8, 0),
-    "evaluation, masked in the ring of 16 bits": ("evaluate", 16, 7 * 8, 0),
+SIZES: dict[str, tuple[Phase, int, int, int, int]] = {
+    "training, plain": ("train", 0, 0, 4 * 8, 10 * 4),
+    "training, masked in the ring of 32 bits": ("train", 0, 32, 4 * 8, 10 * 4),
+    "training, masked in the ring of 16 bits": ("train", 0, 16, 4 * 8, 10 * 2),
+    "training with a guarantee, plain": ("train", 4, 0, 6 * 8, 10 * 4),
+    "training with a guarantee, masked in the ring of 16 bits": ("train", 4, 16, 6 * 8, 10 * 2),
+    "statistics, plain": ("statistics", 0, 0, 10 * 8, 0),
+    "evaluation, plain": ("evaluate", 0, 0, 7 * 8, 0),
+    "evaluation, masked in the ring of 32 bits": ("evaluate", 0, 32, 7 * 8, 0),
+    "evaluation, masked in the ring of 16 bits": ("evaluate", 0, 16, 7 * 8, 0),
 }
 
 
-@pytest.mark.parametrize(("phase", "ring", "numbers", "weights"), SIZES.values(), ids=SIZES)
-def test_the_size_is_known_before_a_byte_arrives(phase: Phase, ring: int, numbers: int, weights: int) -> None:
-    layout = layout_for(phase, parameters=10, metrics=7)
+@pytest.mark.parametrize(("phase", "bands", "ring", "numbers", "weights"), SIZES.values(), ids=SIZES)
+def test_the_size_is_known_before_a_byte_arrives(
+    phase: Phase, bands: int, ring: int, numbers: int, weights: int
+) -> None:
+    layout = layout_for(phase, parameters=10, metrics=7, bands=bands)
     assert layout.numbers_bytes == numbers
     assert (layout.masked_bytes(ring) if ring else layout.plain_bytes) == numbers + weights
 
 
-@given(st.sampled_from(PHASES), st.integers(1, 500), st.integers(1, 50), st.sampled_from([16, 32]))
-def test_the_sizes_are_those_of_the_arrays(phase: Phase, parameters: int, metrics: int, ring: int) -> None:
-    layout = layout_for(phase, parameters=parameters, metrics=metrics)
+@given(st.sampled_from(PHASES), st.integers(1, 500), st.integers(1, 50), st.integers(0, 9), st.sampled_from([16, 32]))
+def test_the_sizes_are_those_of_the_arrays(phase: Phase, parameters: int, metrics: int, bands: int, ring: int) -> None:
+    layout = layout_for(phase, parameters=parameters, metrics=metrics, bands=bands)
     numbers, weights = np.zeros(layout.numbers, "<f8"), np.zeros(layout.weights, "<f4")
     assert layout.plain_bytes == len(numbers.tobytes() + weights.tobytes())
     words = np.zeros(layout.weights, f"<u{ring // 8}")

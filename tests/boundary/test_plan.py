@@ -12,9 +12,9 @@ from pydantic import BaseModel
 
 from boundary.canonical import canonical_bytes, parse_canonical
 from boundary.errors import InvalidPlan, MalformedMessage
+from boundary.guarantee import EPSILON_BANDS
 from boundary.plan import (
     MAX_PLAN_BYTES,
-    Privacy,
     StudyPlan,
     digest_of,
     parse_plan,
@@ -110,6 +110,9 @@ REFUSED: dict[str, tuple[str, Any]] = {
     "no patients": ("dataset.min_patients", 0),
     "all data held out": ("dataset.holdout_share", 1),
     "an unknown strategy": ("training.strategy", "my.module:strategy"),
+    "a pull of less than nothing": ("training.proximal", -0.1),
+    "a pull beyond all measure": ("training.proximal", 1000.5),
+    "a weighting of the coordinator's choice": ("training.weighting", "importance"),
     "an unknown mechanism": ("privacy.mechanism", "trust-me"),
     "a sum over two": ("aggregation.quorum", 2),
     "a quorum of more than there are": ("aggregation.quorum", 4),
@@ -150,12 +153,33 @@ def test_what_is_no_plan_at_all_is_refused(value: object) -> None:
 
 def test_error_feedback_is_refused_together_with_privacy_noise(fed: ModuleType) -> None:
     """What is carried from one round to the next is not covered by a round's noise."""
-    noisy = Privacy.model_construct(mechanism="gaussian")  # type: ignore[arg-type]  # the mechanism of a later issue
-    assert fed.plan().aggregation.error_feedback
+    private: dict[str, Any] = json.loads(to_json(fed.private_plan()))
+    feedback = private["aggregation"] | {"error_feedback": True}
+    assert feedback == value_of(fed)["aggregation"], "it is no fault of a plan without noise"
     with pytest.raises(InvalidPlan, match=r"aggregation\.error_feedback: what is carried from round to round"):
-        parse_plan(dict(fed.plan()) | {"privacy": noisy})
-    without = fed.plan().aggregation.model_copy(update={"error_feedback": False})
-    parse_plan(dict(fed.plan()) | {"privacy": noisy, "aggregation": without})
+        parse_plan(private | {"aggregation": feedback})
+
+
+@pytest.mark.parametrize("weighting", ["images", "patients"])
+def test_a_true_count_is_no_weight_together_with_privacy_noise(fed: ModuleType, weighting: str) -> None:
+    """A sum's weight is not noisy: with the others' counts known, it would tell ours."""
+    private: dict[str, Any] = json.loads(to_json(fed.private_plan()))
+    training = private["training"] | {"weighting": weighting}
+    with pytest.raises(InvalidPlan, match=r"training\.weighting: a true count is not covered.*take equal or declared"):
+        parse_plan(private | {"training": training})
+    parse_plan(value_of(fed) | {"training": training})
+
+
+@pytest.mark.parametrize(
+    ("weighting", "largest"), [("images", 2000), ("patients", 2000), ("declared", 2000), ("equal", 1)]
+)
+def test_the_largest_weight_of_a_hospital_is_the_plans(fed: ModuleType, weighting: str, largest: int) -> None:
+    plan: StudyPlan = fed.plan()
+    assert plan.aggregation.largest_weight(plan.training.model_copy(update={"weighting": weighting})) == largest
+
+
+def test_bands_are_told_only_with_a_guarantee(fed: ModuleType) -> None:
+    assert (fed.plan().bands, fed.private_plan().bands) == (0, len(EPSILON_BANDS))
 
 
 @pytest.mark.parametrize(("share", "parameters", "count"), [(1.0, 7, 7), (0.5, 7, 4), (0.01, 7, 1), (0.25, 1000, 250)])
@@ -287,6 +311,7 @@ def leaf_places(model: BaseModel, way: tuple[str, ...] = ()) -> list[tuple[str, 
 
 
 OTHER_VALUES: dict[type, Any] = {
+    type(None): lambda _: 1.5,
     int: lambda old: old + 1,
     float: lambda old: old * 1.0000001 + 1e-9,
     str: lambda old: old + "x",
@@ -295,10 +320,12 @@ OTHER_VALUES: dict[type, Any] = {
 }
 
 
-def test_every_leaf_is_in_the_digest(fed: ModuleType) -> None:
-    plan: StudyPlan = fed.plan()
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of values that no plan could have
+@pytest.mark.parametrize(("which", "leaves"), [("plan", 48), ("private_plan", 54)])
+def test_every_leaf_is_in_the_digest(fed: ModuleType, which: str, leaves: int) -> None:
+    plan: StudyPlan = getattr(fed, which)()
     places = leaf_places(plan)
-    assert len(places) == 47
+    assert len(places) == leaves
     digests = {digest_of(plan)}
     for way in places:
         at: Any = plan

@@ -56,6 +56,7 @@ def _beside(name: str) -> ModuleType:
 
 
 peers = _beside("peers")
+benches = _beside("benches")
 one_hospital = _beside("one_hospital")
 Site, made_impatient = one_hospital.Site, one_hospital.made_impatient
 _START_SECONDS = 30
@@ -78,6 +79,17 @@ def make_site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
 @pytest.fixture
 def site(make_site: Callable[..., Site]) -> Site:
     return make_site()
+
+
+@pytest.fixture
+def private_site(make_site: Callable[..., Site]) -> Site:
+    """A hospital that declares at most 100 patients, and a plan with a guarantee for them."""
+    return make_site(most_patients=100, changes=one_hospital.private())
+
+
+@pytest.fixture(scope="session")
+def private() -> Callable[..., dict[str, Any]]:
+    return one_hospital.private
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A hospital in a box: its state folder and journal, its agent's parts, and a coordinator that signs."""
 
+import re
 import secrets
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -34,7 +35,7 @@ from boundary.sealing import UnsealingKey
 from boundary.secagg.ring import first_encoding
 from compliance.trail import read_leaf
 from flows.authority import Authority
-from silo_agent.config import AgentConfig, parse_config, starting_config
+from silo_agent.config import AgentConfig, load_config, parse_config, starting_config
 from silo_agent.daemon import RELAY_URL, ROSTER
 from silo_agent.inbound import OwnSide
 from silo_agent.journal import Journal, KeptOrder, Parcel
@@ -51,6 +52,7 @@ SILO, OTHERS = "st-olavs", ("charite", "karolinska", "utrecht")
 PARAMETERS, METRICS = 7, 3  # of the pretended network
 MODEL = BlobRef(digest=digest(b"the model"), size=9)
 DATASET_DIGEST = digest(b"our data")
+GUARANTEE = {"mechanism": "patient-dp", "noise_multiplier": 2.0, "patients_per_step": 10, "steps": 5}  # 0.42 a round
 
 
 # --- a coordinator that only signs -------------------------------------------------------------------
@@ -105,6 +107,11 @@ def plan_for(cards: list[KeyCard], **changes: Any) -> StudyPlan:
     return parse_plan(value)
 
 
+def private(**changes: Any) -> dict[str, Any]:
+    """Changes that make a plan one with a guarantee per patient, as `plan_for` takes them."""
+    return {"privacy": GUARANTEE | changes, "training__weighting": "equal"}
+
+
 # --- one hospital without a network ------------------------------------------------------------------
 @dataclass
 class Site:
@@ -116,10 +123,12 @@ class Site:
     least: int = 3  # hospitals in a sum, by agent.toml
     unwanted: list[str] = field(default_factory=list)
     changes: dict[str, Any] = field(default_factory=dict)  # of the plan, as `plan_for` takes them
+    most_patients: int | None = None  # by agent.toml; without it the hospital has no budget
 
     def __post_init__(self) -> None:
         self.folder = StateFolder(self.root)
-        config = starting_config(SILO, "images", self.root, self.root / "labels.csv", threads=1, heartbeat=0.3)
+        labels, most = self.root / "labels.csv", self.most_patients
+        config = starting_config(SILO, "images", self.root, labels, threads=1, heartbeat=0.3, most_patients=most)
         self.folder.create(secrets.token_bytes, config)
         self.card = self.folder.card(SILO)
         self.peers = {name: Peer(name) for name in OTHERS}
@@ -131,6 +140,19 @@ class Site:
         self.attempts: dict[str, Attempt] = {}
         self._sequence = count(1)
         self.open()
+
+    def declare(self, **caps: float) -> None:
+        """Correct agent.toml: `study_epsilon`, `lifetime_epsilon`, `most_patients` of its data set."""
+        path = self.root / "agent.toml"
+        text = path.read_text()
+        for name, value in caps.items():
+            text, found = re.subn(rf"^{name} = \S+", f"{name} = {value}", text, flags=re.MULTILINE)
+            assert found == 1, name
+        path.write_text(text)
+
+    @property
+    def agent_toml(self) -> AgentConfig:
+        return load_config(self.root)
 
     def open(self) -> None:
         """(Re)open the journal, as the start of the daemon does."""
@@ -197,7 +219,8 @@ class Site:
         folder = result_folder(self.folder, self.study, number, phase, MODEL.digest)
         if not is_whole(folder):
             identity = identity_of(self.collection(number, phase), MODEL.digest, secrets.token_bytes)
-            result = StoredResult(identity, folder / "vector", PARAMETERS, METRICS)
+            bands = self.plan.bands if phase == "train" else 0
+            result = StoredResult(identity, folder / "vector", PARAMETERS, METRICS, bands)
             layout = result.layout(phase)  # type: ignore[arg-type]
             write_vector(result.vector, np.arange(layout.numbers) + 0.5, np.arange(layout.weights, dtype="<f4"))
             result.save(folder)
@@ -208,7 +231,8 @@ class Site:
         """The peers and the coordinator of this order's attempt."""
         if kept.collection not in self.attempts:
             order = order_of(kept, self.own())
-            layout = layout_for(order.collection.phase, parameters=PARAMETERS, metrics=METRICS)
+            phase, bands = order.collection.phase, self.plan.bands
+            layout = layout_for(phase, parameters=PARAMETERS, metrics=METRICS, bands=bands)
             self.attempts[kept.collection] = Attempt(
                 self.plan, order, layout, self.peers, SILO, lambda kind: self.said(kind, kept.collection)
             )

@@ -3,6 +3,7 @@
 import array
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ def say(**event: Any) -> None:
     sys.stdout.flush()
 
 
-def perform(do: str, what: Any, command: dict[str, Any]) -> None:  # noqa: C901 - a list of verbs
+def perform(do: str, what: Any, command: dict[str, Any]) -> None:  # noqa: C901, PLR0912 - a list of verbs
     match do:
         case "say":
             say(**what)
@@ -34,6 +35,12 @@ def perform(do: str, what: Any, command: dict[str, Any]) -> None:  # noqa: C901 
             os.close(1)
         case "touch":
             Path(what).touch()
+        case "record":  # what it was asked, and in which order
+            with Path(what).open("a") as file:
+                file.write(json.dumps(command) + "\n")
+        case "copy":  # as it was at this instant, with what SQLite has beside it
+            for end in ("", "-wal"):
+                shutil.copy(what[0] + end, what[1] + end)
         case "vector":
             out = Path(command["out"])
             out.parent.mkdir(parents=True, exist_ok=True)

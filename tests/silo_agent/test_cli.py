@@ -1,6 +1,7 @@
 """What people type, and what the process says when it ends."""
 
 import fcntl
+import json
 import os
 import re
 import sqlite3
@@ -15,11 +16,17 @@ import typer.main
 from typer.testing import CliRunner
 
 from boundary.canonical import canonical_bytes
+from boundary.plan import study_id
+from compliance.accountant import epsilon
 from flows.store import members
 from flows.store.database import reading
 from silo_agent import cli
+from silo_agent.budget import terms_of
 from silo_agent.cli import app
+from silo_agent.config import load_config
 from silo_agent.errors import ConfigError
+from silo_agent.journal import SCHEMA_VERSION
+from silo_agent.releases import reserve
 from silo_agent.state import StateFolder
 
 run = CliRunner()
@@ -76,6 +83,28 @@ def test_init_never_replaces_keys(tmp_path: Path) -> None:
     assert (tmp_path / "state" / "identity.pem").read_bytes() == before
 
 
+def test_init_writes_a_budget_only_with_a_number_that_was_declared(tmp_path: Path) -> None:
+    for name, more in (("with", ("--most-patients", "1200")), ("without", ())):
+        arguments = ["--site", "st-olavs", "--dicom", str(tmp_path), "--labels", str(tmp_path), "--dataset", "chest-ct"]
+        said = run.invoke(app, ["init", *arguments, *more, "--state", str(tmp_path / name)])
+        assert said.exit_code == 0, said.output
+    caps = load_config(tmp_path / "with").dataset["chest-ct"].privacy
+    assert caps is not None
+    assert caps.most_patients == 1200
+    assert load_config(tmp_path / "without").dataset["chest-ct"].privacy is None
+    assert "# [dataset.chest-ct.privacy]" in (tmp_path / "without" / "agent.toml").read_text()
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "10000001"])
+def test_init_refuses_a_number_of_patients_that_cannot_be(tmp_path: Path, number: str) -> None:
+    """Found by this test: for 0 it wrote 1000, a number that nobody had declared."""
+    arguments = ["--site", "st-olavs", "--dicom", str(tmp_path), "--labels", str(tmp_path), "--most-patients", number]
+    said = run.invoke(app, ["init", *arguments, "--state", str(tmp_path / "state")])
+    assert isinstance(said.exception, ConfigError)
+    assert "most_patients" in str(said.exception)
+    assert not (tmp_path / "state").exists()
+
+
 def test_a_missing_folder_is_said_before_anything_is_made(tmp_path: Path) -> None:
     said = init(tmp_path / "state", tmp_path / "nowhere")
     assert "the DICOM folder" in str(said.exception)
@@ -111,7 +140,7 @@ def damaged_roster(site: Any) -> None:
 
 
 def newer_journal(site: Any) -> None:
-    site.journal._db.execute("PRAGMA user_version=3")
+    site.journal._db.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
 
 
 def not_enrolled(site: Any) -> None:
@@ -237,6 +266,91 @@ def test_a_rescan_after_a_correction(site: Any) -> None:
     site.scanned("no '1'")
     assert "will check our data" in invoke(site, "plan", "rescan", site.study)
     assert site.journal.plan(site.study).state == "received"
+
+
+# --- the budget --------------------------------------------------------------------------------------
+def spend(site: Any, number: int, *, kept: bool) -> None:
+    terms = terms_of(site.plan, "images", site.agent_toml.dataset["images"])
+    assert terms is not None
+    release = reserve(site.journal, terms, site.collection(number), 1, site.now)
+    if kept:
+        release.commit(site.journal, site.now)
+
+
+def two_studies(site: Any, make_plan_for: Any, private: Any) -> list[str]:
+    """One has trained two rounds and lost one, the other has trained one."""
+    site.approve()
+    for number, kept in ((1, True), (2, True), (3, False)):
+        spend(site, number, kept=kept)
+    first = site.study
+    site.plan = make_plan_for(site.cards, revision=2, **private(noise_multiplier=None, epsilon=0.7))
+    site.study = study_id(site.plan)
+    site.approve()
+    spend(site, 1, kept=True)
+    return [first, site.study]
+
+
+def test_the_budget_is_shown_per_study_and_for_all_together(
+    private_site: Any, make_plan_for: Any, private: Any
+) -> None:
+    first, second = two_studies(private_site, make_plan_for, private)
+    said = invoke(private_site, "budget")
+    assert re.search(rf"{first} .* 0\.68 .* 8 .*█░+.*2 trained, 1 lost, 3 fit", said)
+    assert re.search(rf"{second} .* 0\.43 .* 0\.7 .*█+░+.*1 trained, 2 fit", said)
+    lifetime = epsilon(private_site.journal.ledger.of_population("everybody"), 1e-3)
+    assert re.search(rf"everybody .* {lifetime:.2f} .* 16 .* 1\.0e-03", said)
+    assert 0.68 < lifetime < 0.68 + 0.43, "computed anew from all events, not added up"
+
+
+def test_the_budget_for_a_program(private_site: Any, make_plan_for: Any, private: Any) -> None:
+    studies = two_studies(private_site, make_plan_for, private)
+    told = [json.loads(line) for line in invoke(private_site, "budget", "--json").splitlines()]
+    assert [one["study"] for one in told] == studies
+    ledger = private_site.journal.ledger
+    assert [one["epsilon"] for one in told] == [epsilon(ledger.of_study(study), 1e-3) for study in studies]
+    assert {one["lifetime_epsilon"] for one in told} == {epsilon(ledger.of_population("everybody"), 1e-3)}
+    assert [(one["cap"], one["lifetime_cap"], one["delta"]) for one in told] == [(8.0, 16.0, 1e-3), (0.7, 16.0, 1e-3)]
+    assert [(one["committed"], one["reserved"], one["fits"]) for one in told] == [(2, 1, 3), (1, 0, 2)]
+
+
+def test_without_a_private_study_there_is_nothing_to_show(site: Any, private_site: Any) -> None:
+    nothing = "Nothing was spent: no plan with a guarantee per patient was approved here."
+    assert invoke(site, "budget") == f"{nothing} agent.toml has no budget for images (docs/hospital.md).\n"
+    private_site.propose()
+    private_site.scanned()
+    assert invoke(private_site, "budget") == f"{nothing}\n", "not approved yet"
+    assert not invoke(private_site, "budget", "--json")
+
+
+def test_a_budget_that_cannot_be_told_any_more_is_said_with_its_reason(private_site: Any) -> None:
+    """Found by reading: `[dataset.images.privacy]` was taken for markup and left out of the very sentence."""
+    private_site.approve()
+    path = private_site.root / "agent.toml"
+    before, _, after = path.read_text().partition("[dataset.images.privacy]")
+    path.write_text(before + after[after.index("[resources]") :])
+    said = invoke(private_site, "budget")
+    assert re.search(rf"{private_site.study} .*\? .*\? .*agent\.toml has no \[dataset\.images\.privacy\]", said)
+    (told,) = (json.loads(line) for line in invoke(private_site, "budget", "--json").splitlines())
+    assert told["unable"].startswith("the plan spends a privacy budget")
+
+
+def test_a_ledger_that_cannot_be_read_is_said_and_no_traceback(private_site: Any) -> None:
+    private_site.approve()
+    spend(private_site, 1, kept=True)
+    for statement in ("DROP TRIGGER budget_is_never_refunded", "DELETE FROM budget"):
+        private_site.journal._db.execute(statement)
+    assert "the privacy ledger has 0 entries of 1: some are gone" in invoke(private_site, "budget")
+
+
+def test_the_budget_says_nothing_of_how_many_patients_there_are(private_site: Any) -> None:
+    private_site.approve()
+    report = private_site.folder.cache / private_site.study / "report.json"
+    report.parent.mkdir()
+    report.write_text(json.dumps({"patients": {"training": 4711, "holdout": 815}}))
+    for how in ((), ("--json",)):
+        said = invoke(private_site, "budget", *how)
+        assert "4711" not in said
+        assert "815" not in said
 
 
 def test_an_invitation_is_read_before_anything_else(site: Any, authority: Any, tmp_path: Path) -> None:

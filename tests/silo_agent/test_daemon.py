@@ -51,7 +51,8 @@ from silo_agent.steward import approve, decline
 from silo_agent.worker import Worker
 
 DIGEST = digest(b"our data")
-SCAN = [("say", {"event": "done", "result": {"dataset_digest": DIGEST, "problems": []}})]
+REPORT = {"dataset_digest": DIGEST, "problems": [], "patients": {"training": 4, "holdout": 2}}
+SCAN = [("say", {"event": "done", "result": REPORT})]
 WARM = [("say", {"event": "done", "result": {"parameters": 7}})]
 TRAIN = [("vector", [4, 7]), ("say", {"event": "done", "result": {"parameters": 7, "metrics": 0}})]
 MODEL = BlobRef(digest=digest(b"the model"), size=9)

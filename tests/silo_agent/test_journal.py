@@ -17,7 +17,7 @@ from boundary.errors import OutOfTurn
 from boundary.protocol import Heard, Step
 from compliance.trail import WorkDone, read_leaf
 from silo_agent.errors import ConfigError, UpgradeNeeded
-from silo_agent.journal import Journal, KeptOrder
+from silo_agent.journal import LEDGER_SCHEMA, SCHEMA_VERSION, Journal, KeptOrder
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 STUDY = "ct-contrast-0123abcd"
@@ -51,7 +51,7 @@ def finish(journal: Journal, kept: KeptOrder) -> None:
 
 def snapshot(path: Path) -> list[Any]:
     with sqlite3.connect(path) as db:
-        tables = ("facts", "plans", "orders", "outbox", "trail", "spent")
+        tables = ("facts", "plans", "orders", "outbox", "trail", "spent", "budget")
         found = [db.execute(f"SELECT * FROM {table}").fetchall() for table in tables]  # noqa: S608 - our own names
     db.close()
     return found
@@ -256,7 +256,7 @@ def test_a_result_is_spent_on_the_survivors_it_was_first_unmasked_among(journal:
     with journal.transaction():
         journal.spend("result", order(attempt=2).collection, second)
     assert (journal.spent_on("result"), journal.spent_on("another result")) == (first, None)
-    assert snapshot(path)[-1] == [("result", order().collection, "charite,st-olavs")]
+    assert snapshot(path)[5] == [("result", order().collection, "charite,st-olavs")]
 
 
 def test_what_fails_is_not_spent(journal: Journal) -> None:
@@ -331,25 +331,61 @@ def test_two_processes_write_one_journal_and_the_trail_stays_whole(journal: Jour
 
 # --- files we cannot use -----------------------------------------------------------------------------
 def test_the_journal_of_a_newer_agent_is_left_alone(journal: Journal, path: Path) -> None:
-    journal._db.execute("PRAGMA user_version=3")
+    journal._db.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
     journal.close()
-    with pytest.raises(UpgradeNeeded, match="schema 3, this agent knows 2: install the newer agent") as refused:
+    with pytest.raises(UpgradeNeeded, match="schema 4, this agent knows 3: install the newer agent") as refused:
         Journal(path, "st-olavs")
     assert refused.value.exit_code == 5
 
 
+def made_of(path: Path) -> list[Any]:
+    """Every table, index and trigger there is, as SQLite remembers it."""
+    with sqlite3.connect(path) as db:
+        found = db.execute("SELECT type, name, sql FROM sqlite_schema ORDER BY type, name").fetchall()
+    db.close()
+    return found
+
+
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
 def test_the_journal_of_an_older_agent_is_brought_up_to_date_and_keeps_what_it_holds(
-    journal: Journal, path: Path
+    journal: Journal, path: Path, version: int
 ) -> None:
     journal.accept_order(order())
     finish(journal, order())
-    before = snapshot(path)
-    journal._db.execute("DROP TABLE spent")
-    journal._db.execute("PRAGMA user_version=1")
+    before, new = snapshot(path), made_of(path)
+    for table in ("spent", "budget")[version - 1 :]:  # what each version after the first has brought
+        journal._db.execute(f"DROP TABLE {table}")
+    journal._db.execute(f"PRAGMA user_version={version}")
     journal.close()
+    assert made_of(path) != new
     for _ in range(2):
         Journal(path, "st-olavs").close()
-    assert snapshot(path) == before
+    assert (snapshot(path), made_of(path)) == (before, new)
+
+
+def open_in_a_process_that_dies(path: Path, at: int) -> int:
+    """Its wait status."""
+    child = os.fork()
+    if child == 0:
+        connect = sqlite3.connect
+        sqlite3.connect = lambda *how, **more: Killed(connect(*how, **more), at)  # type: ignore[assignment]
+        Journal(path, "st-olavs")
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+def test_an_update_that_is_killed_half_way_is_begun_anew(journal: Journal, path: Path) -> None:
+    """A ledger without one of its triggers would be a ledger that can be refunded."""
+    new = made_of(path)
+    journal._db.execute("DROP TABLE budget")
+    journal._db.execute("PRAGMA user_version=2")
+    journal.close()
+    old, died = made_of(path), 0
+    while open_in_a_process_that_dies(path, died) == signal.SIGKILL:
+        assert made_of(path) == old, f"something was left of an update killed at statement {died}"
+        died += 1
+    assert died > len(LEDGER_SCHEMA), "PRAGMAs, BEGIN, every statement of the ledger, COMMIT"
+    assert made_of(path) == new
 
 
 def test_a_damaged_journal_is_said_and_not_replaced(tmp_path: Path) -> None:

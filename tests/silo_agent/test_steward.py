@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from boundary.messages import PlanApproved, PlanDeclined, StudyClosed
+from boundary.messages import Collection, PlanApproved, PlanDeclined, StudyClosed
 from boundary.plan import digest_of, study_id
 from silo_agent import status
+from silo_agent.budget import terms_of
+from silo_agent.cost import TIGHT, question_of
 from silo_agent.errors import ConfigError, ContractNotMet
+from silo_agent.releases import reserve
 from silo_agent.steward import approve, decline, difference, dossier, find_plan, forget_scan, lines, wait_for_scan
 
 
@@ -149,7 +152,7 @@ REPORT = {
 
 
 def read(site: Any) -> str:
-    file = dossier(site.journal, site.folder, site.journal.plan(site.study))
+    file = dossier(site.journal, site.folder, site.journal.plan(site.study), site.agent_toml)
     return "\n".join(f"{heading}: {text}" for heading, text in lines(file))
 
 
@@ -178,8 +181,125 @@ def test_what_changed_since_the_last_approved_plan_is_shown(site: Any, make_plan
     site.plan = make_plan_for(site.cards, revision=2, training__rounds=1000)
     site.study = study_id(site.plan)
     site.propose()
-    changes = difference(dossier(site.journal, site.folder, site.journal.plan(site.study)))
+    changes = difference(dossier(site.journal, site.folder, site.journal.plan(site.study), site.agent_toml))
     assert [line for line in changes if line.startswith("+ ")] == ['+ "revision": 2,', '+  "rounds": 1000,']
+
+
+# --- a guarantee, in words ---------------------------------------------------------------------------
+def headed(site: Any) -> dict[str, str]:
+    file = dossier(site.journal, site.folder, site.journal.plan(site.study), site.agent_toml)
+    return dict(lines(file))
+
+
+def test_the_dossier_says_what_a_guarantee_costs_and_what_it_does_not_cover(private_site: Any) -> None:
+    private_site.propose()
+    said = headed(private_site)
+    assert "All 3 rounds together cost epsilon 0.68, at delta 1.0e-03" in said["Guarantee"]
+    assert "with or without any one patient, all images included" in said["Guarantee"]
+    assert "closer estimate" not in said["Guarantee"]
+    assert "each of 5 steps a round takes patients by chance, 10 on average, and at most 4 images" in said["How"]
+    assert "noise of 2 times that is added, before anything leaves" in said["How"]
+    assert "in a step with probability 0.1: 100 patients are declared" in said["How"]
+    assert "of this study 0.00 of 8 is spent" in said["Budget"]
+    assert "of all studies on 'everybody' 0.00 of 16 is spent" in said["Budget"]
+    assert "There is room for 3 of 3 rounds" in said["Budget"]
+    assert said["Not covered"] == (
+        "the counts of right and wrong answers on held-back patients, on whom this study never trains"
+    )
+    assert said["How often"] == "3 rounds"
+    assert "below which of a few epsilons we are" in said["What leaves"]
+    assert "training loss" not in said["What leaves"]
+
+
+def test_the_dossier_says_that_statistics_are_not_covered(make_site: Any, private: Any) -> None:
+    size = {"size": [32, 32], "intensity": "window", "low": -200, "high": 300, "normalise": "federated"}
+    site = make_site(most_patients=100, changes=private() | {"preprocessing": size})
+    site.propose()
+    assert headed(site)["Not covered"].endswith("; the counts and intensities before round 1")
+
+
+def test_the_dossier_counts_what_was_spent_before(private_site: Any) -> None:
+    """The steward is asked again when the plan has begun, or another on the same people."""
+    private_site.declare(study_epsilon=0.6, lifetime_epsilon=0.6)
+    private_site.propose()
+    assert "There is room for 2 of 3 rounds; then we stop taking part" in headed(private_site)["Budget"]
+    spend_round(private_site, private_site.study)
+    said = headed(private_site)["Budget"]
+    assert "of this study 0.42 of 0.6 is spent" in said
+    assert "of all studies on 'everybody' 0.42 of 0.6 is spent" in said
+    assert "There is room for 1 more; then we stop" in said
+    spend_round(private_site, "mr-knee-4567cdef")
+    said = headed(private_site)["Budget"]
+    assert "of this study 0.42 of 0.6 is spent; of all studies on 'everybody' 0.56 of 0.6" in said
+    assert "There is room for 0 more" in said
+
+
+def spend_round(site: Any, study: str) -> None:
+    terms = terms_of(site.plan, "images", site.agent_toml.dataset["images"])
+    assert terms is not None
+    reserve(site.journal, terms, Collection(study=study, round=1, phase="train", attempt=1), 1, site.now)
+
+
+def test_the_closer_estimate_is_shown_for_the_numbers_it_was_made_for(private_site: Any) -> None:
+    """Found by reading: one from before agent.toml was changed was shown beside the new epsilon."""
+    private_site.propose()
+    terms = terms_of(private_site.plan, "images", private_site.agent_toml.dataset["images"])
+    assert terms is not None
+    path = private_site.folder.cache / private_site.study / TIGHT
+    path.parent.mkdir()
+    path.write_text(json.dumps({"epsilon": 0.6112, "upper": 0.62} | question_of(terms)))
+    assert "cost epsilon 0.68, 0.61 by the closer estimate, at" in headed(private_site)["Guarantee"]
+    private_site.declare(most_patients=50)
+    assert "closer estimate" not in headed(private_site)["Guarantee"]
+    private_site.declare(most_patients=100)
+    for useless in ('{"epsilon": null, "why": "no"}', "[]", "7", "{half a", '{"epsilon": 0.6}'):
+        path.write_text(useless)
+        assert "closer estimate" not in headed(private_site)["Guarantee"], useless
+
+
+LEFT_OUT: dict[str, tuple[int | None, bool, dict[str, Any], str, str]] = {
+    "we have no budget": (None, True, {}, "Guarantee", "per patient, but not here: the plan spends a privacy budget"),
+    "we have not this data set": (
+        100, True, {"dataset": {"name": "mr", "modalities": ["MR"]}}, "Guarantee", "not here: agent.toml has no",
+    ),
+    "no noise is enough": (
+        100, True, {"privacy": {"mechanism": "patient-dp", "epsilon": 0.01, "steps": 100_000}}, "Guarantee",
+        "not here: epsilon 0.01",
+    ),
+    "we take part with a guarantee only": (
+        100, False, {}, "Not possible", "[dataset.images.privacy] asks for a guarantee per patient, and the plan gives",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("most", "guaranteed", "changes", "heading", "says"), LEFT_OUT.values(), ids=LEFT_OUT)
+def test_the_dossier_says_why_this_hospital_cannot_take_part(
+    make_site: Any,
+    private: Any,
+    most: int | None,
+    guaranteed: bool,
+    changes: dict[str, Any],
+    heading: str,
+    says: str,
+) -> None:
+    site = make_site(most_patients=most, changes=(private() if guaranteed else {}) | changes)
+    site.propose()
+    said = headed(site)
+    assert says in said[heading]
+    if guaranteed:
+        assert "Budget" not in said
+        assert "patients by chance" in said["How"], "what was asked for is told all the same"
+    else:
+        assert said["Guarantee"] == "NONE: this plan gives no mathematical guarantee per patient"
+
+
+def test_a_ledger_that_cannot_be_read_is_said_in_the_dossier(private_site: Any) -> None:
+    """Found by reading: `plan show` ended with a traceback."""
+    private_site.propose()
+    spend_round(private_site, private_site.study)
+    for statement in ("DROP TRIGGER budget_is_never_refunded", "DELETE FROM budget"):
+        private_site.journal._db.execute(statement)
+    assert "per patient, but not here: the privacy ledger has 0 entries of 1" in headed(private_site)["Guarantee"]
 
 
 def test_a_plan_cannot_hide_text_from_the_steward(
@@ -198,7 +318,7 @@ def test_a_plan_cannot_hide_text_from_the_steward(
     site.propose()
     page = io.StringIO()
     monkeypatch.setattr(status, "Console", lambda **_: Console(file=page, width=300, color_system="truecolor"))
-    status.print_dossier(dossier(site.journal, site.folder, site.journal.plan(site.study)))
+    status.print_dossier(dossier(site.journal, site.folder, site.journal.plan(site.study), site.agent_toml))
     assert "harmless[black on black] 1000 rounds[/]" in page.getvalue()
     assert "x [/nonsense] y" in page.getvalue()
 

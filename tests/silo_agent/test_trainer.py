@@ -17,6 +17,9 @@ from boundary.errors import BadTensors
 from boundary.layout import layout_for
 from boundary.plan import StudyPlan, study_id
 from boundary.secagg.selection import selected
+from boundary.tensors import flatten, manifest_of, pack
+from compliance.accountant import epsilon
+from compliance.privacy import PoissonGaussian, event_bytes
 from models.errors import NoImages, NonFiniteLoss
 from models.metrics import MetricLayout, read
 from silo_agent import trainer
@@ -27,9 +30,20 @@ from silo_agent.trainer import Conversation, classify, serve, study_key
 WITH_A_MODEL = """
 import json, sys
 from pathlib import Path
+from torch import nn
 from boundary.plan import parse_plan
 from boundary.tensors import flatten, manifest_of, pack
+from models import catalogue
 from models.parameters import initial_tensors
+
+class MinusTheMean(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+
+def mixing(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, classes), MinusTheMean())
+
+catalogue._ENTRIES += (catalogue.Entry("mixing", 1, "patients of a batch mix", 16, 2050, mixing),)
 plan = parse_plan(json.loads(sys.argv[2]))
 tensors = initial_tensors(plan.model, 2)
 Path(sys.argv[1]).write_bytes(pack(flatten(tensors, manifest_of(tensors)), manifest_of(tensors)))
@@ -194,6 +208,8 @@ WEIGHTS: dict[str, tuple[str, int, float]] = {
     "all alike": ("equal", 10_000, 1.0),
     "by images, of which the plan counts so many at most": ("images", 4, 4.0),
     "by patients, of whom the plan counts so many at most": ("patients", 2, 2.0),
+    "by what is declared, however many there are": ("declared", 10_000, 800.0),
+    "by what is declared, of which the plan counts so many at most": ("declared", 500, 500.0),
 }
 
 
@@ -202,7 +218,7 @@ def test_what_one_hospital_can_add_to_a_sum_is_bounded(
     plan: StudyPlan, weighting: str, most: int, weight: float
 ) -> None:
     from models.training import LocalData
-    from silo_agent.local_round import _weight
+    from silo_agent.local_round import LocalRound, _weight
 
     changed = plan.model_copy(
         update={
@@ -211,7 +227,152 @@ def test_what_one_hospital_can_add_to_a_sum_is_bounded(
         }
     )
     data = LocalData(np.zeros((5, 1, 2, 2), np.float32), np.zeros(5, np.int64), np.array([0, 0, 1, 1, 2]))
-    assert _weight(changed, data) == weight
+    work = LocalRound(changed, manifest_of({}), Path(), Path(), Path(), "cpu", declared=800)
+    assert _weight(work, data) == weight
+
+
+# --- with a guarantee per patient --------------------------------------------------------------------
+TOLD = {
+    "steps": 3, "rate": 0.5, "denominator": 12.0, "clip": 0.5, "noise_multiplier": 1.0, "images": 2,
+    "bands": [0.0, 1.0, 1.0, 1.0],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def privately(work: dict[str, Any]) -> dict[str, Any]:
+    """The same work with a plan with a guarantee, but for the `private` part of the command."""
+    guarantee = {"mechanism": "patient-dp", "noise_multiplier": 1.0, "clip": 0.5, "steps": 3}
+    training = work["plan"]["training"] | {"weighting": "declared", "optimizer": "sgd", "learning_rate": 0.5}
+    plan = work["plan"] | {"privacy": guarantee, "training": training}
+    return work | {"plan": plan, "declared": 24, "at_once": 4}
+
+
+def vector_of(work: dict[str, Any], parameters: int) -> tuple[Any, Any, Any]:
+    """The layout of a private training, its numbers and its weights."""
+    layout, data = layout_for("train", parameters=parameters, metrics=0, bands=4), Path(work["out"]).read_bytes()
+    assert len(data) == layout.plain_bytes
+    return (
+        layout,
+        np.frombuffer(data[: layout.numbers_bytes], "<f8"),
+        np.frombuffer(data[layout.numbers_bytes :], "<f4"),
+    )
+
+
+def test_a_private_training_reports_weights_and_bands_and_no_loss(child: Child, privately: dict[str, Any]) -> None:
+    child.outcome(do="scan", **privately)
+    trained, steps = child.outcome(do="train", **privately, private=TOLD)
+    assert trained["event"] == "done", trained
+    assert 1 <= steps <= 3
+    layout, numbers, weights = vector_of(privately, trained["result"]["parameters"])
+    assert [numbers[layout.where(name)].tolist() for name in ("weight", "clipped")] == [[24], [0]]
+    assert numbers[layout.where("bands")].tolist() == TOLD["bands"]
+    assert np.abs(weights).max() > 0
+    assert Path(privately["out"]).stat().st_mode & 0o077 == 0
+
+
+def test_two_private_trainings_of_the_same_command_have_nothing_in_common(
+    child: Child, privately: dict[str, Any]
+) -> None:
+    """Noise that can be repeated can be taken off."""
+    child.outcome(do="scan", **privately)
+    found = []
+    for _ in range(2):
+        trained, _ = child.outcome(do="train", **privately, private=TOLD | {"rate": 1e-12})  # nobody: noise alone
+        found.append(vector_of(privately, trained["result"]["parameters"])[2])
+    assert abs(np.corrcoef(*found)[0, 1]) < 6 / np.sqrt(len(found[0]))
+
+
+def test_what_leaves_has_the_noise_that_was_accounted_for(child: Child, privately: dict[str, Any]) -> None:
+    """One step in which nobody is drawn: the change is the learning rate times noise of sigma C over q N."""
+    child.outcome(do="scan", **privately)
+    alone = TOLD | {"steps": 1, "rate": 1e-12, "noise_multiplier": 1.5}
+    trained, _ = child.outcome(do="train", **privately, private=alone)
+    _, numbers, weights = vector_of(privately, trained["result"]["parameters"])
+    noise = weights.astype(np.float64) / numbers[0]
+    expected = 0.5 * 1.5 * 0.5 / 12.0  # learning rate, multiplier, clip, denominator
+    tolerance = 6 / np.sqrt(2 * len(noise))
+    assert noise.std() == pytest.approx(expected, rel=tolerance)
+    assert abs(noise.mean()) < 6 * expected / np.sqrt(len(noise))
+
+
+def test_a_private_training_that_nobody_reserved_is_refused_and_writes_nothing(
+    child: Child, privately: dict[str, Any], tmp_path: Path
+) -> None:
+    child.outcome(do="scan", **privately)
+    elsewhere = privately | {"out": str(tmp_path / "result" / "vector")}
+    for missing in ({}, {"private": None}):
+        failed, _ = child.outcome(do="train", **elsewhere, **missing)
+        assert (failed["event"], failed["code"], failed["retryable"]) == ("failed", "INTERNAL", False)
+        assert "no budget was reserved" in failed["detail"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("key", sorted(TOLD))
+def test_a_private_training_with_a_number_missing_is_refused_and_writes_nothing(
+    child: Child, privately: dict[str, Any], tmp_path: Path, key: str
+) -> None:
+    """No number of a guarantee has a default."""
+    elsewhere = privately | {"out": str(tmp_path / "result" / "vector")}
+    failed, _ = child.outcome(do="train", **elsewhere, private={k: v for k, v in TOLD.items() if k != key})
+    assert (failed["event"], failed["code"]) == ("failed", "INTERNAL")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_warming_up_proves_the_network_of_a_private_plan(child: Child, privately: dict[str, Any]) -> None:
+    warm, _ = child.outcome(do="warm", **privately)
+    assert warm["event"] == "done", warm
+    mixing = {"name": "mixing", "version": 1, "initial_seed": 0}
+    plain = privately | {"plan": privately["plan"] | {"model": mixing, "privacy": {"mechanism": "none"}}}
+    warm, _ = child.outcome(do="warm", **plain)
+    assert warm["event"] == "done", "nobody asked for a proof"
+    for _ in range(2):
+        unfit = privately | {"plan": privately["plan"] | {"model": mixing}}
+        failed, _ = child.outcome(do="warm", **unfit)
+        assert (failed["event"], failed["code"]) == ("failed", "SAMPLES_MIX"), "what was not proven is not remembered"
+
+
+def test_a_network_that_was_not_proven_is_not_trained_privately(
+    child: Child, privately: dict[str, Any], tmp_path: Path
+) -> None:
+    """The order may come before the child has warmed up, or in another process."""
+    child.outcome(do="scan", **privately)
+    mixing = privately["plan"] | {"model": {"name": "mixing", "version": 1, "initial_seed": 0}}
+    weights = {"1.weight": np.zeros((2, 1024), "<f4"), "1.bias": np.zeros(2, "<f4")}
+    (tmp_path / "model").write_bytes(pack(flatten(weights, manifest_of(weights)), manifest_of(weights)))
+    unfit = privately | {"plan": mixing, "model": str(tmp_path / "model"), "out": str(tmp_path / "result" / "vector")}
+    failed, _ = child.outcome(do="train", **unfit, private=TOLD)
+    assert (failed["event"], failed["code"]) == ("failed", "SAMPLES_MIX"), failed
+    assert not (tmp_path / "result").exists()
+
+
+def test_a_cancel_stops_a_private_training_between_two_steps(child: Child, privately: dict[str, Any]) -> None:
+    child.outcome(do="scan", **privately)
+    child.tell(json.dumps({"do": "train", "private": TOLD | {"steps": 100_000}} | privately).encode())
+    assert child.event()["event"] == "progress"
+    child.tell(b'{"do": "cancel"}')
+    while (event := child.event())["event"] == "progress":
+        assert event["step"] < event["steps"] == 100_000
+    assert event == {"event": "cancelled"}
+
+
+def test_a_second_opinion_on_a_cost_is_closer_than_the_first(child: Child) -> None:
+    event = PoissonGaussian(noise_multiplier=1.0, sampling_rate=0.1, steps=15)
+    said, _ = child.outcome(do="cost", event=event_bytes(event).decode(), delta=1e-3)
+    assert said["event"] == "done", said
+    found = said["result"]
+    assert 0 < found["epsilon"] <= found["upper"] < epsilon([event], 1e-3) < 1.5 * found["epsilon"]
+
+
+def test_a_cost_that_cannot_be_computed_is_answered_with_the_reason(child: Child) -> None:
+    event = PoissonGaussian(noise_multiplier=0.01, sampling_rate=1.0, steps=1)
+    said, _ = child.outcome(do="cost", event=event_bytes(event).decode(), delta=1e-3)
+    assert (said["event"], said["result"]["epsilon"]) == ("done", None)
+    assert "nothing is private" in said["result"]["why"]
+
+
+def test_what_is_no_release_has_no_cost(child: Child) -> None:
+    said, _ = child.outcome(do="cost", event='{"mechanism":"trust-me"}', delta=1e-3)
+    assert (said["event"], said["code"]) == ("failed", "UNKNOWN_PRIVACY_EVENT")
 
 
 def test_weights_that_are_no_model_are_refused_by_the_child(child: Child, work: dict[str, Any], tmp_path: Path) -> None:

@@ -4,91 +4,35 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
+from silo_agent_tests_benches import REPORT, SCANNED, WARM, Relay, approved, bench_of, codes
 
 from boundary.canonical import digest
 from boundary.errors import MalformedMessage
-from boundary.messages import BlobRef, StudyClosed
+from boundary.messages import StudyClosed
 from boundary.plan import study_id
 from boundary.protocol import Step
-from silo_agent.config import load_config
 from silo_agent.errors import RelayRefused, RelayUnreachable
 from silo_agent.results import StoredResult
 from silo_agent.steward import decline
 from silo_agent.workbench import MOST_STARTS, Workbench
-from silo_agent.worker import Worker
 
-DIGEST = digest(b"our data")
-SCANNED = ("say", {"event": "done", "result": {"dataset_digest": DIGEST, "problems": []}})
 TRAINED = [("vector", [4, 7]), ("say", {"event": "done", "result": {"parameters": 7, "metrics": 0}})]
-WARM = [("say", {"event": "done", "result": {"parameters": 7}})]
-ANOTHER = BlobRef(digest=digest(b"another model"), size=9)
-
-
-class Relay:
-    """Gives models; a test may make it fail."""
-
-    def __init__(self, *failures: BaseException) -> None:
-        self.failures, self.asked = list(failures), 0
-
-    async def download(self, _blob: Any, target: Path) -> None:
-        self.asked += 1
-        if self.failures:
-            raise self.failures.pop(0)
-        target.write_bytes(b"the model")
-
-
-Act = Callable[[Workbench], Coroutine[Any, Any, Any]]
 
 
 @pytest.fixture
 def bench(site: Any, impatient: Any) -> Callable[..., Any]:
-    """Run an act with a workbench whose child is the named module."""
     impatient(site.folder)
-
-    def at(module: str, act: Act | None = None, relay: Relay | None = None) -> Any:
-        async def work() -> Any:
-            worker = Worker(site.folder.root / "child.log", 1, module, patience=0.3)
-            config = load_config(site.folder.root)
-            table = Workbench(
-                config,
-                site.folder,
-                site.journal,
-                site.outbound,
-                site.sums,
-                worker,
-                relay or Relay(),
-                site.own,  # type: ignore[arg-type]
-            )
-            try:
-                return await asyncio.wait_for(act(table) if act else table.do_next(), 30)
-            finally:
-                await worker.stop()
-
-        return asyncio.run(work())
-
-    return at
-
-
-def approved(site: Any) -> None:
-    site.approve()
-    report = site.folder.cache / site.study / "report.json"
-    report.parent.mkdir()
-    report.write_text(json.dumps({"dataset_digest": DIGEST}))
-
-
-def codes(site: Any) -> list[str]:
-    return [getattr(message, "code", message.kind) for message in site.outbox()][1:]
+    return bench_of(site)
 
 
 # --- proposed plans ----------------------------------------------------------------------------------
 SCANS: dict[str, tuple[list[Any], str, str | None]] = {
     "the data are fit": ([SCANNED], "scanned", None),
     "the data are not": (
-        [("say", {"event": "done", "result": {"dataset_digest": DIGEST, "problems": ["no '1'", "one patient"]}})],
+        [("say", {"event": "done", "result": REPORT | {"problems": ["no '1'", "one patient"]}})],
         "unsuitable",
         "no '1'; one patient",
     ),

@@ -1,0 +1,75 @@
+"""A workbench whose child is a script, for tests of what is worked on and what is not."""
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from boundary.canonical import digest
+from silo_agent.config import load_config
+from silo_agent.workbench import Workbench
+from silo_agent.worker import Worker
+
+DIGEST = digest(b"our data")
+PATIENTS = {"training": 60, "holdout": 20}
+REPORT: dict[str, Any] = {"dataset_digest": DIGEST, "problems": [], "patients": PATIENTS}
+SCANNED = ("say", {"event": "done", "result": REPORT})
+WARM = [("say", {"event": "done", "result": {"parameters": 7}})]
+
+
+class Relay:
+    """Gives models; a test may make it fail."""
+
+    def __init__(self, *failures: BaseException) -> None:
+        self.failures, self.asked = list(failures), 0
+
+    async def download(self, _blob: Any, target: Any) -> None:
+        self.asked += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        target.write_bytes(b"the model")
+
+
+Act = Callable[[Workbench], Coroutine[Any, Any, Any]]
+
+
+def table_of(site: Any, worker: Any, relay: Relay | None = None) -> Workbench:
+    """The parts of a hospital around a worker, as the daemon puts them together."""
+    return Workbench(
+        load_config(site.folder.root),
+        site.folder,
+        site.journal,
+        site.outbound,
+        site.sums,
+        worker,
+        relay or Relay(),  # type: ignore[arg-type]
+        site.own,
+    )
+
+
+def bench_of(site: Any) -> Callable[..., Any]:
+    """Run an act with a workbench whose child is the named module."""
+
+    def at(module: str, act: Act | None = None, relay: Relay | None = None) -> Any:
+        async def work() -> Any:
+            worker = Worker(site.folder.root / "child.log", 1, module, patience=0.3)
+            table = table_of(site, worker, relay)
+            try:
+                return await asyncio.wait_for(act(table) if act else table.do_next(), 30)
+            finally:
+                await worker.stop()
+
+        return asyncio.run(work())
+
+    return at
+
+
+def approved(site: Any) -> None:
+    site.approve()
+    report = site.folder.cache / site.study / "report.json"
+    report.parent.mkdir()
+    report.write_text(json.dumps({"dataset_digest": DIGEST}))
+
+
+def codes(site: Any) -> list[str]:
+    return [getattr(message, "code", message.kind) for message in site.outbox()][1:]
