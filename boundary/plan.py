@@ -247,6 +247,8 @@ class StudyPlan(Frozen):
             raise ValueError(
                 "aggregation.error_feedback: what is carried from round to round is not covered by privacy noise"
             )
+        if self.privacy.mechanism != "none" and self.preprocessing.normalise != "none":
+            raise ValueError("preprocessing.normalise: the sums before round 1 are not covered by privacy noise")
         if self.privacy.mechanism != "none" and self.training.weighting in {"images", "patients"}:
             raise ValueError("training.weighting: a true count is not covered by privacy noise; take equal or declared")
         if self.aggregation.quorum > len(silos):

@@ -282,5 +282,5 @@ def _draw_auroc(axes: Any, records: list[RoundRecord]) -> None:
 def _whole_rounds(axes: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)

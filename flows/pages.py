@@ -151,8 +151,7 @@ def guarantee(plan: StudyPlan, records: Sequence[RoundRecord]) -> str:
                 else f"noise multiplier {privacy.noise_multiplier:g}; what that costs differs between hospitals"
             )
             said = f"**Privacy: per patient**, {asked}. Neither training loss nor patient counts are reported."
-            said += " Not covered by it: the summed metrics of held-back patients, who are never trained on"
-            said += "." if plan.preprocessing.normalise == "none" else ", and the sums before round 1."
+            said += " Not covered by it: the summed metrics of held-back patients, on whom this study never trains."
             spent = spent_so_far(records[-1]) if records else ""
             return f"{said} {spent}".rstrip()
         case _:

@@ -20,7 +20,7 @@ from boundary.api import Heartbeat
 from boundary.canonical import canonical_bytes, digest, parse_json
 from boundary.envelope import open_envelope, seal_envelope
 from boundary.identity import SigningIdentity
-from boundary.messages import AnyMessage, BlobRef, Collection, Message, WorkOrder
+from boundary.messages import AnyMessage, BlobRef, Collection, Message
 from boundary.names import COORDINATOR
 from boundary.plan import StudyPlan, parse_plan, plan_from_json
 from boundary.protocol import Step
@@ -51,6 +51,7 @@ Weights = NDArray[np.float32]
 Work = Callable[[Collection], tuple[NDArray[np.float64], Weights | None]]
 Lie = Callable[[Any], AnyMessage]
 M = TypeVar("M", bound=Message)
+NO_PRIVACY: Mapping[str, object] = {"mechanism": "none"}
 
 
 @dataclass
@@ -132,22 +133,24 @@ class SimulatedHospital:
         folder = result_folder(self.folder, order.study, order.round, collection.phase, message.model.digest)
         if not is_whole(folder):
             numbers, weights = self.work(collection)
+            plan = self._plan(collection.study)
             if weights is not None:
-                weights = self._selected(weights, order_of(order, self.own()))
+                count = plan.aggregation.summed_weights(len(weights))
+                weights = weights[selected(selection_key(collection, message.model.digest), len(weights), count)]
             write_vector(folder / "vector", numbers, weights)
             metrics = {"statistics": len(numbers) - 3, "train": 0, "evaluate": len(numbers)}[collection.phase]
+            bands = plan.bands if collection.phase == "train" else 0
             size = 0 if weights is None else len(weights)
             identity = identity_of(collection, message.model.digest, secrets.token_bytes)
-            StoredResult(identity, folder / "vector", size, metrics).save(folder)
+            StoredResult(identity, folder / "vector", size, metrics, bands).save(folder)
             self.worked.append(str(collection))
         self.sums.begin(order, folder)
 
-    def _selected(self, weights: Weights, order: WorkOrder) -> Weights:
-        kept = self.journal.plan(order.collection.study)
+    def _plan(self, study: str) -> StudyPlan:
+        kept = self.journal.plan(study)
         if kept is None:
             raise RuntimeError("no plan")
-        count = plan_from_json(parse_json(kept.plan)).aggregation.summed_weights(len(weights))
-        return weights[selected(selection_key(order.collection, order.model.digest), len(weights), count)]
+        return plan_from_json(parse_json(kept.plan))
 
     def _send(self, parcel: Parcel) -> None:
         if parcel.kind == self.silent_before:
@@ -280,9 +283,13 @@ def make_federation(  # noqa: PLR0913 - what tests vary
     mlflow_url: str | None = None,
     name: str = "simulated",
     normalise: str = "none",
+    privacy: Mapping[str, object] = NO_PRIVACY,
     **aggregation: object,
 ) -> SimulatedFederation:
-    """Make a coordinator in `folder` and one hospital per entry of `works`, admitted, with a published plan."""
+    """Make a coordinator in `folder` and one hospital per entry of `works`, admitted, with a published plan.
+
+    With a guarantee per patient in `privacy`, weights in the sum are what hospitals declare.
+    """
     settings = starting_settings(folder, "https://127.0.0.1:1", "127.0.0.1", 1, ["127.0.0.1"])
     if mlflow_url is not None:
         settings = settings.replace('# mlflow_url = "http://127.0.0.1:5000"', f'mlflow_url = "{mlflow_url}"')
@@ -293,7 +300,8 @@ def make_federation(  # noqa: PLR0913 - what tests vary
     }
     _admit(coordinator, hospitals)
     sums = {"quorum": quorum, "lost_after_seconds": lost_after_seconds, "ready_minutes": ready_minutes} | aggregation
-    plan = simulated_plan({silo: one.key for silo, one in hospitals.items()}, rounds, name, normalise, **sums)
+    keys = {silo: one.key for silo, one in hospitals.items()}
+    plan = simulated_plan(keys, rounds, name, normalise, privacy, **sums)
     manifest = TensorManifest(tensors=(TensorSpec(name="w", shape=(parameters,)),))
     initial = coordinator.blobs.put_bytes(pack(np.zeros(parameters, dtype=np.float32), manifest))
     with writing(coordinator.store) as connection:
@@ -305,8 +313,14 @@ def make_federation(  # noqa: PLR0913 - what tests vary
 
 
 def simulated_plan(
-    keys: Mapping[str, SigningIdentity], rounds: int, name: str, normalise: str, **aggregation: object
+    keys: Mapping[str, SigningIdentity],
+    rounds: int,
+    name: str,
+    normalise: str,
+    privacy: Mapping[str, object],
+    **aggregation: object,
 ) -> StudyPlan:
+    weighting = "images" if privacy == NO_PRIVACY else "declared"
     return parse_plan(
         {
             "version": 1,
@@ -324,7 +338,8 @@ def simulated_plan(
             "preprocessing": {"size": [16, 16], "intensity": "window", "low": 0.0, "high": 1.0, "normalise": normalise},
             "labels": {"classes": ["0", "1"]},
             "dataset": {"name": "images", "modalities": ["CT"]},
-            "training": {"rounds": rounds},
+            "training": {"rounds": rounds, "weighting": weighting},
+            "privacy": privacy,
             "aggregation": {"step_minutes": 0.2} | aggregation,
         }
     )

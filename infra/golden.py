@@ -121,6 +121,7 @@ images_per_patient = 3"""
         .replace('mechanism = "none"', guarantee)
         .replace('weighting = "patients"', 'weighting = "declared"')
         .replace("error_feedback = true", "error_feedback = false")
+        .replace('normalise = "federated"', 'normalise = "none"')
     )
 
 

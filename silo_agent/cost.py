@@ -86,8 +86,7 @@ def guarantee_lines(plan: StudyPlan, cost: Cost | str | None) -> list[tuple[str,
         ("Budget", f"of this study {_of(balance.study.epsilon, balance.caps.study.epsilon)}; of all studies on "
          f"{terms.declared.population!r} {_of(balance.lifetime.epsilon, balance.caps.lifetime.epsilon)}. "
          f"There is room for {fits}; then we stop taking part, and the others go on"),
-        ("Not covered", "the counts of right and wrong answers on held-back patients, on whom this study never trains"
-         + ("" if plan.preprocessing.normalise == "none" else "; the counts and intensities before round 1")),
+        ("Not covered", "the counts of right and wrong answers on held-back patients, on whom this study never trains"),
     ]  # fmt: skip
 
 

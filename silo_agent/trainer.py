@@ -95,7 +95,8 @@ def _end_soon() -> None:
 
 def serve(conversation: Conversation, threads: int) -> None:
     commands: dict[str, Command] = {
-        "scan": _scan, "cost": _cost, "warm": _warm, "statistics": _statistics, "train": _train, "evaluate": _evaluate,
+        "scan": _scan, "cost": _cost, "warm": _warm, "check": _check, "statistics": _statistics, "train": _train,
+        "evaluate": _evaluate,
     }  # fmt: skip
     while (command := conversation.next()) is not None:
         try:
@@ -171,6 +172,17 @@ def _warm(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]
     if work.plan.bands:
         prove_once(work.plan)
     return {"parameters": work.manifest.size}
+
+
+def _check(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
+    """Look at everything a private training needs, before its budget is spent: model, images, proof."""
+    from silo_agent.local_round import LocalRound, prove_once
+
+    conversation.progress(0, 1)
+    work = LocalRound.of(command)
+    work.network(work.incoming())
+    prove_once(work.plan)
+    return {"images": len(work.data(holdout=False))}
 
 
 def _statistics(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:

@@ -133,9 +133,12 @@ class Workbench:
         plan = plan_from_json(command["plan"])
         release, terms = None, self._terms(plan)
         if terms is not None and collection.phase == "train":
+            # what cannot be trained on is found before it is paid for: a useless model must not empty the budget
+            await self.worker.run(command | {"do": "check"}, _untold)
             release = reserve(self.journal, terms, collection, start, self.own().now)
             command |= {"private": release.private}
-        match await self.worker.run(command, self._progress):
+        # a private training's steps take as long as the patients drawn for them: nobody outside is to follow them
+        match await self.worker.run(command, self._progress if release is None else _untold):
             case {"parameters": int(parameters), "metrics": int(metrics), **rest} if not rest:
                 identity = identity_of(collection, message.model.digest, self.outbound.entropy)
                 bands = plan.bands if collection.phase == "train" else 0
@@ -289,6 +292,10 @@ class Workbench:
     def _scan_progress(self, step: int, steps: int) -> None:
         if step in {0, steps} or step % 500 == 0:
             _log.info("checked %d of %d files", step, steps)
+
+
+def _untold(_step: int, _steps: int) -> None:
+    """Progress that stays here."""
 
 
 def _too_many(report: dict[str, Any], terms: Terms | None) -> list[str]:

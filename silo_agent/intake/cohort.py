@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from boundary.canonical import Digest, canonical_bytes
 from boundary.plan import Dataset
 from silo_agent.intake.refusals import Refusal
-from silo_agent.intake.split import PatientRef, held_out, patient_ref
+from silo_agent.intake.split import PatientRef, by_coins_alone, held_out, patient_ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,25 +55,31 @@ class _Entry:
     of: Candidate
 
 
-def build_cohort(candidates: Iterable[Candidate], dataset: Dataset, *, key: bytes) -> Cohort:
+def build_cohort(candidates: Iterable[Candidate], dataset: Dataset, *, key: bytes, each_alone: bool = False) -> Cohort:
     """Drop copies, cap each patient, split by patient. Each candidate ends as a member or with one code.
 
     Copies within this hospital: the same instance twice is DUPLICATE, the same pixels under another UID
     DUPLICATE_PIXELS; one of them is used. One UID on different images or patients is UID_CONFLICT and the
     same pixels under different labels LABEL_CONFLICT; there all of them are refused, since any choice would
     be a guess.
+
+    With `each_alone`, for plans with a guarantee per patient, all this is done within each patient, and the split is
+    the coins' alone: what is used of one patient must not depend on who else is there, or one patient's copies would
+    move others' images, and the sum by more than its share.
     """
+    same_pixels, same_instance = (_within_patient(by) if each_alone else by for by in (_content, _instance))
     entries = sorted((_entry(key, one) for one in candidates), key=_order)
     refused: dict[int, Refusal] = {}
-    left = _agreeing(entries, refused, _content, _label, Refusal.LABEL_CONFLICT)
-    left = _agreeing(left, refused, _instance, _content_and_patient, Refusal.UID_CONFLICT)
-    left = _once(left, refused, _instance, Refusal.DUPLICATE)
-    left = _once(left, refused, _content, Refusal.DUPLICATE_PIXELS)
+    left = _agreeing(entries, refused, same_pixels, _label, Refusal.LABEL_CONFLICT)
+    left = _agreeing(left, refused, same_instance, _content_and_patient, Refusal.UID_CONFLICT)
+    left = _once(left, refused, same_instance, Refusal.DUPLICATE)
+    left = _once(left, refused, same_pixels, Refusal.DUPLICATE_PIXELS)
     left = _capped(left, dataset.max_images_per_patient, refused)
     classes: dict[PatientRef, frozenset[int]] = defaultdict(frozenset)
     for entry in left:
         classes[entry.patient] |= {entry.of.label}
-    holdout = held_out(classes, key=key, share=dataset.holdout_share)
+    split = by_coins_alone if each_alone else held_out
+    holdout = split(classes, key=key, share=dataset.holdout_share)
     number = {ref: index for index, ref in enumerate(sorted(classes))}
     members = tuple(
         Member(entry.of.file, entry.of.label, number[entry.patient], entry.patient in holdout) for entry in left
@@ -100,6 +106,10 @@ def _content(entry: _Entry) -> Hashable:
 
 def _content_and_patient(entry: _Entry) -> Hashable:
     return entry.content, entry.patient
+
+
+def _within_patient(by: Callable[[_Entry], Hashable]) -> Callable[[_Entry], Hashable]:
+    return lambda entry: (entry.patient, by(entry))
 
 
 def _label(entry: _Entry) -> Hashable:

@@ -65,7 +65,7 @@ def scan(
             on_progress(number, len(listing.files))
             reading.take(number, path)
         on_progress(len(listing.files), len(listing.files))
-        cohort = build_cohort(reading.candidates, plan.dataset, key=key)
+        cohort = build_cohort(reading.candidates, plan.dataset, key=key, each_alone=plan.bands > 0)
         refused = reading.refused | dict(cohort.refused)
         named = [(shown(listing.files[number], source.path), code) for number, code in refused.items()]
         named += [(shown(path, source.path), code) for path, code in listing.refused]

@@ -60,6 +60,13 @@ def held_out(classes_of: Mapping[PatientRef, frozenset[int]], *, key: bytes, sha
     return frozenset(chosen)
 
 
+def by_coins_alone(
+    classes_of: Mapping[PatientRef, frozenset[int]], *, key: bytes, share: float
+) -> frozenset[PatientRef]:
+    """Choose the held-out patients by their coins alone: no patient can move another, and a side may be empty."""
+    return frozenset(ref for ref in classes_of if coin(key, ref) < share)
+
+
 def _train_on(
     label: int,
     by_coin: Sequence[PatientRef],

@@ -26,11 +26,13 @@ from boundary.api import ENROLMENT_CONTEXT, EnrolmentRequest, SignedEnrolment
 from boundary.canonical import canonical_bytes
 from boundary.envelope import Envelope, seal_envelope
 from boundary.identity import SigningIdentity
-from boundary.messages import AnyMessage
+from boundary.messages import AnyMessage, BlobRef
 from boundary.names import COORDINATOR
 from boundary.roster import KeyCard, SignedRoster, make_card
 from boundary.sealing import UnsealingKey
+from boundary.secagg.ring import Encoding
 from flows.authority import issue_roster
+from flows.records import CohortDecision, GlobalMetrics, RoundRecord, Timing, Traffic
 from flows.store import members
 from flows.store.database import migrate, open_store, writing
 
@@ -110,6 +112,27 @@ def now() -> datetime:
 @pytest.fixture
 def new_csr() -> Callable[[str], str]:
     return csr_for
+
+
+def record_of(number: int = 1, silos: tuple[str, ...] = ("h1", "h2", "h3"), **changes: object) -> RoundRecord:
+    """A committed round to which every hospital contributed."""
+    model = BlobRef(digest="sha256:" + "a" * 64, size=100)
+    cohort = CohortDecision(phase="train", attempt=1, reason="ALL_THERE", members=silos, absent={}, closed_at=NOW)
+    record = RoundRecord(
+        study="study-00000000", round=number, model_in=model.digest, model_out=model, registered=silos, ready=silos,
+        contributing=silos, absent={}, train=cohort, transcript=model.digest, clipped=0,
+        next_encoding=Encoding(ring=32, exponent=20, most=3), evaluate=cohort, train_loss=1.0 / number,
+        metrics=GlobalMetrics(count=9, loss=0.5 / number, accuracy=0.5, auroc=None if number == 1 else 0.75,
+                              balanced_accuracy=0.5, confusion=((1, 2), (3, 3))),
+        timing=Timing(training=1, transport=1, aggregation=1, evaluation=1, total=4),
+        traffic={silo: Traffic(up=1, down=2) for silo in silos}, committed_at=NOW,
+    )  # fmt: skip
+    return record.model_copy(update=changes)
+
+
+@pytest.fixture
+def round_record() -> Callable[..., RoundRecord]:
+    return record_of
 
 
 _numbers = count(1)

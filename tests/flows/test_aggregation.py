@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from boundary.errors import BadTensors
-from boundary.layout import layout_for
+from boundary.errors import BadTensors, CallerFault
+from boundary.guarantee import EPSILON_BANDS
+from boundary.layout import VectorLayout, layout_for
 from boundary.secagg.encoding import Quantiser, encode_numbers
 from boundary.secagg.masks import Masking, apply_everywhere
 from boundary.secagg.ring import Encoding
@@ -21,10 +22,15 @@ LAYOUT = layout_for("train", parameters=PARAMETERS, metrics=0)
 NUMBERS = np.array([12.5, 30.0, 20.0, 0.0])
 
 
-def encoded(weights: NDArray[np.float32], encoding: Encoding) -> NDArray[np.uint8]:
-    vector = np.empty(LAYOUT.masked_bytes(encoding.ring), np.uint8)
-    vector[: LAYOUT.numbers_bytes] = encode_numbers(NUMBERS, encoding.most).view(np.uint8)
-    Quantiser(encoding, os.urandom(32)).encode(weights, vector[LAYOUT.numbers_bytes :].view(f"<u{encoding.ring // 8}"))
+def encoded(
+    weights: NDArray[np.float32],
+    encoding: Encoding,
+    numbers: NDArray[np.float64] = NUMBERS,
+    layout: VectorLayout = LAYOUT,
+) -> NDArray[np.uint8]:
+    vector = np.empty(layout.masked_bytes(encoding.ring), np.uint8)
+    vector[: layout.numbers_bytes] = encode_numbers(numbers, encoding.most).view(np.uint8)
+    Quantiser(encoding, os.urandom(32)).encode(weights, vector[layout.numbers_bytes :].view(f"<u{encoding.ring // 8}"))
     return vector
 
 
@@ -84,3 +90,51 @@ def test_weights_that_do_not_add_up_are_refused(images: float, weight: float) ->
     numbers = np.array([1.0, images, weight, 0.0])
     with pytest.raises(BadTensors):
         read_train_sum(Total(layout, Encoding(exponent=20, most=3), numbers, np.zeros(1, np.uint32)))
+
+
+# --- with a guarantee per patient ---------------------------------------------------------------------
+PRIVATE = layout_for("train", parameters=5, metrics=0, bands=len(EPSILON_BANDS))
+SPENT = (0.5, 1.5, 3.0, 9.0)  # epsilon, by hospital
+
+
+def test_a_private_sum_counts_the_hospitals_below_each_band_and_knows_no_loss() -> None:
+    encoding = Encoding(ring=32, exponent=20, most=4)
+    keys = [os.urandom(32) for _ in SPENT]
+    vectors = []
+    for weight, (spent, key) in enumerate(zip(SPENT, keys, strict=True), start=1):
+        numbers = np.array([weight, 1.0, *(spent < band for band in EPSILON_BANDS)], np.float64)
+        vector = encoded(np.full(5, 0.5 * weight, np.float32), encoding, numbers, PRIVATE)
+        apply_everywhere(vector, Masking([MaskKey(key, 1)], numbers_bytes=PRIVATE.numbers_bytes, ring=32))
+        vectors.append(opener(vector.tobytes()))
+    total = unmasked(masked_total(vectors, PRIVATE, 32), [MaskKey(key, -1) for key in keys], PRIVATE, encoding)
+    summed = read_train_sum(total)
+    assert summed.bands == (1, 2, 3, 3)
+    assert summed.mean_loss is None
+    assert (summed.weight, summed.clipped) == (10, 4)
+    assert summed.mean_delta == pytest.approx(np.full(5, 0.5), rel=1e-4)
+    for name in ("loss_sum", "images"):
+        with pytest.raises(CallerFault, match=name):
+            total.number(name)
+
+
+def private_sum(weight: float, *bands: float) -> Total:
+    numbers = np.array([weight, 0.0, *bands])
+    return Total(PRIVATE, Encoding(exponent=20, most=3), numbers, np.zeros(5, np.uint32))
+
+
+def test_band_counts_are_whole_and_never_below_none() -> None:
+    assert read_train_sum(private_sum(1.0, -0.4, 0.6, 2.9999999, 3.0000001)).bands == (0, 1, 3, 3)
+    assert read_train_sum(private_sum(1.0, -3.0, 0.0, 0.0, 0.0)).bands == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0])
+def test_a_private_sum_whose_weight_is_not_positive_is_refused(weight: float) -> None:
+    with pytest.raises(BadTensors, match="weight is not positive"):
+        read_train_sum(private_sum(weight, 1, 1, 1, 1))
+
+
+def test_a_sum_without_a_guarantee_counts_no_bands() -> None:
+    layout = layout_for("train", parameters=1, metrics=0)
+    numbers = np.array([6.0, 3.0, 1.0, 0.0])
+    summed = read_train_sum(Total(layout, Encoding(exponent=20, most=3), numbers, np.zeros(1, np.uint32)))
+    assert (summed.bands, summed.mean_loss) == ((), 2.0)

@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-from boundary.messages import BlobRef, Normalisation
-from boundary.secagg.ring import first_encoding
+from boundary.messages import Normalisation
 from boundary.tensors import flatten, manifest_of, pack
 from flows.mlflow_book import Publisher
-from flows.records import CohortDecision, GlobalMetrics, ModelStart, RoundRecord, Statistics, Timing, Traffic
+from flows.records import CohortDecision, ModelStart, RoundRecord, Statistics
 from flows.store import holdings, rounds, studies
 from flows.store.database import reading, writing
 from infra.federation import SimulatedFederation, make_federation
@@ -70,51 +70,60 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[st
         process.wait(20)
 
 
+Make = Callable[..., SimulatedFederation]
+Commit = Callable[..., None]
+
+
 @pytest.fixture
-def federation(tmp_path: Path, mlflow_server: tuple[str, Callable[[], None]]) -> SimulatedFederation:
+def make(tmp_path: Path, mlflow_server: tuple[str, Callable[[], None]]) -> Make:
     """A study over the real small network, so that its model can be registered."""
-    made = make_federation(
-        tmp_path / "home", {f"h{n}": lambda _: (np.zeros(1), None) for n in (1, 2, 3)}, rounds=2,
-        mlflow_url=mlflow_server[0], name=f"book-{tmp_path.name[-8:].strip('_').lower().replace('_', '-')}",
-    )  # fmt: skip
-    tensors = initial_tensors(made.plan.model, 2)
-    manifest = manifest_of(tensors)
-    model = made.coordinator.blobs.put_bytes(pack(flatten(tensors, manifest), manifest))
-    with writing(made.coordinator.store) as connection:
-        start = ModelStart(manifest=manifest, initial=model)
-        connection.execute(studies.studies.update().values(model=start.model_dump_json().encode()))
-        holdings.record(connection, model, owner="coordinator", now=made.coordinator.now())
-    with reading(made.coordinator.store) as connection:
-        made.study = studies.find(connection, made.plan.label)
-    return made
+
+    def make(**options: Any) -> SimulatedFederation:
+        made = make_federation(
+            tmp_path / "home", {f"h{n}": lambda _: (np.zeros(1), None) for n in (1, 2, 3)}, rounds=2,
+            mlflow_url=mlflow_server[0], name=f"book-{tmp_path.name[-8:].strip('_').lower().replace('_', '-')}",
+            **options,
+        )  # fmt: skip
+        tensors = initial_tensors(made.plan.model, 2)
+        manifest = manifest_of(tensors)
+        model = made.coordinator.blobs.put_bytes(pack(flatten(tensors, manifest), manifest))
+        with writing(made.coordinator.store) as connection:
+            start = ModelStart(manifest=manifest, initial=model)
+            connection.execute(studies.studies.update().values(model=start.model_dump_json().encode()))
+            holdings.record(connection, model, owner="coordinator", now=made.coordinator.now())
+        with reading(made.coordinator.store) as connection:
+            made.study = studies.find(connection, made.plan.label)
+        return made
+
+    return make
 
 
-def commit(federation: SimulatedFederation, number: int) -> None:
-    now, study = federation.coordinator.now(), federation.study
-    model: BlobRef = study.model.initial
-    cohort = CohortDecision(
-        phase="train", attempt=1, reason="ALL_THERE", members=study.plan.silos, absent={}, closed_at=now
-    )
-    record = RoundRecord(
-        study=study.study, round=number, model_in=model.digest, model_out=model, registered=study.plan.silos,
-        ready=study.plan.silos, contributing=study.plan.silos, absent={}, train=cohort,
-        transcript=model.digest, clipped=0, next_encoding=first_encoding(study.plan), evaluate=cohort,
-        train_loss=1.0 / number,
-        metrics=GlobalMetrics(count=9, loss=0.5 / number, accuracy=0.5, auroc=None if number == 1 else 0.75,
-                              balanced_accuracy=0.5, confusion=((1, 2), (3, 3))),
-        timing=Timing(training=1, transport=1, aggregation=1, evaluation=1, total=4),
-        traffic={silo: Traffic(up=1, down=2) for silo in study.plan.silos}, committed_at=now,
-    )  # fmt: skip
-    with writing(federation.coordinator.store) as connection:
-        from flows.coordinator import DRIVER_LEASE
+@pytest.fixture
+def federation(make: Make) -> SimulatedFederation:
+    return make()
 
-        reins = studies.take_reins(connection, study.study, "test", now, DRIVER_LEASE)
-        rounds.open_round(connection, reins, number, model.digest, now)
-        rounds.commit(connection, reins, record, now)
+
+@pytest.fixture
+def commit(round_record: Callable[..., RoundRecord]) -> Commit:
+    def commit(federation: SimulatedFederation, number: int, **changes: object) -> None:
+        now, study = federation.coordinator.now(), federation.study
+        model = study.model.initial
+        record = round_record(
+            number, study.plan.silos, study=study.study, model_in=model.digest, model_out=model,
+            transcript=model.digest, committed_at=now, **changes,
+        )  # fmt: skip
+        with writing(federation.coordinator.store) as connection:
+            from flows.coordinator import DRIVER_LEASE
+
+            reins = studies.take_reins(connection, study.study, "test", now, DRIVER_LEASE)
+            rounds.open_round(connection, reins, number, model.digest, now)
+            rounds.commit(connection, reins, record, now)
+
+    return commit
 
 
 def test_an_outage_stops_nothing_and_is_made_up_for_without_doubled_points(
-    federation: SimulatedFederation, mlflow_server: tuple[str, Callable[[], None]]
+    federation: SimulatedFederation, commit: Commit, mlflow_server: tuple[str, Callable[[], None]]
 ) -> None:
     url, start = mlflow_server
     commit(federation, 1)
@@ -146,13 +155,56 @@ def test_an_outage_stops_nothing_and_is_made_up_for_without_doubled_points(
     assert {"1-plan.json", "2-roster.json", "3-dataset-digests.json", "checkpoints", "figures"} <= names
     assert len(client.list_artifacts(run.info.run_id, "checkpoints")) == 2
 
+    assert {item.path for item in client.list_artifacts(run.info.run_id, "figures")} == {
+        "figures/loss.png", "figures/auroc.png",
+    }  # fmt: skip
+    assert {key: said for key, said in run.data.params.items() if "privacy" in key} == {"privacy_mechanism": "none"}
+    assert not [key for key in run.data.metrics if "privacy" in key]
+    assert "**Privacy noise: none**" in run.data.tags["mlflow.note.content"]
+
     (version,) = client.search_model_versions(f"name = '{federation.plan.name}'")
     assert version.tags["wardround.model_digest"] == federation.study.model.initial.digest
+
+
+def test_a_guarantee_is_shown_with_what_it_has_cost_and_no_training_loss(
+    make: Make, commit: Commit, mlflow_server: tuple[str, Callable[[], None]]
+) -> None:
+    url, start = mlflow_server
+    start()
+    federation = make(privacy={"mechanism": "patient-dp", "epsilon": 3.5, "clip": 0.75, "steps": 20})
+    commit(federation, 1, train_loss=None, below=(1, 2, 3, 3))
+    commit(federation, 2, train_loss=None, below=(0, 1, 3, 3))
+    publisher = Publisher(federation.coordinator, federation.study)
+    publisher.catch_up()
+    assert publisher.problem is None
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(url)
+    (run,) = client.search_runs([client.get_experiment_by_name(federation.plan.name).experiment_id])
+    assert {key: said for key, said in run.data.params.items() if "privacy" in key} == {
+        "privacy_mechanism": "patient-dp", "privacy_epsilon": "3.5", "privacy_clip": "0.75", "privacy_steps": "20",
+        "privacy_patients_per_step": "32", "privacy_images_per_patient": "4",
+    }  # fmt: skip
+    for band, counted in {1: [1, 0], 2: [2, 1], 4: [3, 3], 8: [3, 3]}.items():
+        history = client.get_metric_history(run.info.run_id, f"privacy/hospitals_below_epsilon_{band}")
+        assert [point.value for point in sorted(history, key=lambda point: point.step)] == counted, band
+    assert "global/train_loss" not in run.data.metrics
+    assert run.data.metrics["global/loss"] == 0.25
+    assert {item.path for item in client.list_artifacts(run.info.run_id, "figures")} == {
+        "figures/loss.png", "figures/auroc.png", "figures/privacy.png",
+    }  # fmt: skip
+    told = "Spent on this study after round 2, of 3 hospitals: 0 below 1, 1 below 2, 3 below 4, 3 below 8."
+    assert told in run.data.tags["mlflow.note.content"]
+    (version,) = client.search_model_versions(f"name = '{federation.plan.name}'")
+    assert "**Privacy: per patient**, epsilon 3.5" in version.description
+    assert told in version.description
 
 
 @pytest.mark.parametrize("scale", [None, Normalisation(mean=0.25, deviation=0.125)], ids=["plain", "normalised"])
 def test_the_registered_model_loads_without_pickle_and_is_the_global_model(
     federation: SimulatedFederation,
+    commit: Commit,
     mlflow_server: tuple[str, Callable[[], None]],
     monkeypatch: pytest.MonkeyPatch,
     scale: Normalisation | None,

@@ -93,7 +93,7 @@ def test_an_agent_that_is_killed_in_a_training_reserves_again_at_its_next_start(
 
     async def be_killed(table: Workbench) -> None:
         working = asyncio.create_task(table.do_next())
-        await until_async(lambda: table.worker.pid)
+        await until_async(lambda: ledger(careful))
         working.cancel()
         with suppress(asyncio.CancelledError):
             await working
@@ -112,7 +112,9 @@ def test_a_training_that_is_stopped_stays_reserved(careful: Any, stub_child: Any
 
     async def stop(table: Workbench) -> None:
         working = asyncio.create_task(table.do_next())
-        await until_async(lambda: table.activity is not None and table.activity.steps)
+        await until_async(lambda: ledger(careful))
+        assert table.activity is not None
+        assert table.activity.steps == 0, "how far a private training is, is told nobody outside"
         decline(careful.journal, careful.outbound, careful.study, "stop")
         await table.drop_unapproved()
         await working
@@ -221,17 +223,16 @@ def test_an_attack_that_has_a_round_trained_anew_spends_each_time_until_the_cap(
     assert len(asked(tmp_path / "asked")) == 2
 
 
-def test_an_attack_with_weights_that_are_no_model_spends_to_the_cap_and_no_further(
+def test_an_attack_with_weights_that_are_no_model_is_found_before_anything_is_spent(
     careful: Any, stub_child: Any
 ) -> None:
-    """Each order is reserved before the child finds out: budget is lost, and nothing is learnt for it."""
-    careful.declare(study_epsilon=0.6)  # two trainings
     approved(careful)
     failure = {"event": "failed", "code": "BAD_TENSORS", "detail": "a pickle", "retryable": False}
     for attempt in (1, 2, 3, 4):
-        trains(careful, stub_child, [("say", failure)], attempt=attempt)
-    assert codes(careful) == ["BAD_TENSORS", "BAD_TENSORS", "BUDGET_SPENT", "BUDGET_SPENT"]
-    assert ledger(careful) == [("1/train/1#1", "reserved"), ("1/train/2#1", "reserved")]
+        careful.ordered(1, attempt=attempt)
+        bench_of(careful)(stub_child(check=[("say", failure)], train=PRIVATELY))
+    assert codes(careful) == ["BAD_TENSORS"] * 4
+    assert ledger(careful) == []
 
 
 def test_an_attack_with_another_model_for_the_same_round_is_refused_and_spends_nothing(

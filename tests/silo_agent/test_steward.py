@@ -211,13 +211,6 @@ def test_the_dossier_says_what_a_guarantee_costs_and_what_it_does_not_cover(priv
     assert "training loss" not in said["What leaves"]
 
 
-def test_the_dossier_says_that_statistics_are_not_covered(make_site: Any, private: Any) -> None:
-    size = {"size": [32, 32], "intensity": "window", "low": -200, "high": 300, "normalise": "federated"}
-    site = make_site(most_patients=100, changes=private() | {"preprocessing": size})
-    site.propose()
-    assert headed(site)["Not covered"].endswith("; the counts and intensities before round 1")
-
-
 def test_the_dossier_counts_what_was_spent_before(private_site: Any) -> None:
     """The steward is asked again when the plan has begun, or another on the same people."""
     private_site.declare(study_epsilon=0.6, lifetime_epsilon=0.6)

@@ -112,3 +112,51 @@ def test_the_order_of_files_changes_nothing(rows: list[Row], chance: random.Rand
     assert [(m.label, m.patient, m.holdout) for m in one.members] == [
         (m.label, m.patient, m.holdout) for m in other.members
     ]
+
+
+# --- with a guarantee per patient --------------------------------------------------------------------
+PEOPLE = st.lists(
+    st.tuples(st.integers(0, 5), st.integers(0, 6), st.integers(0, 6), st.integers(0, 1)), min_size=1, max_size=30
+)  # patient, pixels, instance, label
+
+
+def alone(rows: list[tuple[int, int, int, int]]) -> dict[str, list[tuple[int, int, bool]]]:
+    """What is used of each patient: file, label, side."""
+    found = [
+        Candidate(file, label, f"1.2.{instance}", f"P{patient}", bytes([pixels]) * 32)
+        for file, (patient, pixels, instance, label) in enumerate(rows)
+    ]
+    cohort = build_cohort(found, DATASET.model_copy(update={"max_images_per_patient": 2}), key=KEY, each_alone=True)
+    used: dict[str, list[tuple[int, int, bool]]] = {}
+    for member in cohort.members:
+        used.setdefault(found[member.file].patient_id, []).append((member.file, member.label, member.holdout))
+    assert len(cohort.members) + len(cohort.refused) == len(rows)
+    return {patient: sorted(images) for patient, images in used.items()}
+
+
+@given(PEOPLE, st.integers(0, 5))
+def test_with_a_guarantee_one_patient_moves_nothing_of_another(
+    rows: list[tuple[int, int, int, int]], leaves: int
+) -> None:
+    """Without one patient, whatever copies that patient holds, everybody else's part is the same to the file."""
+    everybody = alone(rows)
+    without = [row for row in rows if row[0] != leaves]
+    place = [file for file, row in enumerate(rows) if row[0] != leaves]
+    rest = {
+        patient: sorted((place[file], label, held) for file, label, held in images)
+        for patient, images in (alone(without) if without else {}).items()
+    }
+    everybody.pop(f"P{leaves}", None)
+    assert everybody == rest
+
+
+def test_without_a_guarantee_a_patient_could() -> None:
+    """What the rule above is for: copies of others' images under another label take those images out."""
+    pixels = [bytes([i]) * 32 for i in range(4)]
+    others = [Candidate(i, 0, f"1.2.{i}", f"P{i}", one) for i, one in enumerate(pixels)]
+    copies = [Candidate(4 + i, 1, f"1.3.{i}", "Q", one) for i, one in enumerate(pixels)]
+    assert len(build_cohort(others, DATASET, key=KEY).members) == 4
+    assert len(build_cohort([*others, *copies], DATASET, key=KEY).members) == 0
+    assert (
+        len(build_cohort([*others, *copies], DATASET, key=KEY, each_alone=True).members) == 4 + 3
+    )  # of one patient, three
