@@ -6,7 +6,7 @@ first principles"), so what is judged is a model's confidence above the mean of 
 
 The attacker never uses a coin. Their likelihood ratios do, those of the other models: then guesses about several models
 are right or wrong together, and the bound of `compliance.empirical`, which counts them as apart, refutes a training
-that gives nothing away in 11 of 100 audits instead of 5 (simulated: 16 models, 60 canaries).
+that gives nothing away in 10 of 100 audits instead of 5 (simulated: 16 models, 60 canaries).
 """
 
 import math

@@ -21,6 +21,7 @@ MOST_PATIENTS = 2**14  # in one step: their sum and its noise fit into 32 bits
 _MARGIN = 1 - 2**-10  # of C: clipped to a little less, so that rounding hardly ever has to be undone
 _SMALL = 2**14  # parameters below this size are treated together: fewer, larger operations
 _BLOCK = 1024  # squares added in float32 in any order: relative error at most (1024 + 2) * 2^-24 < 2^-13
+_CACHED = 2**18  # gradients at a time
 _NOISE = 2**18  # integers of noise at a time
 
 
@@ -75,13 +76,8 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
 
     def _add(self, rows: list[Tensor]) -> None:
         """Clip, round and add the gradients of whole patients: float [patients, n] for each group, overwritten."""
-        _to_lattice(rows, self.max_grad_norm)
-        added = (whole.sum(dim=0).to(torch.int32) for whole in rows)
-        if self._sums:
-            for total, more in zip(self._sums, added, strict=True):
-                total.add_(more)
-        else:
-            self._sums = list(added)
+        self._sums = self._sums or self._zeros()
+        add_clipped(rows, self._sums, self.max_grad_norm)
 
     @property
     def clipped_sum(self) -> Tensor:
@@ -135,21 +131,31 @@ def _rows(group: list[nn.Parameter], runs: Sequence[int]) -> Tensor:
     return flat.new_zeros(len(runs), flat.shape[1]).index_add_(0, owners, flat)
 
 
-def _to_lattice(rows: list[Tensor], norm: float) -> None:
-    """Clip each patient to `norm` and round to whole steps, in place; never longer than `STEPS`.
+def add_clipped(rows: list[Tensor], sums: list[Tensor], norm: float) -> None:
+    """Clip each patient to `norm`, round to whole steps, in place, and add to `sums`; never longer than `STEPS`.
 
-    A patient whose gradient is not finite counts as zero: to refuse would tell that there is such a patient.
+    `rows` are float [patients, n], `sums` int32 [n], for each group. A patient whose gradient is not finite counts as
+    zero: to refuse would tell that there is such a patient.
     """
     lengths = _squares(rows).sqrt()
     sound = torch.isfinite(lengths)
-    factor = torch.where(sound, (STEPS * _MARGIN / lengths).clamp(max=STEPS / norm), 0.0)
-    for whole in rows:
+    factor = torch.where(sound, (STEPS * _MARGIN / lengths).clamp(max=STEPS / norm), 0.0)[:, None].to(rows[0].dtype)
+    columns = max(1, _CACHED // len(lengths) // _BLOCK) * _BLOCK
+    squares = torch.zeros_like(lengths)
+    for whole, total in zip(rows, sums, strict=True):
         if not sound.all():
             whole[~sound] = 0
-        whole.mul_(factor[:, None].to(whole.dtype)).round_()
-    while (long := _squares(rows) * (1 + 2**-13) > STEPS**2).any():
-        for whole in rows:
-            whole[long] = (whole[long] * (1 - 2**-6)).trunc()
+        for start in range(0, len(total), columns):  # a part at a time, while it is in the cache
+            part = whole[:, start : start + columns]
+            part.mul_(factor).round_()
+            squares += _squares([part])
+            total[start : start + columns] += part.sum(dim=0).to(torch.int32)
+    while (long := squares * (1 + 2**-13) > STEPS**2).any():
+        for whole, total in zip(rows, sums, strict=True):
+            shorter = (whole[long] * (1 - 2**-6)).trunc()
+            total.sub_((whole[long] - shorter).sum(dim=0).to(torch.int32))
+            whole[long] = shorter
+        squares = _squares(rows)
 
 
 def _squares(rows: list[Tensor]) -> Tensor:
@@ -157,7 +163,7 @@ def _squares(rows: list[Tensor]) -> Tensor:
     total = torch.zeros(len(rows[0]), dtype=torch.float64, device=rows[0].device)
     for whole in rows:
         even = whole.shape[1] // _BLOCK * _BLOCK
-        blocks = whole[:, :even].reshape(len(whole), -1, _BLOCK) if even else whole.new_empty(len(whole), 0, _BLOCK)
+        blocks = whole[:, :even].reshape(len(whole), even // _BLOCK, _BLOCK)
         for part in (blocks, whole[:, None, even:]):
             total += torch.linalg.vector_norm(part, dim=2).to(torch.float64).square().sum(dim=1)
     return total

@@ -21,7 +21,6 @@ from flows.store.database import reading
 from infra.driving import (
     EXACT,
     PARAMETERS,
-    attempts,
     collect,
     mean_of,
     one_round,
@@ -173,17 +172,3 @@ def test_with_too_few_budgets_left_there_is_no_round(make: Make) -> None:
     assert [event.reason for event in trail(federation) if isinstance(event, AttemptFailed)] == ["TOO_MANY_REFUSED"]
     with reading(federation.coordinator.store) as connection:
         assert rounds.committed(connection, federation.study.study) == []
-
-
-def test_what_normalises_the_images_is_still_counted_before_round_1(make: Make) -> None:
-    """Which is why the study's page lists those sums as not covered."""
-    federation = make(3, normalise="federated")
-
-    async def story(driver: StudyDriver) -> RoundRecord:
-        work = driver.open_round(1)
-        _, found = await attempts(work, "statistics", work.model_in, type(work).count)
-        assert found.images == 6
-        driver.learn(found)
-        return await one_round(driver)
-
-    assert run(federation, story).below == by_hand(1, 1, 2, 3)

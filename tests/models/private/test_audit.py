@@ -242,17 +242,16 @@ def test_no_verdict_depends_on_a_coin(marked: tuple[LocalData, np.ndarray]) -> N
 def test_guesses_about_several_models_are_not_right_or_wrong_together(marked: tuple[LocalData, np.ndarray]) -> None:
     """Else what gives nothing away would be refuted more often than in five audits of a hundred.
 
-    The confidences are anything but independent (a few networks, in turn); the coins are, and only they decide.
+    What the networks believe is the same in every audit; the coins are not, and only they decide who is right.
     """
-    keys = [number.to_bytes(32, "big") for number in range(100)]
-    found = [attacked(marked, lambda data, number: deaf(data, number % 3), key, models=6) for key in keys]
-    counts = [one.guesses(0.4) for one in found]
-    made = counts[0][1]
-    right = np.array([right for right, _ in counts])
-    assert right.mean() == pytest.approx(made / 2, abs=3 * math.sqrt(made / 4 / 100))
-    assert right.var() / (made / 4) == pytest.approx(1, abs=0.42)  # three standard deviations
-    refuted = [p_value(Guesses(int(one), made, 6 * CANARIES), 0.0, 0.0) <= 0.05 for one in right]
-    assert np.mean(refuted) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 100)
+    audits, models = 200, 8
+    keys = [number.to_bytes(32, "big") for number in range(audits)]
+    counts = [attacked(marked, deaf, key, models).guesses(0.4) for key in keys]
+    right, (made,) = np.array([right for right, _ in counts]), {made for _, made in counts}
+    assert right.mean() == pytest.approx(made / 2, abs=3 * math.sqrt(made / 4 / audits))
+    assert right.var() / (made / 4) == pytest.approx(1, abs=3 * math.sqrt(2 / audits))  # likelihood ratios: 1.64
+    refuted = [p_value(Guesses(int(one), made, models * CANARIES), 0.0, 0.0) <= 0.05 for one in right]
+    assert np.mean(refuted) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / audits)
 
 
 BROKEN = {"NaN": math.nan, "infinite": math.inf, "minus infinite": -math.inf}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from boundary.plan import ModelChoice
 from models.catalogue import build
 from models.private.keystream import KeyStream
-from models.private.optimizer import MOST_IMAGES, STEPS, PatientOptimizer, _squares, _to_lattice
+from models.private.optimizer import MOST_IMAGES, STEPS, PatientOptimizer, _squares, add_clipped
 from models.private.sampling import pieces
 
 CLIP = 0.7
@@ -119,14 +119,21 @@ ROWS = st.integers(1, 6).flatmap(
 )
 
 
+def clipped(rows: list[Tensor], clip: float) -> list[Tensor]:
+    sums = [torch.zeros(whole.shape[1], dtype=torch.int32) for whole in rows]
+    add_clipped(rows, sums, clip)
+    return sums
+
+
 @given(ROWS, st.floats(1e-3, 1e3))
 def test_never_longer_than_c(values: list[list[float]], clip: float) -> None:
     rows = [torch.tensor(values), torch.tensor(values).repeat(1, 200)]
-    _to_lattice(rows, clip)
+    sums = clipped(rows, clip)
     whole = torch.cat(rows, dim=1).to(torch.float64)
     assert torch.isfinite(whole).all()
     assert (whole == whole.round()).all()
     assert (whole.square().sum(dim=1) <= STEPS**2).all()
+    assert (torch.cat(sums) == whole.sum(dim=0)).all()
 
 
 def test_rounding_that_all_goes_up_is_undone() -> None:
@@ -135,9 +142,10 @@ def test_rounding_that_all_goes_up_is_undone() -> None:
     value = 100.51 / STEPS / (1 - 2**-10)
     rows = [torch.full((1, count), value / (value * math.sqrt(count)))]
     assert (rows[0] * STEPS * (1 - 2**-10)).round().norm() > STEPS
-    _to_lattice(rows, 1.0)
+    sums = clipped(rows, 1.0)
     assert rows[0].to(torch.float64).norm() <= STEPS
     assert rows[0].norm() > 0.95 * STEPS
+    assert (sums[0] == rows[0][0]).all()
 
 
 @given(st.integers(1, 3000), st.integers(1, 4), st.randoms(use_true_random=False))
@@ -151,7 +159,7 @@ def test_the_bound_on_squares_is_a_bound(n: int, patients: int, random: object) 
 
 def test_a_gradient_that_is_not_finite_counts_as_zero() -> None:
     rows = [torch.tensor([[1.0, math.nan], [math.inf, 0.0], [0.3, 0.4]])]
-    _to_lattice(rows, 1.0)
+    clipped(rows, 1.0)
     assert rows[0].tolist() == [[0, 0], [0, 0], [round(0.3 * STEPS), round(0.4 * STEPS)]]
 
 
