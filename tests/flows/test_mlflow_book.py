@@ -16,9 +16,13 @@ import httpx
 import numpy as np
 import pytest
 
+from boundary.guarantee import PatientPrivacy
 from boundary.messages import Normalisation
 from boundary.tensors import flatten, manifest_of, pack
+from compliance.empirical import Guesses
+from compliance.terms import PlanTerms
 from flows.mlflow_book import Publisher
+from flows.privacy_audit import Audit, Finding, log_to_mlflow
 from flows.records import CohortDecision, ModelStart, RoundRecord, Statistics
 from flows.store import holdings, rounds, studies
 from flows.store.database import reading, writing
@@ -199,6 +203,28 @@ def test_a_guarantee_is_shown_with_what_it_has_cost_and_no_training_loss(
     (version,) = client.search_model_versions(f"name = '{federation.plan.name}'")
     assert "**Privacy: per patient**, epsilon 3.5" in version.description
     assert told in version.description
+
+
+def test_a_privacy_audit_is_a_run_of_its_own_with_its_curves(
+    mlflow_server: tuple[str, Callable[[], None]],
+) -> None:
+    from mlflow import MlflowClient
+
+    url, start = mlflow_server
+    start()
+    terms = PlanTerms.of(PatientPrivacy(mechanism="patient-dp", noise_multiplier=1.0, patients_per_step=9), 2, 40)
+    curve = [(0.0, 0.0), (0.1, 0.8), (1.0, 1.0)]
+    without = Finding("no noise", curve, 0.9, Guesses(18, 20, 100), 2.5)
+    done = Audit(terms, without, Finding("private", curve, 0.55, Guesses(11, 20, 100), 0.2))
+    page = log_to_mlflow(url, "trial@1", done)
+    client = MlflowClient(url)
+    run = client.get_run(page.split("/runs/")[1].split("?")[0])
+    assert (run.info.run_name, run.info.status) == ("trial@1", "FINISHED")
+    assert run.data.metrics["private/epsilon_lower_bound"] == 0.2
+    assert run.data.metrics["without/area"] == 0.9
+    assert (run.data.metrics["private/holds"], run.data.metrics["without/attack_works"]) == (1.0, 1.0)
+    assert float(run.data.params["epsilon_promised"]) == terms.epsilon
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "figures")] == ["figures/privacy-audit.png"]
 
 
 @pytest.mark.parametrize("scale", [None, Normalisation(mean=0.25, deviation=0.125)], ids=["plain", "normalised"])
