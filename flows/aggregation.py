@@ -73,8 +73,9 @@ def unmasked(total: NDArray[np.uint8], masks: list[MaskKey], layout: VectorLayou
 class TrainSum:
     """The sum of a train collection, taken apart. `mean_delta` is float32 [n]; the loss is per image, if reported.
 
-    `bands` counts hospitals below each of `EPSILON_BANDS`, if the plan has a guarantee per patient. `largest` is the
-    largest absolute weight of the sum, `clipped` how many weights hospitals had to clip.
+    `bands` counts hospitals below each of `EPSILON_BANDS`, if the plan has a guarantee per patient; one that adds more
+    than itself can at most make a count all hospitals. `largest` is the largest absolute weight of the sum, `clipped`
+    how many weights hospitals had to clip.
     """
 
     mean_delta: NDArray[np.float32]
@@ -85,8 +86,11 @@ class TrainSum:
     bands: tuple[int, ...]
 
 
-def read_train_sum(total: Total) -> TrainSum:
-    """Divide once, in float64, and round once. Raises `BadTensors` if the weights do not add up."""
+def read_train_sum(total: Total, *, hospitals: int) -> TrainSum:
+    """Divide once, in float64, and round once. `hospitals` are in the sum.
+
+    Raises `BadTensors` if the weights do not add up.
+    """
     weight, loss, bands = total.number("weight"), None, ()
     names = {section.name for section in total.layout.sections}
     if not weight > 0:
@@ -96,7 +100,7 @@ def read_train_sum(total: Total) -> TrainSum:
             raise BadTensors("the summed number of images is not positive")
         loss = total.number("loss_sum") / total.number("images")
     if "bands" in names:
-        bands = tuple(max(0, round(count)) for count in total.numbers[total.layout.where("bands")])
+        bands = tuple(min(hospitals, max(0, round(count))) for count in total.numbers[total.layout.where("bands")])
     mean, largest = decode_mean(total.words, total.encoding, weight)
     return TrainSum(mean, loss, weight, largest, round(total.number("clipped")), bands)
 

@@ -140,14 +140,14 @@ class Book:
             "model": f"{plan.model.name}@{plan.model.version}",
             "classes": ", ".join(plan.labels.classes),
             "rounds": plan.training.rounds,
-            "local_epochs": plan.training.local_epochs,
-            "batch_size": plan.training.batch_size,
             "optimizer": plan.training.optimizer,
             "learning_rate": plan.training.learning_rate,
             "weighting": plan.training.weighting,
             "quorum": plan.aggregation.quorum,
             **{f"privacy_{name}": said for name, said in plan.privacy.model_dump().items() if said is not None},
         }
+        if not plan.bands:  # a private training takes steps of patients drawn by chance, not epochs of batches
+            values |= {"local_epochs": plan.training.local_epochs, "batch_size": plan.training.batch_size}
         fresh = [Param(key, str(value)) for key, value in values.items() if key not in known]
         self._client.log_batch(run, params=fresh)
 

@@ -163,7 +163,7 @@ class RoundWork:
         """
         begun = monotonic()
         manifest, plan, masked = self.study.model.manifest, self.study.plan, gathered.opened
-        summed = read_train_sum(self._total(gathered))
+        summed = read_train_sum(self._total(gathered), hospitals=len(masked.vectors))
         state = ServerState(self.number - 1, self._weights(self.model_in))
         state = strategy(plan.training)(state, self._whole(summed.mean_delta, gathered))
         mean_loss, weight, clipped, largest = summed.mean_loss, summed.weight, summed.clipped, summed.largest

@@ -57,7 +57,7 @@ def test_the_sum_is_exact_and_the_masks_come_off(ring: Any) -> None:
     total = unmasked(there, [MaskKey(key, -1) for key in keys], LAYOUT, encoding)
     assert np.array_equal(total.words.view(f"<i{ring // 8}"), reference)
     assert total.numbers.tolist() == (3 * NUMBERS).tolist()
-    summed = read_train_sum(total)
+    summed = read_train_sum(total, hospitals=4)
     expected = sum(weights.astype(np.float64) for weights in plain) / 60
     np.testing.assert_allclose(summed.mean_delta, expected, rtol=1e-7, atol=3 * 2.0**-encoding.exponent / 60)
     assert (summed.mean_loss, summed.weight, summed.clipped) == (37.5 / 90, 60, 0)
@@ -89,7 +89,7 @@ def test_weights_that_do_not_add_up_are_refused(images: float, weight: float) ->
     layout = layout_for("train", parameters=1, metrics=0)
     numbers = np.array([1.0, images, weight, 0.0])
     with pytest.raises(BadTensors):
-        read_train_sum(Total(layout, Encoding(exponent=20, most=3), numbers, np.zeros(1, np.uint32)))
+        read_train_sum(Total(layout, Encoding(exponent=20, most=3), numbers, np.zeros(1, np.uint32)), hospitals=3)
 
 
 # --- with a guarantee per patient ---------------------------------------------------------------------
@@ -107,7 +107,7 @@ def test_a_private_sum_counts_the_hospitals_below_each_band_and_knows_no_loss() 
         apply_everywhere(vector, Masking([MaskKey(key, 1)], numbers_bytes=PRIVATE.numbers_bytes, ring=32))
         vectors.append(opener(vector.tobytes()))
     total = unmasked(masked_total(vectors, PRIVATE, 32), [MaskKey(key, -1) for key in keys], PRIVATE, encoding)
-    summed = read_train_sum(total)
+    summed = read_train_sum(total, hospitals=4)
     assert summed.bands == (1, 2, 3, 3)
     assert summed.mean_loss is None
     assert (summed.weight, summed.clipped) == (10, 4)
@@ -123,18 +123,22 @@ def private_sum(weight: float, *bands: float) -> Total:
 
 
 def test_band_counts_are_whole_and_never_below_none() -> None:
-    assert read_train_sum(private_sum(1.0, -0.4, 0.6, 2.9999999, 3.0000001)).bands == (0, 1, 3, 3)
-    assert read_train_sum(private_sum(1.0, -3.0, 0.0, 0.0, 0.0)).bands == (0, 0, 0, 0)
+    assert read_train_sum(private_sum(1.0, -0.4, 0.6, 2.9999999, 3.0000001), hospitals=3).bands == (0, 1, 3, 3)
+    assert read_train_sum(private_sum(1.0, -3.0, 0.0, 0.0, 0.0), hospitals=3).bands == (0, 0, 0, 0)
+
+
+def test_a_hospital_that_counts_itself_a_thousand_times_is_no_more_than_all() -> None:
+    assert read_train_sum(private_sum(1.0, 1.0, 1000.0, 3.0, 1e15), hospitals=3).bands == (1, 3, 3, 3)
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0])
 def test_a_private_sum_whose_weight_is_not_positive_is_refused(weight: float) -> None:
     with pytest.raises(BadTensors, match="weight is not positive"):
-        read_train_sum(private_sum(weight, 1, 1, 1, 1))
+        read_train_sum(private_sum(weight, 1, 1, 1, 1), hospitals=3)
 
 
 def test_a_sum_without_a_guarantee_counts_no_bands() -> None:
     layout = layout_for("train", parameters=1, metrics=0)
     numbers = np.array([6.0, 3.0, 1.0, 0.0])
-    summed = read_train_sum(Total(layout, Encoding(exponent=20, most=3), numbers, np.zeros(1, np.uint32)))
+    summed = read_train_sum(Total(layout, Encoding(exponent=20, most=3), numbers, np.zeros(1, np.uint32)), hospitals=3)
     assert (summed.bands, summed.mean_loss) == ((), 2.0)
