@@ -21,8 +21,8 @@ MOST_PATIENTS = 2**14  # in one step: their sum and its noise fit into 32 bits
 _MARGIN = 1 - 2**-10  # of C: clipped to a little less, so that rounding hardly ever has to be undone
 _SMALL = 2**14  # parameters below this size are treated together: fewer, larger operations
 _BLOCK = 1024  # squares added in float32 in any order: relative error at most (1024 + 2) * 2^-24 < 2^-13
-_CACHED = 2**18  # gradients at a time
-_NOISE = 2**18  # integers of noise at a time
+_CACHED = 2**20  # gradients at a time
+_NOISE = 2**16  # integers of noise at a time
 
 
 class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
@@ -106,7 +106,7 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
             _add_noise(total, self._noise)
             at = 0
             for p in group:
-                p.grad = (total[at : at + p.numel()].to(torch.float64) * self._scale).to(p.dtype).view_as(p)
+                p.grad = total[at : at + p.numel()].to(p.dtype).mul_(self._scale).view_as(p)
                 at += p.numel()
         self._sums, self._patients = [], 0
 
@@ -145,17 +145,27 @@ def add_clipped(rows: list[Tensor], sums: list[Tensor], norm: float) -> None:
     for whole, total in zip(rows, sums, strict=True):
         if not sound.all():
             whole[~sound] = 0
-        for start in range(0, len(total), columns):  # a part at a time, while it is in the cache
+        # one part at a time, while it is in the cache; what is more than one is not written back
+        room = whole if len(total) <= columns else whole.new_empty(len(whole), columns)
+        for start in range(0, len(total), columns):
             part = whole[:, start : start + columns]
-            part.mul_(factor).round_()
-            squares += _squares([part])
-            total[start : start + columns] += part.sum(dim=0).to(torch.int32)
-    while (long := squares * (1 + 2**-13) > STEPS**2).any():
+            scaled = torch.mul(part, factor, out=room[:, : part.shape[1]]).round_()
+            squares += _squares([scaled])
+            total[start : start + columns] += scaled.sum(dim=0).to(torch.int32)
+    if (squares * (1 + 2**-13) > STEPS**2).any():
+        _shorten(rows, sums, factor, columns)
+
+
+def _shorten(rows: list[Tensor], sums: list[Tensor], factor: Tensor, columns: int) -> None:
+    """Where rounding made a patient longer than `STEPS`, take away a little of it until it is not, also from `sums`."""
+    for whole in rows:
+        if whole.shape[1] > columns:  # the smaller ones were scaled in place
+            whole.mul_(factor).round_()
+    while (long := _squares(rows) * (1 + 2**-13) > STEPS**2).any():
         for whole, total in zip(rows, sums, strict=True):
             shorter = (whole[long] * (1 - 2**-6)).trunc()
             total.sub_((whole[long] - shorter).sum(dim=0).to(torch.int32))
             whole[long] = shorter
-        squares = _squares(rows)
 
 
 def _squares(rows: list[Tensor]) -> Tensor:

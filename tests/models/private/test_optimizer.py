@@ -148,6 +148,21 @@ def test_rounding_that_all_goes_up_is_undone() -> None:
     assert (sums[0] == rows[0][0]).all()
 
 
+@pytest.mark.parametrize("too_long", [False, True])
+def test_a_layer_of_many_parts_gives_the_sum_of_one_part(monkeypatch: pytest.MonkeyPatch, too_long: bool) -> None:
+    """Parts that are not written back are rounded anew if a patient has to be shortened after all."""
+    count, value = 424_000, 100.51 / STEPS / (1 - 2**-10)
+    up = torch.full((1, count), value / (value * math.sqrt(count)))  # rounded it is longer than C, as above
+    rows = [torch.cat([up if too_long else torch.randn(1, count), torch.randn(2, count)]), torch.randn(3, 40)]
+    at_once = clipped([whole.clone() for whole in rows], 1.0)
+    monkeypatch.setattr("models.private.optimizer._CACHED", 2**14)
+    in_parts = clipped([whole.clone() for whole in rows], 1.0)
+    for one, other in zip(at_once, in_parts, strict=True):
+        assert (one == other).all()
+    alone = torch.cat(clipped([whole[:1].clone() for whole in rows], 1.0)).to(torch.float64)
+    assert alone.norm() <= STEPS
+
+
 @given(st.integers(1, 3000), st.integers(1, 4), st.randoms(use_true_random=False))
 def test_the_bound_on_squares_is_a_bound(n: int, patients: int, random: object) -> None:
     rows = [torch.randint(-STEPS, STEPS, (patients, n)).float(), torch.randint(-9, 9, (patients, 5)).float()]
