@@ -8,10 +8,11 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from boundary.errors import BadSignature, MalformedMessage
+from boundary.errors import BadSignature, CallerFault, MalformedMessage
 from boundary.names import decode_base64, encode_base64
 
 _PREFIX = "ed25519:"
+_NOTES = ("wardround/", "cosignature/v1\n")  # frames begin with "wardround v1 "
 _FIELD = 2**255 - 19  # RFC 8032, section 5.1
 _ORDER_8_Y = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
 # Under a key of small order one signature fits many messages: its owner could disown what was signed, and others
@@ -46,6 +47,18 @@ class PublicIdentity:
             self._key().verify(signature, _framed(context, data))
         except InvalidSignature as why:
             raise BadSignature(f"the signature does not verify under {self.text}") from why
+
+    def verify_note(self, text: str, signature: bytes) -> None:
+        """As `verify`, for the text of a C2SP signed note, which is signed as it is."""
+        try:
+            self._key().verify(signature, _note(text))
+        except InvalidSignature as why:
+            raise BadSignature(f"the note's signature does not verify under {self.text}") from why
+
+    @property
+    def raw(self) -> bytes:
+        """The 32 bytes of RFC 8032."""
+        return self._key().public_bytes_raw()
 
     @property
     def fingerprint(self) -> str:
@@ -86,6 +99,17 @@ class SigningIdentity:
     def sign(self, context: str, data: bytes) -> bytes:
         """64 bytes over `data` in `context`, which keeps one kind of signature from serving as another."""
         return self._private.sign(_framed(context, data))
+
+    def sign_note(self, text: str) -> bytes:
+        """64 bytes over the text of a C2SP signed note. Raises `CallerFault` for a text of no kind we sign."""
+        return self._private.sign(_note(text))
+
+
+def _note(text: str) -> bytes:
+    """Notes have no frame. What they begin with keeps them apart from each other and from all that is framed."""
+    if not text.startswith(_NOTES):
+        raise CallerFault("not the text of a checkpoint or a cosignature")
+    return text.encode()
 
 
 def _framed(context: str, data: bytes) -> bytes:

@@ -4,12 +4,14 @@ A message is a frozen value with a `kind`. `from_body` is the only way in, `to_b
 them is free text: names, numbers, digests, codes. Adding a field changes a golden vector in `tests/vectors/`.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal, Self, assert_never
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from boundary.approval import SignedApproval
-from boundary.canonical import canonical_bytes
+from boundary.canonical import Digest, canonical_bytes, digest
+from boundary.checkpoint import Checkpoint, Cosignature
 from boundary.errors import MalformedMessage
 from boundary.names import (
     Base64Bytes,
@@ -17,6 +19,7 @@ from boundary.names import (
     DigestStr,
     Frozen,
     Moment,
+    PartyId,
     RoundNumber,
     SiloId,
     Silos,
@@ -24,9 +27,12 @@ from boundary.names import (
     decode_base64,
     list_in,
 )
-from boundary.plan import StudyPlan
+from boundary.plan import MAX_HOSPITALS, StudyPlan
+from boundary.receipt import ReceiptSignature
 from boundary.secagg.ring import Encoding
 
+MAX_ENTRY_BYTES = 256 * 1024  # the heads of 200 hospitals, witnessed in one entry, are 40 kB
+MAX_SHOWN_ENTRIES = 4096
 Phase = Literal["statistics", "train", "evaluate"]
 PHASES: tuple[Phase, ...] = ("statistics", "train", "evaluate")
 
@@ -121,7 +127,8 @@ class PlanDeclined(Message):
 class WorkOrder(OfCollection):
     """Count, train or evaluate with this model, and say when ready. Bound to the approved plan digest.
 
-    `normalisation` is what the statistics of the plan's hospitals gave, if the plan asks for it.
+    `normalisation` is what the statistics of the plan's hospitals gave, if the plan asks for it. `heads` is what the
+    parties' logs were like (`heads_digest`): a sum over hospitals that were shown different logs does not come about.
     """
 
     kind: ClassVar[str] = "work-order"
@@ -131,6 +138,7 @@ class WorkOrder(OfCollection):
     model: BlobRef
     encoding: Encoding
     normalisation: Normalisation | None
+    heads: DigestStr
     due: Moment
 
 
@@ -274,7 +282,8 @@ class Refused(OfCollection):
 class RoundCommitted(Message):
     """The round is final: which model came out and whose work is in it.
 
-    `transcript` binds the model to the sum it was made from (`boundary.secagg.context`).
+    `transcript` binds the model to the sum it was made from (`boundary.secagg.context`); `receipt` is the
+    coordinator's signature under the round's receipt (`boundary.receipt`).
     """
 
     kind: ClassVar[str] = "round-committed"
@@ -285,6 +294,84 @@ class RoundCommitted(Message):
     transcript: DigestStr
     contributing: Silos
     absent: Silos
+    receipt: ReceiptSignature
+
+
+class TrailShown(Message):
+    """How a hospital's log goes on: its new entries after a round, and the head over all of them.
+
+    An item of `entries` that has 32 bytes is the hash of an entry, a longer one the entry itself: the plan says what is
+    shown (`compliance.disclosure`). The first is entry number `first`, counted from 1. `receipt` is the hospital's
+    signature under the round's receipt, if its work is in the round.
+    """
+
+    kind: ClassVar[str] = "trail-shown"
+    sender = "silo"
+    study: StudyId
+    round: RoundNumber
+    checkpoint: Checkpoint
+    first: Annotated[int, Field(ge=1)]
+    entries: Annotated[
+        tuple[Annotated[Base64Bytes, Field(min_length=32, max_length=MAX_ENTRY_BYTES)], ...],
+        BeforeValidator(list_in),
+        Field(max_length=MAX_SHOWN_ENTRIES),
+    ]
+    receipt: ReceiptSignature | None
+
+
+class ShownHead(Frozen):
+    """A party's signed head, and the proof that it goes on from the last one this hospital was told of."""
+
+    checkpoint: Checkpoint
+    proof: Annotated[
+        tuple[Annotated[Base64Bytes, Field(min_length=32, max_length=32)], ...], BeforeValidator(list_in),
+        Field(max_length=64),
+    ]  # fmt: skip
+
+
+class HeadsShown(Message):
+    """The logs of all parties after a round, 0 for before the first, as far as they were shown by then."""
+
+    kind: ClassVar[str] = "heads-shown"
+    sender = "coordinator"
+    study: StudyId
+    round: Annotated[int, Field(ge=0, le=10_000)]
+    heads: Annotated[tuple[ShownHead, ...], BeforeValidator(list_in), Field(max_length=MAX_HOSPITALS + 1)]
+
+    @property
+    def digest(self) -> Digest:
+        return heads_digest(head.checkpoint for head in self.heads)
+
+
+class CosignedHead(Frozen):
+    """One log's head, cosigned by the sender."""
+
+    log: PartyId
+    size: Annotated[int, Field(ge=1)]
+    cosignature: Cosignature
+
+
+class HeadsCosigned(Message):
+    """The hospital has verified all these heads against what it knew. `heads` is their digest."""
+
+    kind: ClassVar[str] = "heads-cosigned"
+    sender = "silo"
+    study: StudyId
+    round: Annotated[int, Field(ge=0, le=10_000)]
+    heads: DigestStr
+    cosigned: Annotated[tuple[CosignedHead, ...], BeforeValidator(list_in), Field(max_length=MAX_HOSPITALS + 1)]
+
+
+class LogDisputed(Message):
+    """A log does not go on from what the hospital knew of it. Both heads are signed by the log's owner."""
+
+    kind: ClassVar[str] = "log-disputed"
+    sender = "silo"
+    study: StudyId
+    round: Annotated[int, Field(ge=0, le=10_000)]
+    code: Code
+    known: Checkpoint
+    shown: Checkpoint
 
 
 class StudyClosed(Message):
@@ -313,10 +400,20 @@ AnyMessage = (
     | SharesRevealed
     | Refused
     | RoundCommitted
+    | TrailShown
+    | HeadsShown
+    | HeadsCosigned
+    | LogDisputed
     | StudyClosed
 )
 
 REGISTRY: dict[str, type[AnyMessage]] = {message.kind: message for message in AnyMessage.__args__}
+
+
+def heads_digest(heads: Iterable[Checkpoint]) -> Digest:
+    """What all hospitals of a round are to have been shown alike: whose log has how many entries, and which root."""
+    said = sorted([head.log, head.size, head.root] for head in heads)
+    return digest(canonical_bytes(["wardround heads v1", *said]))
 
 
 def to_body(message: AnyMessage) -> dict[str, Any]:
@@ -349,7 +446,7 @@ def slot_of(message: AnyMessage) -> str:
     match message:
         case OfCollection():
             return str(message.collection)
-        case RoundCommitted():
+        case RoundCommitted() | TrailShown() | HeadsShown() | HeadsCosigned() | LogDisputed():
             return f"{message.study}/{message.round}"
         case PlanProposed() | PlanApproved() | PlanDeclined() | StudyClosed():
             return message.study
@@ -361,7 +458,9 @@ def study_of(message: AnyMessage) -> str:
     match message:
         case OfCollection():
             return message.collection.study
-        case RoundCommitted() | PlanProposed() | PlanApproved() | PlanDeclined() | StudyClosed():
+        case RoundCommitted() | TrailShown() | HeadsShown() | HeadsCosigned() | LogDisputed():
+            return message.study
+        case PlanProposed() | PlanApproved() | PlanDeclined() | StudyClosed():
             return message.study
         case _:
             assert_never(message)

@@ -220,6 +220,20 @@ class Aggregation(Frozen):
         return 1 if training.weighting == "equal" else self.max_weight
 
 
+Disclosed = Literal["budget", "intake", "withdrawals"]
+
+
+class Evidence(Frozen):
+    """Which entries of its log a hospital shows to the others and to reviewers; of all others they see hashes.
+
+    What the coordinator was told anyway is always shown. `budget` is what was spent on patients, from which the most
+    patients a hospital declares can be worked out; `intake` how many files were used and refused, in tens;
+    `withdrawals` that somebody withdrew consent, and when. None of it is covered by a guarantee per patient.
+    """
+
+    disclose: Annotated[tuple[Disclosed, ...], BeforeValidator(list_in), AfterValidator(_distinct)] = ()
+
+
 class StudyPlan(Frozen):
     """All that a steward approves. Compare by `digest_of`, never by name."""
 
@@ -235,6 +249,7 @@ class StudyPlan(Frozen):
     training: Training
     privacy: Privacy = NoPrivacy()
     aggregation: Aggregation = Aggregation()
+    evidence: Evidence = Evidence()
 
     @model_validator(mode="after")
     def _sane(self) -> Self:

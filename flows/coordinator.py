@@ -63,7 +63,7 @@ class Coordinator:
 
     @cached_property
     def store(self) -> Engine:
-        engine = open_store(self.settings.store)
+        engine = open_store(self.settings.store, self.entropy)
         migrate(engine)
         return engine
 

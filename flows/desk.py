@@ -55,6 +55,18 @@ class Desk:
                 found[silo] = envelope
         return found
 
+    def heard_since(
+        self, connection: Connection, kinds: tuple[str, ...], study: str, after: int
+    ) -> list[tuple[int, Envelope]]:
+        """What hospitals of the plan said of these kinds behind a sequence, in order. As `heard`."""
+        found = []
+        keys = {hospital.silo: hospital.signing_key for hospital in self.plan.hospitals}
+        for sequence, silo, data in mail.since(connection, COORDINATOR, kinds, study, after):
+            envelope = None if silo not in keys else _opened(data, silo, keys[silo])
+            if envelope is not None:
+                found.append((sequence, envelope))
+        return found
+
     def roster(self, connection: Connection) -> TrustedRoster:
         """The roster in force; raises `RosterMissing`, `Expired` or `UnknownMember` if the plan cannot run on it."""
         data = members.current_roster(connection)

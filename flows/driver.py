@@ -10,19 +10,22 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from boundary.messages import BlobRef, PlanApproved, PlanDeclined, StudyClosed
+from boundary.messages import BlobRef, HeadsCosigned, PlanApproved, PlanDeclined, StudyClosed, TrailShown
 from boundary.names import COORDINATOR
 from boundary.secagg.ring import first_encoding
-from compliance.trail import PlanApprovalGiven
+from compliance.events import PlanApprovalGiven
+from compliance.records import RoundRecord
 from flows.coordinator import DRIVER_LEASE, Coordinator
 from flows.desk import Desk
-from flows.records import RoundRecord, Statistics
+from flows.records import Statistics
 from flows.round_work import RoundWork
 from flows.store import audit, holdings, rounds, studies
 from flows.store.database import reading, writing
 from flows.store.studies import Reins, Study
+from flows.trails import Trails
 
 _LOOK_SECONDS = 0.2
+WITNESS_SECONDS = 20.0  # how long the end of a study waits for logs to be shown and cosigned
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class StudyDriver:
     def __init__(self, coordinator: Coordinator, study: Study, reins: Reins) -> None:
         self.coordinator, self.study, self.reins = coordinator, study, reins
         self.desk = Desk(coordinator.key, coordinator.now, study.plan)
+        self.trails = Trails(self.desk, study)
 
     def consents(self) -> dict[str, Consent]:
         """Answers so far, by hospital."""
@@ -92,18 +96,50 @@ class StudyDriver:
         return records[-1].model_out if records else self.study.model.initial
 
     def open_round(self, number: int) -> RoundWork:
-        """Open round `number`, or take it up where an interrupted run left it."""
+        """Open round `number`, or take it up where an interrupted run left it.
+
+        Raises `LogInDoubt` if somebody's log is not what it was.
+        """
         model = self.current_model()
+        consenting = self._consenting()
         with writing(self.coordinator.store) as connection:
+            self.trails.take_in(connection)
+        with writing(self.coordinator.store) as connection:
+            self.trails.check(connection)
             opened = rounds.open_round(connection, self.reins, number, model.digest, self.coordinator.now())
             holdings.record(connection, model, owner=COORDINATOR, now=self.coordinator.now())
             roster = self.desk.roster(connection).signed.digest
-        consenting = tuple(sorted(s for s, answer in self.consents().items() if answer.code is None))
+            heads = self.trails.show(connection, number - 1, consenting)
         records = self.records()
         encoding = records[-1].next_encoding if records else first_encoding(self.study.plan)
         return RoundWork(
-            self.coordinator, self.study, self.reins, self.desk, roster, opened, model, consenting, encoding
+            self.coordinator, self.study, self.reins, self.desk, roster, heads, opened, model, consenting, encoding
         )
+
+    def _consenting(self) -> tuple[str, ...]:
+        return tuple(sorted(silo for silo, answer in self.consents().items() if answer.code is None))
+
+    async def witness_end(self) -> tuple[str, ...]:
+        """After the last round: have everybody's log shown and cosigned once more; returns who did not answer."""
+        consenting, number = self._consenting(), self.study.plan.training.rounds
+        slot = f"{self.study.study}/{number}"
+        missing = await self._heard_from(consenting, TrailShown.kind, slot)
+        with writing(self.coordinator.store) as connection:
+            self.trails.show(connection, number, consenting)
+        return missing + await self._heard_from(consenting, HeadsCosigned.kind, slot)
+
+    async def _heard_from(self, silos: tuple[str, ...], kind: str, slot: str) -> tuple[str, ...]:
+        """Wait a while for this of each; take it in; returns who has not said it."""
+        deadline = asyncio.get_running_loop().time() + WITNESS_SECONDS
+        while True:
+            with reading(self.coordinator.store) as connection:
+                missing = tuple(silo for silo in silos if silo not in self.desk.heard(connection, kind, slot))
+            if not missing or asyncio.get_running_loop().time() > deadline:
+                break
+            await asyncio.sleep(_LOOK_SECONDS)
+        with writing(self.coordinator.store) as connection:
+            self.trails.take_in(connection)
+        return missing
 
     @property
     def lacks_statistics(self) -> bool:

@@ -20,6 +20,8 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from boundary.messages import BlobRef, Phase
+from compliance.records import CohortDecision, GlobalMetrics, RoundRecord
+from compliance.witnessing import LogInDoubt
 from flows import coordinator as home
 from flows import pages
 from flows.collecting import CollectionFailed, Watch
@@ -28,7 +30,7 @@ from flows.engine import HEADLINES, Standing, rounds_to_run
 from flows.mlflow_book import Publisher
 from flows.publication import propose
 from flows.readiness import readiness_page, readiness_problems
-from flows.records import Candidate, CohortDecision, GlobalMetrics, RoundRecord, Statistics
+from flows.records import Candidate, Statistics
 from flows.round_work import Gathered, RoundWork
 from flows.store import rounds as stored_rounds
 from flows.store.database import reading
@@ -148,6 +150,7 @@ async def _end(driver: StudyDriver, publisher: Publisher, planned: int, *, parti
         log.info("%d of %d rounds are committed; run the flow again to go on", len(records), planned)
         await asyncio.to_thread(publisher.catch_up)
         return Completed(name="RoundsDone", message=f"{len(records)} of {planned} rounds are committed")
+    await witness()
     driver.finish("ALL_ROUNDS_DONE")
     await release(study.label)
     await _study_page(driver, publisher)
@@ -207,7 +210,10 @@ async def statistics() -> State_:
 async def one_round(number: int) -> State_:
     """Train, sum, evaluate, commit."""
     log, driver = get_run_logger(), _hands.get().driver
-    work = driver.open_round(number)
+    try:
+        work = driver.open_round(number)
+    except LogInDoubt as why:
+        return Failed(name="LogInDoubt", message=str(why))
     candidate = work.opened.candidate
     if candidate is None:
         work, candidate = await _attempts(work, "train", work.model_in, aggregate)
@@ -399,6 +405,15 @@ async def commit(
     work: RoundWork, candidate: Candidate, evaluated: tuple[CohortDecision, GlobalMetrics] | None, seconds: float
 ) -> RoundRecord:
     return await _as_task(_commit, work.commit, candidate, evaluated, seconds)  # type: ignore[no-any-return]
+
+
+@task(name="witness", task_run_name="logs shown and cosigned", cache_policy=NO_CACHE, persist_result=False)
+async def witness() -> State_:
+    """Have every party's log shown to and cosigned by all others, once more, before the hospitals are let go."""
+    missing = await _hands.get().driver.witness_end()
+    if missing:
+        return Completed(name="Without", message=f"without {', '.join(sorted(set(missing)))}")
+    return Completed(message="by all hospitals")
 
 
 async def _round_page(driver: StudyDriver, record: RoundRecord) -> None:

@@ -38,10 +38,10 @@ from boundary.secagg.opening import Opening, Sum
 from boundary.secagg.quoted import Said, revealed
 from boundary.secagg.ring import Encoding
 from boundary.secagg.secrets import Announcement, MaskKey
+from compliance.records import CohortDecision
 from flows.collecting import Asked, CollectionFailed, Watch
 from flows.desk import Desk
 from flows.engine import Reason
-from flows.records import CohortDecision
 from flows.store import rounds, studies
 from flows.store.database import reading, writing
 from flows.store.studies import Reins

@@ -11,9 +11,9 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
+from compliance.records import RoundRecord
 from flows.coordinator import Coordinator
 from flows.mlflow_client import Book, BookUnreachable, open_book
-from flows.records import RoundRecord
 from flows.store import members, rounds
 from flows.store.database import reading, writing
 from flows.store.studies import Study

@@ -17,8 +17,8 @@ import matplotlib as mpl
 from boundary.canonical import parse_json
 from boundary.guarantee import EPSILON_BANDS
 from boundary.plan import to_json
+from compliance.records import RoundRecord
 from flows import pages
-from flows.records import RoundRecord
 from flows.store.studies import Study
 
 PICKLE_VARIABLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from boundary.guarantee import EPSILON_BANDS, PatientPrivacy
 from boundary.plan import StudyPlan
+from compliance.records import RoundRecord
 from flows.engine import HEADLINES, Reason
-from flows.records import RoundRecord, Statistics
+from flows.records import Statistics
 from flows.store.studies import Study
 
 

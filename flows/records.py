@@ -1,17 +1,14 @@
-"""What is kept of a round when it is over: the values that tables, MLflow and the evidence are made from."""
+"""What the coordinator keeps of a study beside its committed rounds (`compliance.records`)."""
 
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from boundary.canonical import canonical_bytes, parse_json
-from boundary.messages import BlobRef, Normalisation, Phase
-from boundary.names import Code, DigestStr, Frozen, Moment, RoundNumber, SiloId, Silos, StudyId, list_in
+from boundary.messages import BlobRef, Normalisation
+from boundary.names import DigestStr, Frozen, list_in
 from boundary.secagg.ring import Encoding
 from boundary.tensors import TensorManifest
-
-Bands = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(list_in)]
-Seconds = Annotated[float, Field(ge=0)]
+from compliance.records import Bands, CohortDecision, Seconds
 
 
 class ModelStart(Frozen):
@@ -19,17 +16,6 @@ class ModelStart(Frozen):
 
     manifest: TensorManifest
     initial: BlobRef
-
-
-class CohortDecision(Frozen):
-    """How a collection was closed. `absent` gives silo -> why."""
-
-    phase: Phase
-    attempt: int
-    reason: Code
-    members: Silos
-    absent: dict[SiloId, Code]
-    closed_at: Moment
 
 
 class Statistics(Frozen):
@@ -40,34 +26,6 @@ class Statistics(Frozen):
     normalisation: Normalisation
     decision: CohortDecision
     survivors: DigestStr
-
-
-class GlobalMetrics(Frozen):
-    """The held-back patients of all hospitals together. None where a class is absent."""
-
-    count: int
-    loss: float
-    accuracy: float
-    auroc: float | None
-    balanced_accuracy: float | None
-    confusion: Annotated[tuple[tuple[int, ...], ...], BeforeValidator(lambda raw: tuple(map(tuple, raw)))]
-
-
-class Timing(Frozen):
-    """Seconds of a round, by what they were spent on."""
-
-    training: Seconds
-    transport: Seconds
-    aggregation: Seconds
-    evaluation: Seconds
-    total: Seconds
-
-
-class Traffic(Frozen):
-    """Blob bytes of one hospital in this round."""
-
-    up: int
-    down: int
 
 
 class Candidate(Frozen):
@@ -84,44 +42,3 @@ class Candidate(Frozen):
     training_seconds: Seconds
     transport_seconds: Seconds
     aggregation_seconds: Seconds
-
-
-class RoundRecord(Frozen):
-    """A committed round. registered / ready / contributing are the three counts people see.
-
-    `transcript` binds the model to the sum it was made from; `next_encoding` is fitted to that sum. With a guarantee
-    per patient no training loss is known, and `below` says how many hospitals have spent less than each of
-    `EPSILON_BANDS` on the study.
-    """
-
-    study: StudyId
-    round: RoundNumber
-    model_in: DigestStr
-    model_out: BlobRef
-    registered: Silos
-    ready: Silos
-    contributing: Silos
-    absent: dict[SiloId, Code]
-    train: CohortDecision
-    transcript: DigestStr
-    clipped: Annotated[int, Field(ge=0)]
-    below: Bands = ()
-    next_encoding: Encoding
-    evaluate: CohortDecision | None
-    train_loss: float | None
-    metrics: GlobalMetrics | None
-    timing: Timing
-    traffic: dict[SiloId, Traffic]
-    committed_at: Moment
-
-    @property
-    def is_partial(self) -> bool:
-        return bool(self.absent)
-
-
-def to_bytes(value: Frozen) -> bytes:
-    return canonical_bytes(value.model_dump(mode="json"))
-
-
-def record_from(data: bytes) -> RoundRecord:
-    return RoundRecord.model_validate(parse_json(data))

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from boundary.tensors import unflatten, unpack
+from compliance.records import RoundRecord
 from flows import pages
-from flows.records import RoundRecord
 from flows.store.studies import Study
 
 # what one needs to load the exported program; given, because inferring them takes MLflow half a minute

@@ -33,19 +33,21 @@ from boundary.secagg.context import context_of, selection_key, transcript_of
 from boundary.secagg.ring import Encoding, first_encoding, next_encoding
 from boundary.secagg.selection import spread
 from boundary.tensors import Vector, check_values, pack, unpack
-from compliance.trail import SumOpened
+from compliance.events import SumOpened
+from compliance.records import CohortDecision, GlobalMetrics, RoundRecord, Timing, Traffic
 from flows.aggregation import Total, masked_total, openers, read_train_sum, unmasked
 from flows.collecting import CollectionFailed, Watch
 from flows.coordinator import Coordinator
 from flows.desk import Desk
 from flows.engine import Reason
 from flows.masked_sum import MaskedSum, Ordered
-from flows.records import Candidate, CohortDecision, GlobalMetrics, RoundRecord, Statistics, Timing, Traffic
-from flows.store import audit, holdings, rounds, studies
+from flows.records import Candidate, Statistics
+from flows.store import audit, holdings, rounds, studies, witnessed
 from flows.store.database import writing
 from flows.store.rounds import OpenRound
 from flows.store.studies import Reins, Study
 from flows.strategies import ServerState, strategy
+from flows.trails import receipt_of
 from models.metrics import MetricLayout, read
 
 _log = logging.getLogger("flows.round_work")
@@ -71,6 +73,7 @@ class RoundWork:
     reins: Reins
     desk: Desk
     roster_digest: str
+    heads: str
     opened: OpenRound
     model_in: BlobRef
     consenting: tuple[str, ...]
@@ -102,6 +105,7 @@ class RoundWork:
             model=model,
             encoding=self.encoding if phase == "train" else first_encoding(self.study.plan),
             normalisation=None if self.study.statistics is None else self.study.statistics.normalisation,
+            heads=self.heads,
             due=self.coordinator.now() + timedelta(minutes=self.study.plan.aggregation.ready_minutes),
         )
         with writing(self.coordinator.store) as connection:
@@ -245,6 +249,8 @@ class RoundWork:
         with writing(self.coordinator.store) as connection:
             record = self._record(connection, candidate, evaluated, evaluation_seconds)
             rounds.commit(connection, self.reins, record, now)
+            receipt = receipt_of(record, self.study.plan_digest).sign(self.desk.key)
+            witnessed.keep_receipt(connection, self.study.study, self.number, COORDINATOR, receipt)
             holdings.record(connection, candidate.model, owner=COORDINATOR, now=now)
             said = RoundCommitted(
                 study=self.study.study,
@@ -253,6 +259,7 @@ class RoundWork:
                 transcript=record.transcript,
                 contributing=record.contributing,
                 absent=tuple(sorted(record.absent)),
+                receipt=receipt,
             )
             for silo in self.consenting:
                 self.desk.tell(connection, silo, said)

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from boundary.messages import Collection
 from boundary.tensors import unpack
+from compliance.records import RoundRecord
 from compliance.trail import read_leaf
 from flows.collecting import CollectionFailed
 from flows.driver import StudyDriver, driving
 from flows.masked_sum import MaskedSum
 from flows.publication import propose
-from flows.records import RoundRecord
 from flows.round_work import Gathered, RoundWork
 from flows.store import audit
 from flows.store.database import reading

@@ -45,6 +45,7 @@ from silo_agent.state import StateFolder
 from silo_agent.steward import approve
 from silo_agent.sums import Sums, order_of
 from silo_agent.vector import write_vector
+from silo_agent.witness import Witness
 from silo_agent.workbench import is_whole
 
 Weights = NDArray[np.float32]
@@ -84,7 +85,8 @@ class SimulatedHospital:
         self.journal._db.execute("PRAGMA synchronous=OFF")  # noqa: SLF001 - nobody pulls the plug of a simulation
         self.outbound = Outbound(self.silo, self.key, self.journal, self.coordinator.now, secrets.token_bytes, "0")
         self.sums = Sums(self.journal, self.outbound, self.own, secrets.token_bytes, 3)
-        self.mailroom = Mailroom(self.journal, self.outbound, self.sums, self.folder, self.own, lambda _: None)
+        witness = Witness(self.journal, self.outbound, self.own)
+        self.mailroom = Mailroom(self.journal, self.outbound, self.sums, witness, self.folder, self.own, lambda _: None)
         self.sums.admit_loss()
 
     def own(self) -> OwnSide:

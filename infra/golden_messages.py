@@ -7,12 +7,17 @@ ciphertexts and the revealed shares are not real: they would be drawn at random,
 from datetime import timedelta
 from functools import cache
 
+from boundary.checkpoint import Checkpoint, Cosignature
 from boundary.envelope import Envelope, seal_envelope
 from boundary.messages import (
     AgreementShown,
     AnyMessage,
     BlobRef,
     CohortClosed,
+    CosignedHead,
+    HeadsCosigned,
+    HeadsShown,
+    LogDisputed,
     MaskedVector,
     Normalisation,
     PlanApproved,
@@ -26,13 +31,17 @@ from boundary.messages import (
     Shares,
     SharesRevealed,
     SharesRouted,
+    ShownHead,
     StudyClosed,
     SurvivorsNamed,
     SurvivorsSeen,
+    TrailShown,
     WorkOrder,
+    heads_digest,
 )
 from boundary.names import COORDINATOR
 from boundary.plan import digest_of
+from boundary.receipt import Receipt
 from boundary.secagg.context import cohort_of, context_of, sharers_of, survivors_of, transcript_of
 from boundary.secagg.ring import first_encoding
 from infra.golden import NOW, SILOS, approval, collection, key, plan, roster, sha, study, unsealing
@@ -60,6 +69,7 @@ def work_order() -> WorkOrder:
         model=MODEL,
         encoding=first_encoding(plan()),
         normalisation=Normalisation(mean=0.25, deviation=0.125),
+        heads=heads_digest([head(COORDINATOR), head("charite")]),
         due=NOW + timedelta(minutes=30),
     )
 
@@ -132,6 +142,27 @@ def revealed() -> SharesRevealed:
     )
 
 
+def head(party: str, size: int = 5, root: str = "root") -> Checkpoint:
+    return Checkpoint.sign(party, size, bytes.fromhex(sha(f"{root} of {party}").removeprefix("sha256:")), key(party))
+
+
+def cosignature(log: str, witness: str) -> Cosignature:
+    return Cosignature.sign(head(log), key(log).public, witness, key(witness), NOW)
+
+
+def receipt() -> Receipt:
+    return Receipt(
+        study=study(),
+        plan_digest=digest_of(plan()),
+        round=2,
+        model_in=MODEL.digest,
+        model_out=sha("next model"),
+        transcript=transcript_of(survivors(), sha("next model")),
+        contributing=SURVIVING,
+        absent=("ucl",),
+    )
+
+
 @cache
 def messages() -> dict[str, AnyMessage]:
     """One message of every kind."""
@@ -161,7 +192,31 @@ def messages() -> dict[str, AnyMessage]:
             transcript=transcript_of(survivors(), sha("sum")),
             contributing=SURVIVING,
             absent=("ucl",),
+            receipt=receipt().sign(key(COORDINATOR)),
         ),
+        TrailShown(
+            study=study(),
+            round=2,
+            checkpoint=head("st-olavs"),
+            first=4,
+            entries=(b"an entry that is shown, longer than a hash", bytes(range(32))),
+            receipt=receipt().sign(key("st-olavs")),
+        ),
+        HeadsShown(
+            study=study(),
+            round=2,
+            heads=(
+                ShownHead(checkpoint=head(COORDINATOR), proof=()),
+                ShownHead(checkpoint=head("charite"), proof=(bytes(range(32)),)),
+            ),
+        ),
+        HeadsCosigned(
+            study=study(),
+            round=2,
+            heads=heads_digest([head("charite")]),
+            cosigned=(CosignedHead(log="charite", size=5, cosignature=cosignature("charite", "st-olavs")),),
+        ),
+        LogDisputed(study=study(), round=2, code="LOG_FORKED", known=head("ucl"), shown=head("ucl", root="another")),
         StudyClosed(study=study(), code="ALL_ROUNDS_DONE"),
     ]
     return {message.kind: message for message in all_of_them}

@@ -23,6 +23,7 @@ from boundary.errors import BadSignature, BoundaryError
 from boundary.identity import PublicIdentity, SigningIdentity
 from boundary.names import timestamp
 from boundary.roster import TrustedRoster
+from compliance.events import RosterTrusted
 from silo_agent.certificate import WARN_DAYS, read_certificate
 from silo_agent.config import AgentConfig
 from silo_agent.errors import (
@@ -44,6 +45,7 @@ from silo_agent.relay_client import RelayClient, TlsFiles
 from silo_agent.results import sweep
 from silo_agent.state import StateFolder
 from silo_agent.sums import Sums
+from silo_agent.witness import Witness
 from silo_agent.workbench import Workbench
 from silo_agent.worker import Worker
 
@@ -88,7 +90,8 @@ class Agent:
         self._outbound = outbound
         self._sums = Sums(self.journal, outbound, self._own, world.entropy, config.sums.least_hospitals)
         self._bench = Workbench(config, folder, self.journal, outbound, self._sums, worker, self._relay, self._own)
-        self._mail = Mailroom(self.journal, outbound, self._sums, folder, self._own, self._unwanted)
+        witness = Witness(self.journal, outbound, self._own)
+        self._mail = Mailroom(self.journal, outbound, self._sums, witness, folder, self._own, self._unwanted)
         self._worker = worker
         self._wake_work, self._wake_send = asyncio.Event(), asyncio.Event()
         self._drops: set[asyncio.Task[None]] = set()
@@ -223,7 +226,12 @@ class Agent:
         except BoundaryError as why:
             _log.error("the offered roster was refused: %s %s; the old one stays in force", why.code, why)
             return
-        self.journal.set_fact(ROSTER, self._roster.signed.data)
+        with self.journal.transaction():
+            self.journal.set_fact(ROSTER, self._roster.signed.data)
+            trusted = RosterTrusted(
+                roster_version=self._roster.roster.version, roster_digest=self._roster.signed.digest
+            )  # fmt: skip
+            self.journal.record(trusted, self._world.now())
         _log.info("roster version %d is in force", self._roster.roster.version)
 
     async def _work(self) -> bool:

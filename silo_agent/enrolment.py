@@ -16,6 +16,7 @@ from boundary.canonical import canonical_bytes, parse_json
 from boundary.errors import BoundaryError
 from boundary.identity import PublicIdentity
 from boundary.roster import TrustedRoster
+from compliance.events import HospitalEnrolled
 from silo_agent.config import AgentConfig
 from silo_agent.daemon import RELAY_URL, ROSTER, Surroundings
 from silo_agent.errors import ConfigError, RelayUnreachable, WrongCoordinator
@@ -115,6 +116,11 @@ class Enrolment:
             with journal.transaction():
                 journal.set_fact(ROSTER, state.roster)
                 journal.set_fact(RELAY_URL, self.invitation.relay_url.encode())
+                coordinator = PublicIdentity(self.invitation.coordinator_key).fingerprint
+                enrolled = HospitalEnrolled(
+                    fingerprint=self.folder.identity.public.fingerprint, coordinator=coordinator
+                )
+                journal.record(enrolled, self.world.now())
         finally:
             journal.close()
         for name in (*_DOOR, _ASKED):

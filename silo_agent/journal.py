@@ -4,8 +4,9 @@ The rules it keeps: an order is answered once and its answer is these bytes for 
 entry in the same transaction; what has to leave stays in the outbox until the relay has acknowledged it.
 """
 
+import secrets
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,14 +14,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+from boundary.checkpoint import Checkpoint
 from boundary.names import timestamp
 from boundary.protocol import FINAL, Heard, Step, next_step
+from compliance.events import AnyEvent
 from compliance.ledger import SCHEMA as LEDGER_SCHEMA
 from compliance.ledger import Ledger
-from compliance.trail import AnyEvent, leaf_bytes
+from compliance.merkle import closed_by, leaf_hash, root_at
+from compliance.trail import SALT_BYTES, leaf_bytes
 from silo_agent.errors import ConfigError, UpgradeNeeded
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+_FIRST_WITH_A_TREE = 4
 LOCK_SECONDS = 30.0  # how long one process waits for another's transaction; masking a large vector takes seconds
 _SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL);
@@ -44,7 +49,21 @@ CREATE TABLE outbox (
 CREATE TABLE trail (sequence INTEGER PRIMARY KEY AUTOINCREMENT, leaf BLOB NOT NULL);
 """
 _SPENT = "CREATE TABLE spent (result TEXT PRIMARY KEY, collection TEXT NOT NULL, survivors TEXT NOT NULL)"
-_STEPS = ([statement for statement in _SCHEMA.split(";\n") if statement.strip()], [_SPENT], LEDGER_SCHEMA)
+_EVIDENCE = (
+    """CREATE TABLE tree (
+    level INTEGER, position INTEGER, hash BLOB NOT NULL, PRIMARY KEY (level, position)) WITHOUT ROWID""",
+    # the newest head of each other party's log that we verified, and what did not fit to it
+    "CREATE TABLE heads (log TEXT PRIMARY KEY, checkpoint BLOB NOT NULL)",
+    """CREATE TABLE agreed (
+    study TEXT, round INTEGER, phase TEXT, survivors TEXT,
+    PRIMARY KEY (study, round, phase, survivors)) WITHOUT ROWID""",
+    """CREATE TABLE incidents (
+    incident INTEGER PRIMARY KEY, log TEXT NOT NULL, code TEXT NOT NULL, opened_at TEXT NOT NULL,
+    evidence BLOB NOT NULL, closed_at TEXT)""",
+)
+_STEPS = (
+    [statement for statement in _SCHEMA.split(";\n") if statement.strip()], [_SPENT], LEDGER_SCHEMA, _EVIDENCE
+)  # fmt: skip
 
 _WAITING = (
     "SELECT position, slot, study, kind, envelope, blob_path, blob_digest, blob_size FROM outbox "
@@ -97,12 +116,27 @@ class Parcel:
     blob_size: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """A log that was not what it was. `evidence` is a `compliance.witnessing.Contradiction`."""
+
+    incident: int
+    log: str
+    code: str
+    opened_at: str
+    evidence: bytes
+    closed_at: str | None
+
+
 class Journal:
     """One agent's journal. Use it from one thread; other processes may use the same file."""
 
-    def __init__(self, path: Path, silo: str) -> None:
-        """Raises `ConfigError` for a file we cannot use, `UpgradeNeeded` for one of a newer agent."""
-        self._silo = silo
+    def __init__(self, path: Path, silo: str, entropy: Callable[[int], bytes] = secrets.token_bytes) -> None:
+        """Open or make the file; `entropy` salts the trail.
+
+        Raises `ConfigError` for a file we cannot use, `UpgradeNeeded` for one of a newer agent.
+        """
+        self._silo, self._entropy = silo, entropy
         try:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=LOCK_SECONDS)
         except sqlite3.Error as why:
@@ -124,6 +158,7 @@ class Journal:
         with self.transaction():
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version < SCHEMA_VERSION:
+                self._expect_no_old_trail(version)
                 for statement in chain.from_iterable(_STEPS[version:]):
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
@@ -131,6 +166,14 @@ class Journal:
                 raise UpgradeNeeded(
                     f"{path} has schema {version}, this agent knows {SCHEMA_VERSION}: install the newer agent again"
                 )
+
+    def _expect_no_old_trail(self, version: int) -> None:
+        """Entries of before version 4 have no salt and are in no tree: nothing can go on from them."""
+        if 0 < version < _FIRST_WITH_A_TREE and self.trail_size:
+            raise UpgradeNeeded(
+                "this journal's trail was begun by an agent whose entries had no salt and no tree: finish its studies "
+                "with that agent, keep the folder as it is, and enrol anew in another one"
+            )
 
     def close(self) -> None:
         self._db.close()
@@ -165,17 +208,71 @@ class Journal:
     def record(self, event: AnyEvent, now: datetime) -> None:
         """Append to the trail, inside the caller's transaction."""
         self._inside()
-        (last,) = self._db.execute("SELECT COALESCE(MAX(sequence), 0) FROM trail").fetchone()
-        leaf = leaf_bytes(event, log=self._silo, sequence=last + 1, time=now, actor=self._silo)
+        last, salt = self.trail_size, self._entropy(SALT_BYTES)
+        leaf = leaf_bytes(event, log=self._silo, sequence=last + 1, time=now, actor=self._silo, salt=salt)
         self._db.execute("INSERT INTO trail (sequence, leaf) VALUES (?, ?)", (last + 1, leaf))
+        self._db.executemany("INSERT INTO tree VALUES (?, ?, ?)", closed_by(last, leaf_hash(leaf), self._node))
 
-    def trail(self) -> list[bytes]:
-        return [leaf for (leaf,) in self._db.execute("SELECT leaf FROM trail ORDER BY sequence")]
+    @property
+    def trail_size(self) -> int:
+        (last,) = self._db.execute("SELECT COALESCE(MAX(sequence), 0) FROM trail").fetchone()
+        return int(last)
+
+    def trail(self, after: int = 0) -> list[bytes]:
+        """The entries behind `after`, in order."""
+        found = self._db.execute("SELECT leaf FROM trail WHERE sequence > ? ORDER BY sequence", (after,))
+        return [leaf for (leaf,) in found]
+
+    def trail_root(self, size: int) -> bytes:
+        """The Merkle root over the first `size` entries."""
+        return root_at(size, self._node)
+
+    def _node(self, level: int, position: int) -> bytes:
+        where = (level, position)
+        row = self._db.execute("SELECT hash FROM tree WHERE level = ? AND position = ?", where).fetchone()
+        if row is None:
+            raise KeyError(f"the trail's tree has no node {level}, {position}")
+        return bytes(row[0])
 
     @property
     def ledger(self) -> Ledger:
         """What the patients' data was spent on, in this same database."""
         return Ledger(self._db)
+
+    # --- others' logs --------------------------------------------------------------------------------
+    def head(self, log: str) -> Checkpoint | None:
+        """The newest head of a log that we verified."""
+        row = self._db.execute("SELECT checkpoint FROM heads WHERE log = ?", (log,)).fetchone()
+        return None if row is None else Checkpoint.model_validate_json(row[0])
+
+    def keep_head(self, head: Checkpoint) -> None:
+        self._db.execute(
+            "INSERT INTO heads VALUES (?, ?) ON CONFLICT (log) DO UPDATE SET checkpoint = excluded.checkpoint",
+            (head.log, head.model_dump_json().encode()),
+        )
+
+    def open_incident(self, log: str, code: str, evidence: bytes, now: datetime) -> int:
+        """Keep what contradicts what we knew of a log; returns the incident's number. Only with its audit entry."""
+        self._inside()
+        (last,) = self._db.execute("SELECT COALESCE(MAX(incident), 0) FROM incidents").fetchone()
+        row = (last + 1, log, code, timestamp(now), evidence)
+        self._db.execute("INSERT INTO incidents VALUES (?, ?, ?, ?, ?, NULL)", row)
+        return int(last) + 1
+
+    def incidents(self, *, only_open: bool = False) -> list[Incident]:
+        wanted = "SELECT * FROM incidents WHERE closed_at IS NULL OR ? ORDER BY incident"
+        rows = self._db.execute(wanted, (not only_open,))
+        return [Incident(*row) for row in rows]
+
+    def close_incident(self, number: int, now: datetime) -> Incident:
+        """The log is believed anew, from its next head on. Raises `ConfigError` if it is not open."""
+        self._inside()
+        for found in self.incidents(only_open=True):
+            if found.incident == number:
+                self._db.execute("UPDATE incidents SET closed_at = ? WHERE incident = ?", (timestamp(now), number))
+                self._db.execute("DELETE FROM heads WHERE log = ?", (found.log,))
+                return found
+        raise ConfigError(f"no incident {number} is open: see `silo-agent incidents`")
 
     # --- facts ---------------------------------------------------------------------------------------
     def fact(self, name: str) -> bytes | None:
@@ -275,6 +372,18 @@ class Journal:
         """The survivors this result was unmasked among, None if it was not."""
         row = self._db.execute("SELECT survivors FROM spent WHERE result = ?", (result,)).fetchone()
         return None if row is None else frozenset(row[0].split(","))
+
+    def agree(self, order: KeptOrder, survivors: str) -> None:
+        """Remember which set of survivors we signed: the round's receipt must be about one of them."""
+        about = (order.study, order.round, order.phase, survivors)
+        self._db.execute("INSERT OR IGNORE INTO agreed VALUES (?, ?, ?, ?)", about)
+
+    def agreed(self, study: str, number: int) -> set[str]:
+        """The sets of survivors of a round's train sums that we signed, one for each attempt."""
+        rows = self._db.execute(
+            "SELECT survivors FROM agreed WHERE study = ? AND round = ? AND phase = 'train'", (study, number)
+        )
+        return {survivors for (survivors,) in rows}
 
     # --- outbox --------------------------------------------------------------------------------------
     def put_out(

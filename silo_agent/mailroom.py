@@ -14,6 +14,7 @@ from boundary.errors import BadSignature, PeerFault
 from boundary.messages import (
     AgreementShown,
     CohortClosed,
+    HeadsShown,
     PlanProposed,
     RoundCommitted,
     SharesRouted,
@@ -24,6 +25,7 @@ from boundary.messages import (
 from boundary.names import COORDINATOR
 from boundary.plan import digest_of, to_json
 from boundary.protocol import IN_MEMORY, Heard, Step
+from compliance.events import PlanReceived, RoundReceived, StudyEnded
 from silo_agent.errors import WrongCoordinator
 from silo_agent.inbound import OwnSide, check_order, check_proposal
 from silo_agent.journal import Journal, KeptOrder
@@ -31,6 +33,7 @@ from silo_agent.outbound import Outbound
 from silo_agent.results import carry_over, forget_rounds, forget_study
 from silo_agent.state import StateFolder
 from silo_agent.sums import Sums
+from silo_agent.witness import Witness
 
 _log = logging.getLogger("silo_agent.mailroom")
 CURSOR = "inbox cursor"
@@ -43,6 +46,7 @@ class Mailroom:
     journal: Journal
     outbound: Outbound
     sums: Sums
+    witness: Witness
     folder: StateFolder
     own: Callable[[], OwnSide]
     unwanted: Callable[[str], None]
@@ -92,6 +96,8 @@ class Mailroom:
                     self.unwanted(str(told.collection))
             case RoundCommitted() as committed:
                 self._committed(committed)
+            case HeadsShown() as heads:
+                self.witness.hear(heads)
             case StudyClosed() as closed_study:
                 self._study_closed(closed_study)
             case other:
@@ -120,7 +126,9 @@ class Mailroom:
             _log.warning("the proposed plan %s was set aside: %s %s", proposal.study, why.code, why)
             self.outbound.decline(proposal.study, digest_of(proposal.plan), "UNSUITABLE_PLAN", str(why))
             return
-        self.journal.keep_plan(proposal.study, digest_of(proposal.plan), to_json(proposal.plan), self.own().now)
+        now, plan_digest = self.own().now, digest_of(proposal.plan)
+        self.journal.keep_plan(proposal.study, plan_digest, to_json(proposal.plan), now)
+        self.journal.record(PlanReceived(study=proposal.study, plan_digest=plan_digest), now)
         _log.info("plan %s arrived: it will be checked against our data, then wait for the steward", proposal.study)
 
     def _order(self, order: WorkOrder, envelope: Envelope) -> None:
@@ -136,6 +144,7 @@ class Mailroom:
         try:
             plan, over = self.journal.plan(collection.study), self._committed_round(collection.study)
             check_order(order, plan, earlier, self.own(), committed=over)
+            self.witness.check(order)
         except PeerFault as why:
             self.outbound.refuse(kept, collection, why.code, str(why), retryable=False)
             return
@@ -158,6 +167,18 @@ class Mailroom:
         self.journal.set_fact(
             f"progress {committed.study}", canonical_bytes({"round": committed.round, "absent": [*committed.absent]})
         )
+        self.journal.record(
+            RoundReceived(
+                study=committed.study,
+                round=committed.round,
+                model=committed.model.digest,
+                transcript=committed.transcript,
+                contributing=committed.contributing,
+                absent=committed.absent,
+            ),
+            self.own().now,
+        )
+        self.witness.show(committed)
         if self.own().silo in committed.absent:
             _log.warning("round %s of %s was committed without us", committed.round, committed.study)
 
@@ -167,6 +188,7 @@ class Mailroom:
         self.unwanted(closed.study)
         if self.journal.plan(closed.study) is not None:
             self.journal.set_plan(closed.study, "closed", reason=closed.code)
+            self.journal.record(StudyEnded(study=closed.study, reason=closed.code), self.own().now)
 
     def _end(self, order: KeptOrder, *, goes_on: bool = False) -> None:
         """Nobody waits for this order any more: stop the work, and what has not left by now stays here.

@@ -1,6 +1,6 @@
 """The only door out. Everything that leaves the hospital is made here, from an allow-listed schema.
 
-Eight kinds of message and a heartbeat exist. An error leaves as a code of `RELEASABLE_CODES` and a reference into
+Eleven kinds of message and a heartbeat exist. An error leaves as a code of `RELEASABLE_CODES` and a reference into
 the hospital's own log, never as its text. A vector leaves only under the masks of a sum this hospital is in: there is
 no other way for it, and no setting that makes one. Nothing here sends: it stores parcels in the outbox, in the same
 transaction as the audit entry and the step that allows them.
@@ -20,6 +20,8 @@ from boundary.identity import SigningIdentity
 from boundary.messages import (
     BlobRef,
     Collection,
+    HeadsCosigned,
+    LogDisputed,
     MaskedVector,
     PlanApproved,
     PlanDeclined,
@@ -30,6 +32,7 @@ from boundary.messages import (
     Shares,
     SharesRevealed,
     SurvivorsSeen,
+    TrailShown,
     slot_of,
     study_of,
 )
@@ -38,10 +41,11 @@ from boundary.protocol import NEXT_STEP, Heard
 from boundary.secagg.hospital import Dealt, Revealed
 from boundary.secagg.secrets import Announcement
 from boundary.version import ProtocolRange
-from compliance.trail import (
+from compliance.events import (
     AnyEvent,
     ContributionReleased,
     PlanApprovalGiven,
+    PlanDeclineGiven,
     SecretsShared,
     SurvivorsAgreed,
     UnmaskingHelped,
@@ -54,21 +58,25 @@ from silo_agent.journal import Journal, KeptOrder
 _log = logging.getLogger("silo_agent.outbound")
 
 MESSAGES_THAT_MAY_LEAVE = (
-    PlanApproved, PlanDeclined, Ready, Shares, MaskedVector, SurvivorsSeen, SharesRevealed, Refused
+    PlanApproved, PlanDeclined, Ready, Shares, MaskedVector, SurvivorsSeen, SharesRevealed, Refused, TrailShown,
+    HeadsCosigned, LogDisputed,
 )  # fmt: skip
 RELEASABLE_CODES = frozenset(
     {
         "ARCHIVE_DENIED", "ARCHIVE_MISSING", "BAD_SHARES", "BAD_SIGNATURE", "BAD_TENSORS", "BUDGET_SPENT",
         "CACHE_MISSING", "CACHE_UNREADABLE", "CANCELLED", "CHILD_DIED", "COHORT_TOO_SMALL", "CONTRACT_NOT_MET",
         "DATASET_CHANGED", "DATASET_UNREADABLE", "DECLINED_BY_STEWARD", "DISK_FULL", "EXPIRED", "GRADIENTS_DIFFER",
-        "INPUT_TOO_SMALL", "INTERNAL", "KEYS_LOST", "KEY_REUSED", "LOSS_MIXES_SAMPLES", "MALFORMED",
+        "INPUT_TOO_SMALL", "INTERNAL", "KEYS_LOST", "KEY_REUSED", "LOG_IN_DOUBT", "LOSS_MIXES_SAMPLES", "MALFORMED",
         "MODEL_UNAVAILABLE", "NON_FINITE_LOGITS", "NON_FINITE_LOSS", "NOT_APPROVED", "NO_IMAGES", "OUT_OF_MEMORY",
         "OUT_OF_TURN", "RESULT_SPENT", "SAMPLES_MIX", "SPLIT_VIEW", "STALE", "TOO_MANY_STARTS", "UNFIT_NETWORK",
         "UNKNOWN_MEMBER", "UNKNOWN_MODEL", "UNSEAL_FAILED", "UNSHARED_STATE", "UNSUITABLE_PLAN", "WITHOUT_GRADIENT",
         "WRONG_RECIPIENT", "WRONG_TENSORS",
     }
 )  # fmt: skip
-Leaving = PlanApproved | PlanDeclined | Ready | Shares | MaskedVector | SurvivorsSeen | SharesRevealed | Refused
+OfLogs = TrailShown | HeadsCosigned | LogDisputed
+Leaving = (
+    PlanApproved | PlanDeclined | Ready | Shares | MaskedVector | SurvivorsSeen | SharesRevealed | Refused | OfLogs
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +110,8 @@ class Outbound:
         """We do not take part. `code` leaves, `reason` does not."""
         with self.journal.transaction():
             self.journal.set_plan(study, "declined", reason=reason)
+            event = PlanDeclineGiven(study=study, plan_digest=plan_digest, silo=self.silo, code=_releasable(code))
+            self.journal.record(event, self.now())
             self._put(PlanDeclined(study=study, plan_digest=plan_digest, code=_releasable(code)))
 
     # --- the steps of a masked sum -------------------------------------------------------------------
@@ -160,7 +170,9 @@ class Outbound:
         """D2."""
         event = SurvivorsAgreed(**_about(collection), survivors=survivors)
         message = SurvivorsSeen(collection=collection, order=order.digest, survivors=survivors)
-        self._step(order, Heard.SURVIVORS_NAMED, event, message)
+        with self.journal.transaction():
+            self.journal.agree(order, survivors)
+            self._step(order, Heard.SURVIVORS_NAMED, event, message)
 
     def revealed(self, order: KeptOrder, collection: Collection, shares: Revealed) -> None:
         """E1. On the disk before it leaves: the outbox gives the same bytes for ever."""
@@ -215,6 +227,10 @@ class Outbound:
                     retryable=retryable,
                 )
             )
+
+    def say(self, message: OfLogs) -> None:
+        """What `silo_agent.witness` has to say of logs, in the transaction of what it stands on."""
+        self._put(message)
 
     def heartbeat(self, activity: Activity | None, *, disk_low: bool, roster_version: int) -> Heartbeat:
         """A sign of life: version, step n of N, disk. No counts of patients or images."""

@@ -6,8 +6,8 @@ from typing import Any
 
 from boundary.messages import Collection
 from compliance.errors import BudgetExceeded, ComplianceError
+from compliance.events import BudgetCommitted, BudgetRefused, BudgetReserved
 from compliance.privacy import PrivacyEvent
-from compliance.trail import BudgetCommitted, BudgetRefused, BudgetReserved
 from silo_agent.budget import Terms
 from silo_agent.errors import WorkFailed
 from silo_agent.journal import Journal

@@ -16,6 +16,7 @@ from boundary.messages import Collection, WorkOrder
 from boundary.plan import StudyPlan, plan_from_json
 from boundary.protocol import Step
 from boundary.secagg.context import selection_key
+from compliance.events import IntakeCounted, TrainingStarted, in_tens
 from silo_agent.budget import Terms, terms_of
 from silo_agent.config import AgentConfig, DatasetConfig
 from silo_agent.cost import TIGHT, question_of
@@ -137,6 +138,11 @@ class Workbench:
             await self.worker.run(command | {"do": "check"}, _untold)
             release = reserve(self.journal, terms, collection, start, self.own().now)
             command |= {"private": release.private}
+        started = TrainingStarted(
+            study=order.study, round=order.round, phase=collection.phase, order=order.digest, start=start
+        )  # fmt: skip
+        with self.journal.transaction():
+            self.journal.record(started, self.own().now)
         # a private training's steps take as long as the patients drawn for them: nobody outside is to follow them
         match await self.worker.run(command, self._progress if release is None else _untold):
             case {"parameters": int(parameters), "metrics": int(metrics), **rest} if not rest:
@@ -209,7 +215,7 @@ class Workbench:
         """Scan our data for a proposed plan, so that the steward decides on facts. Whether there is an outcome."""
         self.current = kept.study
         state: PlanState = "unsuitable"
-        digest = None
+        digest = report = None
         try:
             terms = self._terms(plan_from_json(parse_json(kept.plan)))
             report = await self._scan(kept)
@@ -230,6 +236,8 @@ class Workbench:
             decided = not self.journal.set_plan(
                 kept.study, state, dataset_digest=digest, reason=problems or None, only_from="received"
             )
+            if report is not None and not decided:
+                self.journal.record(_counted(kept.study, report, usable=not problems), self.own().now)
         if decided:  # the study was closed, or the steward declined, while we looked
             forget_study(self.folder, kept.study)
         elif problems:
@@ -296,6 +304,17 @@ class Workbench:
 
 def _untold(_step: int, _steps: int) -> None:
     """Progress that stays here."""
+
+
+def _counted(study: str, report: dict[str, Any], *, usable: bool) -> IntakeCounted:
+    return IntakeCounted(
+        study=study,
+        dataset_digest=report["dataset_digest"],
+        usable=usable,
+        patients=in_tens(sum(report["patients"].values())),
+        used=in_tens(report["used"]),
+        excluded={code: in_tens(count) for code, count in report["refused"].items()},
+    )
 
 
 def _too_many(report: dict[str, Any], terms: Terms | None) -> list[str]:

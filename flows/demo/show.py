@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from compliance.records import RoundRecord
 from flows import pages
 from flows.coordinator import Coordinator
 from flows.demo.archive import ENOUGH_PATIENTS, Site, compose_plan, find_sites, look_at
 from flows.demo.processes import DemoFailed, Processes, answers
 from flows.demo.stage import Stage, choose_ports
 from flows.deployment import DEPLOYMENT
-from flows.records import RoundRecord
 from flows.store import members, rounds, studies
 from flows.store.database import reading
 from flows.store.studies import Study

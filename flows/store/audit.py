@@ -4,8 +4,14 @@ from datetime import datetime
 
 from sqlalchemy import Connection, func, insert, select
 
+from boundary.checkpoint import Checkpoint
+from boundary.identity import SigningIdentity
 from boundary.names import COORDINATOR
-from compliance.trail import AnyEvent, leaf_bytes
+from compliance.events import AnyEvent
+from compliance.merkle import leaf_hash
+from compliance.trail import SALT_BYTES, leaf_bytes
+from flows.store.database import ENTROPY
+from flows.store.logs import Log
 from flows.store.schema import audit
 
 
@@ -15,10 +21,18 @@ def append(connection: Connection, event: AnyEvent, *, actor: str, now: datetime
     The caller's transaction must come from `database.writing`, which admits one writer at a time; a rollback takes
     the number back with the leaf.
     """
-    sequence = 1 + latest(connection)
-    leaf = leaf_bytes(event, log=COORDINATOR, sequence=sequence, time=now, actor=actor)
+    log, salt = Log(connection, COORDINATOR), connection.get_execution_options()[ENTROPY](SALT_BYTES)
+    sequence = 1 + log.size
+    leaf = leaf_bytes(event, log=COORDINATOR, sequence=sequence, time=now, actor=actor, salt=salt)
     connection.execute(insert(audit).values(sequence=sequence, leaf=leaf))
+    log.extend([leaf_hash(leaf)])
     return sequence
+
+
+def head(connection: Connection, key: SigningIdentity) -> Checkpoint:
+    """Sign the log as it is in this transaction. Raises `ValueError` while it is empty."""
+    log = Log(connection, COORDINATOR)
+    return Checkpoint.sign(COORDINATOR, log.size, log.root(), key)
 
 
 def latest(connection: Connection) -> int:

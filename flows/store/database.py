@@ -7,9 +7,10 @@ reader who asks "after 41" can never miss a 40 that committed late, and no two w
 Keep write transactions short: everybody else waits.
 """
 
+import secrets
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, 
 
 BUSY_SECONDS = 30  # how long a writer waits for another; ours take milliseconds
 _RETRY_SECONDS = 0.01
+ENTROPY = "wardround_entropy"  # execution option: where the salts of audit entries come from
 _WRITES = "wardround_writes"  # execution option: None, "durable" or "quick"
 _WRITER_LOCK = 0x57415244  # "WARD": the key of PostgreSQL's advisory lock
 _MIGRATIONS = Path(__file__).with_name("migrations")
@@ -42,15 +44,16 @@ class StoreUnsupported(ValueError):
     """A database URL of a kind we do not speak."""
 
 
-def open_store(url: str) -> Engine:
+def open_store(url: str, entropy: Callable[[int], bytes] = secrets.token_bytes) -> Engine:
     """Connections to the database at `url`; nothing is created until `migrate`."""
+    options = {ENTROPY: entropy}
     parsed = _driver(make_url(url))
     if parsed.get_backend_name() == "sqlite":
-        engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS})
+        engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS}, execution_options=options)
         event.listen(engine, "connect", _on_sqlite_connect)
         event.listen(engine, "begin", _on_sqlite_begin)
     else:
-        engine = create_engine(parsed, pool_pre_ping=True, pool_size=10, max_overflow=20)
+        engine = create_engine(parsed, pool_pre_ping=True, pool_size=10, max_overflow=20, execution_options=options)
         event.listen(engine, "begin", _on_postgresql_begin)
     return engine
 

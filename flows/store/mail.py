@@ -129,6 +129,21 @@ def said(connection: Connection, recipient: str, kind: str, slot: str) -> dict[s
     return {sender: bytes(data) for sender, data in found}
 
 
+def since(
+    connection: Connection, recipient: str, kinds: tuple[str, ...], study: str, after: int
+) -> list[tuple[int, str, bytes]]:  # fmt: skip
+    """(sequence, sender, envelope) of these kinds about a study, behind `after`, in order."""
+    wanted = (
+        select(envelopes.c.sequence, envelopes.c.sender, envelopes.c.data)
+        .where(
+            envelopes.c.recipient == recipient, envelopes.c.sequence > after,
+            envelopes.c.study == study, envelopes.c.kind.in_(kinds),
+        )
+        .order_by(envelopes.c.sequence)
+    )  # fmt: skip
+    return [(sequence, sender, bytes(data)) for sequence, sender, data in connection.execute(wanted)]
+
+
 def latest_sequence(connection: Connection) -> int:
     """0 before the first."""
     found: int = connection.execute(_LATEST).scalar_one()

@@ -19,7 +19,7 @@ from boundary.errors import BadSignature, PeerFault, RolledBack, UnknownMember
 from boundary.identity import PublicIdentity
 from boundary.names import COORDINATOR
 from boundary.roster import KeyCard, SignedRoster
-from compliance.trail import EnrolmentAsked, HospitalAdmitted, HospitalInvited, RosterIssued
+from compliance.events import EnrolmentAsked, HospitalAdmitted, HospitalInvited, RosterIssued
 from flows.store import audit
 from flows.store.schema import invitations, rosters, silos
 

@@ -8,12 +8,13 @@ from datetime import datetime
 
 from sqlalchemy import Connection, func, insert, select, update
 
-from boundary.canonical import parse_json
+from boundary.canonical import digest, parse_json
 from boundary.messages import Collection
 from boundary.names import COORDINATOR
-from compliance.trail import AttemptFailed, CohortDecided, RoundClosed, RoundOpened
+from compliance.events import AttemptFailed, CohortDecided, RoundClosed, RoundOpened
+from compliance.records import CohortDecision, RoundRecord, record_from, to_bytes
 from flows.engine import RoundFacts
-from flows.records import Candidate, CohortDecision, RoundRecord, record_from, to_bytes
+from flows.records import Candidate
 from flows.store import audit, studies
 from flows.store.schema import cohorts, published
 from flows.store.schema import rounds as table
@@ -124,10 +125,11 @@ def keep_candidate(connection: Connection, reins: Reins, number: int, candidate:
 def commit(connection: Connection, reins: Reins, record: RoundRecord, now: datetime) -> bool:
     """Whether this call committed the round. A round that is committed already stays as it is."""
     studies.check(connection, reins)
+    data = to_bytes(record)
     changed = connection.execute(
         update(table)
         .where(table.c.study == reins.study, table.c.round == record.round, table.c.state == "open")
-        .values(state="committed", model_out=record.model_out.digest, record=to_bytes(record), committed_at=now)
+        .values(state="committed", model_out=record.model_out.digest, record=data, committed_at=now)
     )
     if changed.rowcount == 0:
         return False
@@ -138,6 +140,7 @@ def commit(connection: Connection, reins: Reins, record: RoundRecord, now: datet
         model_out=record.model_out.digest,
         contributing=record.contributing,
         absent=tuple(sorted(record.absent)),
+        record=digest(data),
     )
     audit.append(connection, closed, actor=COORDINATOR, now=now)
     return True

@@ -194,3 +194,67 @@ audit = Table(
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),  # gapless: `audit.append` counts
     Column("leaf", LargeBinary, nullable=False),
 )
+
+# --- whose log says what -----------------------------------------------------------------------------------
+tree = Table(
+    "tree",
+    metadata,
+    Column("log", String(80), primary_key=True),  # `boundary.checkpoint.log_name`: ours, and hospitals'
+    Column("level", Integer, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("hash", LargeBinary(32), nullable=False),  # of a complete subtree: `compliance.merkle`
+)
+
+entries = Table(
+    "entries",
+    metadata,
+    Column("log", String(80), primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("leaf", LargeBinary, nullable=False),  # of a hospital's log, where its plan lets it be shown
+)
+
+heads = Table(
+    "heads",
+    metadata,
+    Column("log", String(80), primary_key=True),
+    Column("size", BigInteger, primary_key=True, autoincrement=False),
+    Column("checkpoint", LargeBinary, nullable=False),  # Checkpoint
+    Column("seen_at", UtcDateTime, nullable=False),
+)
+
+cosignatures = Table(
+    "cosignatures",
+    metadata,
+    Column("log", String(80), primary_key=True),
+    Column("size", BigInteger, primary_key=True, autoincrement=False),
+    Column("witness", String(40), primary_key=True),
+    Column("cosignature", LargeBinary, nullable=False),  # Cosignature
+)
+
+shown = Table(
+    "shown",
+    metadata,
+    Column("witness", String(40), primary_key=True),
+    Column("log", String(80), primary_key=True),
+    Column("size", BigInteger, nullable=False),  # the newest head of `log` that `witness` was told of
+)
+
+receipts = Table(
+    "receipts",
+    metadata,
+    Column("study", String(60), primary_key=True),
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("party", String(40), primary_key=True),
+    Column("signature", LargeBinary(64), nullable=False),
+)
+
+incidents = Table(
+    "incidents",
+    metadata,
+    Column("incident", Integer, primary_key=True, autoincrement=False),
+    Column("log", String(40), nullable=False),
+    Column("code", String(42), nullable=False),
+    Column("opened_at", UtcDateTime, nullable=False),
+    Column("evidence", LargeBinary, nullable=False),  # Evidence: the signed heads that contradict each other
+    Column("closed_at", UtcDateTime),
+)

@@ -8,8 +8,9 @@ from sqlalchemy import Connection, Row, insert, select, update
 from boundary.canonical import digest, parse_json
 from boundary.names import COORDINATOR
 from boundary.plan import StudyPlan, digest_of, plan_from_json, study_id, to_json
-from compliance.trail import PlanPublished, StatisticsTaken, StudyDriven, StudyEnded
-from flows.records import ModelStart, Statistics, to_bytes
+from compliance.events import PlanPublished, StatisticsTaken, StudyDriven, StudyEnded
+from compliance.records import to_bytes
+from flows.records import ModelStart, Statistics
 from flows.store import audit
 from flows.store.schema import studies
 

@@ -14,6 +14,7 @@ from boundary.identity import SigningIdentity
 from boundary.names import COORDINATOR
 from boundary.plan import StudyPlan, parse_plan
 from boundary.tensors import TensorManifest, TensorSpec, pack
+from compliance.records import RoundRecord
 from flows import coordinator as home
 from flows.coordinator import Coordinator, create, load, starting_settings
 from flows.demo.archive import Site
@@ -21,7 +22,7 @@ from flows.demo.processes import Processes, answers, choose_port, listens
 from flows.demo.stage import Ports, Stage
 from flows.deployment import environment
 from flows.publication import pinned, propose
-from flows.records import ModelStart, RoundRecord
+from flows.records import ModelStart
 from flows.store import holdings, rounds, studies
 from flows.store.database import reading, writing
 

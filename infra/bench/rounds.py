@@ -8,9 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
+from compliance.records import RoundRecord
 from flows.demo.archive import DATASET
 from flows.demo.processes import DemoFailed
-from flows.records import RoundRecord
 from infra.bench.federation import SILOS, BenchStage, federation, plan_text, publish_synthetic
 from infra.bench.rows import Row, at_most, ratio_at_most
 

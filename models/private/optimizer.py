@@ -142,14 +142,14 @@ def add_clipped(rows: list[Tensor], sums: list[Tensor], norm: float) -> None:
     factor = torch.where(sound, (STEPS * _MARGIN / lengths).clamp(max=STEPS / norm), 0.0)[:, None].to(rows[0].dtype)
     columns = max(1, _CACHED // len(lengths) // _BLOCK) * _BLOCK
     squares = torch.zeros_like(lengths)
+    # one part at a time, while it is in the cache; what is more than one is not written back
+    room = rows[0].new_empty(len(lengths), columns if max(map(len, sums)) > columns else 0)
     for whole, total in zip(rows, sums, strict=True):
         if not sound.all():
             whole[~sound] = 0
-        # one part at a time, while it is in the cache; what is more than one is not written back
-        room = whole if len(total) <= columns else whole.new_empty(len(whole), columns)
         for start in range(0, len(total), columns):
             part = whole[:, start : start + columns]
-            scaled = torch.mul(part, factor, out=room[:, : part.shape[1]]).round_()
+            scaled = torch.mul(part, factor, out=part if len(total) <= columns else room[:, : part.shape[1]]).round_()
             squares += _squares([scaled])
             total[start : start + columns] += scaled.sum(dim=0).to(torch.int32)
     if (squares * (1 + 2**-13) > STEPS**2).any():

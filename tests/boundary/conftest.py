@@ -16,8 +16,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from boundary import plan as plans
+from boundary.checkpoint import Checkpoint, Cosignature
 from boundary.guarantee import NoPrivacy, PatientPrivacy
-from boundary.messages import PHASES, REGISTRY, BlobRef, Collection, Normalisation, RevealedShare
+from boundary.messages import (
+    PHASES,
+    REGISTRY,
+    BlobRef,
+    Collection,
+    CosignedHead,
+    Normalisation,
+    RevealedShare,
+    ShownHead,
+)
 from boundary.names import encode_base64
 from boundary.secagg.ring import Encoding
 
@@ -57,6 +67,9 @@ rings = st.sampled_from((16, 32))
 encodings = st.builds(Encoding, ring=rings, exponent=st.integers(-60, 60), most=st.integers(3, 200))
 quoted = st.lists(st.binary(max_size=100), max_size=4).map(tuple)
 hybrid_keys = st.binary(min_size=32, max_size=32).map(lambda raw: "hpke-mlkem768-x25519:" + encode_base64(raw * 38))
+signatures, hashes = st.binary(min_size=64, max_size=64), st.binary(min_size=32, max_size=32)
+checkpoints = st.builds(Checkpoint, log=names, size=st.integers(1, 2**53 - 1), root=digests, signature=signatures)
+cosignatures = st.builds(Cosignature, witness=names, time=st.integers(0, 2**53 - 1), signature=signatures)
 revealed = st.lists(st.builds(RevealedShare, silo=names, share=st.binary(min_size=33, max_size=33)), max_size=4).map(
     tuple
 )
@@ -139,6 +152,9 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
             lost_after_seconds=draw(fractions(2, 86400)),
             max_model_norm=draw(fractions(0, 1e12, exclude_min=True)),
         ),
+        evidence=plans.Evidence(
+            disclose=draw(st.lists(st.sampled_from(("budget", "intake", "withdrawals")), unique=True).map(tuple))
+        ),
     )
 
 
@@ -183,9 +199,23 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "reference": st.binary(min_size=6, max_size=6).map(bytes.hex),
     "retryable": st.booleans(),
     "round": rounds,
+    "heads": digests,
+    "receipt": signatures,
+    "checkpoint": checkpoints,
+    "known": checkpoints,
+    "shown": checkpoints,
+    "first": st.integers(1, 2**53 - 1),
+    "entries": st.lists(st.binary(min_size=32, max_size=100), max_size=4).map(tuple),
+    "cosigned": st.lists(
+        st.builds(CosignedHead, log=names, size=st.integers(1, 2**53 - 1), cosignature=cosignatures), max_size=3
+    ).map(tuple),
+    "trail-shown.receipt": st.none() | signatures,
+    "heads-shown.heads": st.lists(
+        st.builds(ShownHead, checkpoint=checkpoints, proof=st.lists(hashes, max_size=3).map(tuple)), max_size=3
+    ).map(tuple),
 }
 MESSAGES = {
-    kind: st.builds(message, **{name: FIELDS[name] for name in message.model_fields})
+    kind: st.builds(message, **{name: FIELDS.get(f"{kind}.{name}", FIELDS.get(name)) for name in message.model_fields})
     for kind, message in REGISTRY.items()
 }
 NUMBERS = (

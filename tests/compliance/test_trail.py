@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from boundary.canonical import canonical_bytes
 from boundary.errors import BoundaryError, CallerFault, MalformedMessage
+from compliance.events import EVENTS, AnyEvent, Event
 from compliance.privacy import PoissonGaussian
-from compliance.trail import EVENTS, LEAF_VERSION, AnyEvent, Event, Leaf, leaf_bytes, read_leaf
+from compliance.trail import LEAF_VERSION, Leaf, leaf_bytes, read_leaf
 
 DIGESTS = st.binary(min_size=32, max_size=32).map(lambda raw: "sha256:" + raw.hex())
 SILOS = st.lists(st.sampled_from(("charite", "st-olavs", "ucl")), max_size=3, unique=True).map(tuple)

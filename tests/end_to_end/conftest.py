@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from compliance.records import RoundRecord
 from flows.coordinator import Coordinator, load
-from flows.records import RoundRecord
 from flows.store import rounds, studies
 from flows.store.database import reading
 

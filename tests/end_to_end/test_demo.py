@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from boundary.canonical import parse_json
-from compliance.trail import RoundClosed, read_leaf
+from compliance.events import RoundClosed
+from compliance.trail import read_leaf
 from flows.coordinator import load
 from flows.store import audit
 from flows.store.database import reading

@@ -18,13 +18,20 @@ import pytest
 from sqlalchemy import select
 
 from boundary.protocol import Step
-from compliance.trail import AnyEvent, AttemptFailed, Leaf, RoundClosed, UnmaskingHelped, WorkDone, read_leaf
+from compliance.events import (
+    AnyEvent,
+    AttemptFailed,
+    RoundClosed,
+    UnmaskingHelped,
+    WorkDone,
+)
+from compliance.records import RoundRecord
+from compliance.trail import Leaf, read_leaf
 from flows.coordinator import Coordinator
 from flows.demo.archive import Site, compose_plan, find_sites, look_at
 from flows.demo.processes import DemoFailed, Processes
 from flows.demo.show import flow_state, start_run
 from flows.demo.stage import Stage, choose_ports
-from flows.records import RoundRecord
 from flows.store import audit, rounds, studies
 from flows.store.database import reading
 from flows.store.schema import cohorts, envelopes

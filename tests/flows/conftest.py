@@ -31,8 +31,8 @@ from boundary.names import COORDINATOR
 from boundary.roster import KeyCard, SignedRoster, make_card
 from boundary.sealing import UnsealingKey
 from boundary.secagg.ring import Encoding
+from compliance.records import CohortDecision, GlobalMetrics, RoundRecord, Timing, Traffic
 from flows.authority import issue_roster
-from flows.records import CohortDecision, GlobalMetrics, RoundRecord, Timing, Traffic
 from flows.store import members
 from flows.store.database import migrate, open_store, writing
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
+from compliance.records import RoundRecord
 from flows.mlflow_client import _draw_auroc, _draw_loss, _draw_privacy, _values
-from flows.records import RoundRecord
 
 Make = Callable[..., RoundRecord]
 BELOW = {1: (3, 3, 3, 3), 2: (1, 2, 3, 3), 3: (0, 1, 3, 3)}

@@ -11,9 +11,10 @@ from boundary.messages import MaskedVector, Ready, Shares, SharesRevealed, Survi
 from boundary.secagg.errors import BadShares
 from boundary.secagg.opening import Opening
 from boundary.secagg.ring import first_encoding
-from compliance.trail import AttemptFailed, SumOpened, UnmaskingHelped, read_leaf
+from compliance.events import AttemptFailed, SumOpened, UnmaskingHelped
+from compliance.records import RoundRecord
+from compliance.trail import read_leaf
 from flows.driver import StudyDriver
-from flows.records import RoundRecord
 from infra.cohort import flipped
 from infra.driving import EXACT, PARAMETERS, mean_of, one_round, run, trail, train_only, weights, work_of
 from infra.federation import SimulatedFederation, SimulatedHospital, make_federation

@@ -20,10 +20,11 @@ from boundary.guarantee import PatientPrivacy
 from boundary.messages import Normalisation
 from boundary.tensors import flatten, manifest_of, pack
 from compliance.empirical import Guesses
+from compliance.records import CohortDecision, RoundRecord
 from compliance.terms import PlanTerms
 from flows.mlflow_book import Publisher
 from flows.privacy_audit import Audit, Finding, log_to_mlflow
-from flows.records import CohortDecision, ModelStart, RoundRecord, Statistics
+from flows.records import ModelStart, Statistics
 from flows.store import holdings, rounds, studies
 from flows.store.database import reading, writing
 from infra.federation import SimulatedFederation, make_federation

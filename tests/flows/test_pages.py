@@ -6,8 +6,9 @@ import pytest
 
 from boundary.guarantee import EPSILON_BANDS
 from boundary.plan import StudyPlan, digest_of, plan_from_toml, study_id
+from compliance.records import RoundRecord
 from flows.pages import guarantee, round_page, rounds_table, spent_so_far, study_page
-from flows.records import ModelStart, RoundRecord
+from flows.records import ModelStart
 from flows.store.studies import Study
 from infra import golden
 

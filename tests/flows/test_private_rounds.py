@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from boundary.guarantee import EPSILON_BANDS
 from boundary.messages import Collection, MaskedVector, Refused
-from compliance.trail import AttemptFailed
+from compliance.events import AttemptFailed
+from compliance.records import RoundRecord
 from flows.collecting import CollectionFailed
 from flows.driver import StudyDriver
 from flows.engine import Reason
 from flows.pages import round_page
-from flows.records import RoundRecord
 from flows.store import rounds
 from flows.store.database import reading
 from infra.driving import (

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from boundary.canonical import canonical_bytes
 from boundary.secagg.ring import Encoding
-from flows.records import Candidate, RoundRecord, record_from, to_bytes
+from compliance.records import RoundRecord, record_from, to_bytes
+from flows.records import Candidate
 
 Make = Callable[..., RoundRecord]
 

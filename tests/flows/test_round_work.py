@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compliance.trail import AttemptFailed, CohortDecided, RoundClosed, StudyDriven
+from compliance.events import AttemptFailed, CohortDecided, RoundClosed, StudyDriven
+from compliance.records import RoundRecord
 from flows.collecting import CollectionFailed
 from flows.driver import StudyDriver, driving
-from flows.records import RoundRecord
 from flows.store import rounds, studies
 from flows.store.database import reading, writing
 from infra.driving import (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from boundary.messages import WorkOrder
-from compliance.trail import StatisticsTaken, SumOpened
+from compliance.events import StatisticsTaken, SumOpened
 from flows.driver import StudyDriver
 from flows.pages import statistics_page
 from flows.records import Statistics

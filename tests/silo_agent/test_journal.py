@@ -15,7 +15,8 @@ import pytest
 from boundary.canonical import digest
 from boundary.errors import OutOfTurn
 from boundary.protocol import Heard, Step
-from compliance.trail import WorkDone, read_leaf
+from compliance.events import WorkDone
+from compliance.trail import read_leaf
 from silo_agent.errors import ConfigError, UpgradeNeeded
 from silo_agent.journal import LEDGER_SCHEMA, SCHEMA_VERSION, Journal, KeptOrder
 
@@ -311,7 +312,7 @@ WRITER = """
 import sys
 from datetime import datetime, UTC
 from pathlib import Path
-from compliance.trail import WorkDone
+from compliance.events import WorkDone
 from silo_agent.journal import Journal
 journal = Journal(Path(sys.argv[1]), "st-olavs")
 for number in range(40):

@@ -27,8 +27,9 @@ from silo_agent_tests_benches import approved, table_of
 from silo_agent_tests_one_hospital import PARAMETERS, Site, made_impatient, private
 
 from compliance.accountant import epsilon
+from compliance.events import BudgetCommitted, BudgetReserved
 from compliance.privacy import PoissonGaussian
-from compliance.trail import BudgetCommitted, BudgetReserved, read_leaf
+from compliance.trail import read_leaf
 from silo_agent.errors import WorkFailed
 from silo_agent.results import StoredResult, forget_result
 from silo_agent.workbench import is_whole

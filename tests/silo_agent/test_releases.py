@@ -9,8 +9,9 @@ import pytest
 
 from boundary.messages import Collection
 from compliance.accountant import epsilon
+from compliance.events import BudgetCommitted, BudgetRefused, BudgetReserved
 from compliance.privacy import event_bytes
-from compliance.trail import BudgetCommitted, BudgetRefused, BudgetReserved, read_leaf
+from compliance.trail import read_leaf
 from silo_agent.budget import Terms, terms_of
 from silo_agent.errors import WorkFailed
 from silo_agent.releases import Release, reserve

@@ -11,7 +11,8 @@ import pytest
 
 from boundary.messages import Refused
 from boundary.protocol import Step
-from compliance.trail import UnmaskingHelped, read_leaf
+from compliance.events import UnmaskingHelped
+from compliance.trail import read_leaf
 from silo_agent.errors import StoredFileLost
 from silo_agent.journal import Journal
 from silo_agent.results import StoredResult, sweep

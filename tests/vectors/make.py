@@ -32,6 +32,7 @@ from boundary.secagg.masks import Masking, apply_everywhere
 from boundary.secagg.secrets import MaskKey
 from boundary.secagg.selection import selected
 from boundary.version import ProtocolRange
+from compliance import events as audit
 from compliance import trail
 from compliance.privacy import PoissonGaussian
 from infra.golden import (
@@ -60,7 +61,7 @@ DEFAULTED = {
     "min_patients", "max_excluded_share", "holdout_share", "strategy", "local_epochs", "max_steps", "batch_size",
     "optimizer", "learning_rate", "proximal", "weighting", "mechanism", "quorum", "ready_minutes", "step_minutes",
     "attempts", "ring", "delta_bound", "max_weight", "random_share", "error_feedback", "lost_after_seconds",
-    "max_model_norm",
+    "max_model_norm", "disclose",
 }  # fmt: skip
 DEFAULTED_IN_A_GUARANTEE = (DEFAULTED - {"mechanism", "weighting"}) | {
     "clip", "patients_per_step", "steps", "images_per_patient",
@@ -72,42 +73,44 @@ PRIVATE = {
 
 
 @cache
-def events() -> dict[str, trail.AnyEvent]:
+def events() -> dict[str, audit.AnyEvent]:
     """One audit event of every kind."""
     fingerprint = key("st-olavs").public.fingerprint
     at: dict[str, Any] = {"study": study(), "round": 2, "phase": "train"}
     release = PoissonGaussian(noise_multiplier=1.5, sampling_rate=0.05, steps=20)
-    all_of_them: list[trail.AnyEvent] = [
-        trail.HospitalInvited(silo="st-olavs"),
-        trail.EnrolmentAsked(silo="st-olavs", fingerprint=fingerprint),
-        trail.HospitalAdmitted(silo="st-olavs", fingerprint=fingerprint, roster_version=4),
-        trail.RosterIssued(roster_version=4, roster_digest=sha("roster")),
-        trail.PlanPublished(study=study(), plan_digest=digest_of(plan())),
-        trail.PlanApprovalGiven(
+    all_of_them: list[audit.AnyEvent] = [
+        audit.HospitalInvited(silo="st-olavs"),
+        audit.EnrolmentAsked(silo="st-olavs", fingerprint=fingerprint),
+        audit.HospitalAdmitted(silo="st-olavs", fingerprint=fingerprint, roster_version=4),
+        audit.RosterIssued(roster_version=4, roster_digest=sha("roster")),
+        audit.PlanPublished(study=study(), plan_digest=digest_of(plan())),
+        audit.PlanApprovalGiven(
             study=study(), plan_digest=digest_of(plan()), silo="st-olavs", dataset_digest=sha("data set")
         ),
-        trail.StudyDriven(study=study(), fence=2),
-        trail.RoundOpened(study=study(), round=2, model=sha("model")),
-        trail.CohortDecided(**at, attempt=1, members=("charite", "ucl"), absent=("st-olavs",), reason="QUORUM_AT_DUE"),
-        trail.AttemptFailed(**at, attempt=1, reason="TOO_FEW_READY"),
-        trail.RoundClosed(
+        audit.PlanDeclineGiven(study=study(), plan_digest=digest_of(plan()), silo="ucl", code="DECLINED_BY_STEWARD"),
+        audit.StudyDriven(study=study(), fence=2),
+        audit.RoundOpened(study=study(), round=2, model=sha("model")),
+        audit.CohortDecided(**at, attempt=1, members=("charite", "ucl"), absent=("st-olavs",), reason="QUORUM_AT_DUE"),
+        audit.AttemptFailed(**at, attempt=1, reason="TOO_FEW_READY"),
+        audit.RoundClosed(
             study=study(),
             round=2,
             model_in=sha("model"),
             model_out=sha("next model"),
             contributing=("charite", "ucl"),
             absent=("st-olavs",),
+            record=sha("record"),
         ),
-        trail.StatisticsTaken(study=study(), survivors=sha("survivors"), result=sha("statistics")),
-        trail.StudyEnded(study=study(), reason="ALL_ROUNDS_DONE"),
-        trail.WorkRefused(**at, code="NO_DATA"),
-        trail.WorkDone(**at, order=sha("order")),
-        trail.SecretsShared(**at, attempt=1, cohort=sha("cohort")),
-        trail.ContributionReleased(**at, attempt=1, sharers=sha("sharers"), vector=sha("vector"), size=640),
-        trail.SurvivorsAgreed(**at, attempt=1, survivors=sha("survivors")),
-        trail.UnmaskingHelped(**at, attempt=1, survivors=sha("survivors"), surviving=SURVIVING, lost=("ucl",)),
-        trail.SumOpened(**at, attempt=1, survivors=sha("survivors"), surviving=SURVIVING),
-        trail.BudgetReserved(
+        audit.StatisticsTaken(study=study(), survivors=sha("survivors"), result=sha("statistics")),
+        audit.StudyEnded(study=study(), reason="ALL_ROUNDS_DONE"),
+        audit.WorkRefused(**at, code="NO_DATA"),
+        audit.WorkDone(**at, order=sha("order")),
+        audit.SecretsShared(**at, attempt=1, cohort=sha("cohort")),
+        audit.ContributionReleased(**at, attempt=1, sharers=sha("sharers"), vector=sha("vector"), size=640),
+        audit.SurvivorsAgreed(**at, attempt=1, survivors=sha("survivors")),
+        audit.UnmaskingHelped(**at, attempt=1, survivors=sha("survivors"), surviving=SURVIVING, lost=("ucl",)),
+        audit.SumOpened(**at, attempt=1, survivors=sha("survivors"), surviving=SURVIVING),
+        audit.BudgetReserved(
             study=study(),
             round=2,
             release=release,
@@ -116,14 +119,51 @@ def events() -> dict[str, trail.AnyEvent]:
             epsilon_lifetime=2.5,
             delta_lifetime=1e-6,
         ),
-        trail.BudgetCommitted(study=study(), round=2, release=release),
-        trail.BudgetRefused(study=study(), round=2, cap="lifetime", asked=8.125, left=0.5),
+        audit.BudgetCommitted(study=study(), round=2, release=release),
+        audit.BudgetRefused(study=study(), round=2, cap="lifetime", asked=8.125, left=0.5),
+        audit.HospitalEnrolled(fingerprint=fingerprint, coordinator=key(COORDINATOR).public.fingerprint),
+        audit.RosterTrusted(roster_version=4, roster_digest=sha("roster")),
+        audit.PlanReceived(study=study(), plan_digest=digest_of(plan())),
+        audit.IntakeCounted(
+            study=study(),
+            dataset_digest=sha("data set"),
+            usable=True,
+            patients=120,
+            used=340,
+            excluded={"NO_LABEL": 10},
+        ),
+        audit.TrainingStarted(**at, order=sha("order"), start=1),
+        audit.RoundReceived(
+            study=study(),
+            round=2,
+            model=sha("next model"),
+            transcript=sha("transcript"),
+            contributing=SURVIVING,
+            absent=("ucl",),
+        ),
+        audit.ReceiptSigned(study=study(), round=2, receipt=sha("receipt")),
+        audit.HeadsWitnessed(
+            study=study(), round=0, heads=(audit.SeenHead(log=COORDINATOR, size=12, root=sha("root")),)
+        ),
+        audit.IncidentOpened(incident=1, log="ucl", code="LOG_FORKED", evidence=sha("two heads")),
+        audit.IncidentClosed(incident=1, decision="ACCEPTED"),
+        audit.PatientWithdrawn(private=sha("private entry")),
+        audit.WithdrawalEffective(study=study(), round=3, private=sha("private entry"), decision="retrain"),
+        audit.EvidenceIssued(study=study(), manifest=sha("manifest")),
+        audit.ReleaseDecided(
+            study=study(),
+            round=2,
+            model=sha("next model"),
+            decision="release",
+            officer=key("officer").public.fingerprint,
+        ),
+        audit.DataPurged(study=study(), what="blobs", files=12, bytes=345_678),
     ]
     return {event.event: event for event in all_of_them}
 
 
-def leaf(event: trail.AnyEvent) -> bytes:
-    return trail.leaf_bytes(event, log=COORDINATOR, sequence=7, time=NOW, actor="st-olavs")
+def leaf(event: audit.AnyEvent) -> bytes:
+    return trail.leaf_bytes(event, log=COORDINATOR, sequence=7, time=NOW, actor="st-olavs", salt=NONCE)
 
 
 def enrolment() -> api.SignedEnrolment:
@@ -192,7 +232,7 @@ def _rosters() -> Any:
 
 def _plan() -> Any:
     """The whole plan, and the shortest one: a default is as much of a digest as what is written."""
-    shortest = _without(plan_toml(), DEFAULTED).replace("[privacy]\n", "")
+    shortest = _without(plan_toml(), DEFAULTED).replace("[privacy]\n", "").replace("[evidence]\n", "")
     private = {name: _read(toml) for name, toml in PRIVATE.items()}
     private["shortest"] = _read(_without(private_toml(), DEFAULTED_IN_A_GUARANTEE))
     return {**_read(plan_toml()), "study": study(), "shortest": _read(shortest), "private": private}

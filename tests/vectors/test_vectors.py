@@ -21,7 +21,8 @@ from boundary.roster import TrustedRoster
 from boundary.secagg.context import cohort_of
 from boundary.secagg.quoted import Said, revealed
 from boundary.tensors import TensorManifest, pack, unpack
-from compliance.trail import EVENTS, read_leaf
+from compliance.events import EVENTS
+from compliance.trail import read_leaf
 
 FOLDER = Path(__file__).parent
 FILES = sorted(path.name for path in FOLDER.glob("*.json") if path.name != "sealed.json")

@@ -6,7 +6,8 @@ from threading import Thread
 import pytest
 from sqlalchemy import Engine
 
-from compliance.trail import HospitalInvited, read_leaf
+from compliance.events import HospitalInvited
+from compliance.trail import read_leaf
 from flows.store import audit
 from flows.store.database import reading, writing
 

@@ -10,7 +10,8 @@ from boundary.api import Activity, EnrolmentState, Heartbeat
 from boundary.errors import BadSignature, RolledBack, UnknownMember
 from boundary.roster import TrustedRoster, make_card
 from boundary.version import ProtocolRange
-from compliance.trail import EnrolmentAsked, HospitalAdmitted, HospitalInvited, RosterIssued, read_leaf
+from compliance.events import EnrolmentAsked, HospitalAdmitted, HospitalInvited, RosterIssued
+from compliance.trail import read_leaf
 from flows.store import audit, members
 from flows.store.database import reading, writing
 from flows.store.members import InvitationRefused, OtherKey

@@ -1,0 +1,76 @@
+"""Small cells: no number about few people or few images is ever told, and none that lets one be worked out."""
+
+import math
+from dataclasses import dataclass
+
+from compliance.events import CELL, in_tens
+from compliance.records import GlobalMetrics
+
+_Z = 1.959963984540054  # two-sided 95 %
+
+
+def up_to(count: int) -> str:
+    """A count of people or files, of which only the next ten upwards is told."""
+    return "none" if count == 0 else f"up to {in_tens(count)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """Of a round's metrics what may be told. `confusion` only as a whole: one cell follows from the others.
+
+    Intervals are 95 %: of accuracy Wilson's (Wilson 1927), of AUROC Hanley and McNeil's (1982). They are for the
+    fewest images that `count` allows.
+    """
+
+    count: str
+    loss: float | None
+    accuracy: float | None
+    accuracy_interval: tuple[float, float] | None
+    auroc: float | None
+    auroc_interval: tuple[float, float] | None
+    balanced_accuracy: float | None
+    confusion: tuple[tuple[int, ...], ...] | None
+
+
+def reported(metrics: GlobalMetrics) -> Reported:
+    """With fewer than ten images nothing; with a cell below ten no confusion matrix; three decimals of the rest."""
+    if metrics.count < CELL:
+        return Reported(f"fewer than {CELL}", None, None, None, None, None, None, None)
+    fewest = in_tens(metrics.count) - CELL + 1
+    cells = [cell for row in metrics.confusion for cell in row]
+    confusion = metrics.confusion if cells and min(cells) >= CELL else None
+    return Reported(
+        count=up_to(metrics.count),
+        loss=round(metrics.loss, 3),
+        accuracy=round(metrics.accuracy, 3),
+        accuracy_interval=_wilson(metrics.accuracy, fewest),
+        auroc=None if metrics.auroc is None else round(metrics.auroc, 3),
+        auroc_interval=_hanley_mcneil(metrics.auroc, confusion),
+        balanced_accuracy=None if metrics.balanced_accuracy is None else round(metrics.balanced_accuracy, 3),
+        confusion=None if confusion is None else tuple(tuple(map(_ten, row)) for row in confusion),
+    )
+
+
+def _ten(count: int) -> int:
+    return in_tens(count)
+
+
+def _wilson(share: float, count: int) -> tuple[float, float]:
+    middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
+    half = _Z / (1 + _Z**2 / count) * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
+    return _rounded(middle - half, middle + half)
+
+
+def _hanley_mcneil(area: float | None, confusion: tuple[tuple[int, ...], ...] | None) -> tuple[float, float] | None:
+    """Of two classes whose numbers may be told, each taken as the fewest its tens allow."""
+    if area is None or confusion is None or len(confusion) != 2:
+        return None
+    negative, positive = (in_tens(sum(row)) - CELL + 1 for row in confusion)
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = area * (1 - area) + (positive - 1) * (q1 - area**2) + (negative - 1) * (q2 - area**2)
+    half = _Z * math.sqrt(max(0.0, variance) / (positive * negative))
+    return _rounded(area - half, area + half)
+
+
+def _rounded(low: float, high: float) -> tuple[float, float]:
+    return round(max(0.0, low), 3), round(min(1.0, high), 3)

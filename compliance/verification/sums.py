@@ -1,0 +1,194 @@
+"""The masked sums: who was in each, never too few, never two over different hospitals, and the hospitals say the same.
+
+Of a sum the coordinator's log says who was ready (`CohortDecided`) and that it was unmasked (`SumOpened`); a hospital's
+says that its masked vector left (`ContributionReleased`) and whom it helped to unmask (`UnmaskingHelped`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from boundary.names import COORDINATOR
+from boundary.plan import SMALLEST_COHORT
+from boundary.secagg.context import transcript_of
+from boundary.secagg.graph import thresholds
+from compliance.bundle import round_file
+from compliance.events import (
+    AttemptFailed,
+    CohortDecided,
+    ContributionReleased,
+    RoundClosed,
+    RoundReceived,
+    StatisticsTaken,
+    SumOpened,
+    UnmaskingHelped,
+)
+from compliance.verification.case import Case, Entry, Log
+from compliance.verification.findings import Finding, at, broken, incomplete, names, note
+
+Place = tuple[int, str, int]  # round, phase, attempt
+
+
+def place_of(event: Any) -> Place:
+    return event.round, event.phase, event.attempt
+
+
+def _told(place: Place) -> str:
+    number, phase, attempt = place
+    return f"the {phase} sum of round {number}, attempt {attempt}"
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """The coordinator's account, by place."""
+
+    decided: dict[Place, CohortDecided]
+    opened: dict[Place, SumOpened]
+    failed: frozenset[Place]
+
+    @classmethod
+    def of(cls, log: Log, study: str) -> "_Sums":
+        return cls(
+            decided={place_of(one.event): one.event for one in log.of(CohortDecided, study)},
+            opened={place_of(one.event): one.event for one in reversed(log.of(SumOpened, study))},
+            failed=frozenset(place_of(one.event) for one in log.of(AttemptFailed, study)),
+        )
+
+    def train(self, case: Case, said: RoundClosed) -> SumOpened | None:
+        """The sum that the round's record names."""
+        record = case.records.get(said.round)
+        return None if record is None else self.opened.get((said.round, "train", record.train.attempt))
+
+
+def cohorts(case: Case) -> Iterator[Finding]:
+    """By the coordinator's own log: no sum over too few, over others than were ready, or twice over different ones."""
+    log = case.logs.get(COORDINATOR)
+    if log is None:
+        return  # told as a missing log
+    sums = _Sums.of(log, case.study)
+    first: dict[tuple[int, str], SumOpened] = {}
+    for entry in log.of(SumOpened, case.study):
+        said, where, what = entry.event, at(COORDINATOR, entry.number), _told(place_of(entry.event))
+        if len(set(said.surviving)) < case.least:
+            means = "with so few a hospital's own part can be worked out"
+            yield broken(where, f"{what} is over {len(set(said.surviving))} hospitals, {case.least} are needed", means)
+        ready = sums.decided.get(place_of(said))
+        if ready is None or not set(said.surviving) <= set(ready.members):
+            yield broken(where, f"{what} is over others than were ready for it", "who was in the sum is not sure")
+        earlier = first.setdefault((said.round, said.phase), said)
+        if (earlier.surviving, earlier.survivors) != (said.surviving, said.survivors):
+            means = "the difference of two sums shows the hospitals that are in one of them"
+            yield broken(where, f"{what} was opened after another of the same round and phase", means)
+    yield from _statistics(case, log, sums)
+
+
+def _statistics(case: Case, log: Log, sums: _Sums) -> Iterator[Finding]:
+    opened = {said.survivors for (_, phase, _), said in sums.opened.items() if phase == "statistics"}
+    for entry in log.of(StatisticsTaken, case.study):
+        if entry.event.survivors not in opened:
+            means = "what the images are normalised with does not come out of a sum"
+            yield broken(at(COORDINATOR, entry.number), "statistics of no sum that was opened", means)
+
+
+def models(case: Case) -> Iterator[Finding]:
+    """Every closed round's model comes out of one sum, over exactly the hospitals that are said to contribute."""
+    log = case.logs.get(COORDINATOR)
+    if log is None:
+        return
+    sums = _Sums.of(log, case.study)
+    for closed in case.closed:
+        said, record = closed.event, case.records.get(closed.event.round)
+        where = at(COORDINATOR, closed.number)
+        if len(set(said.contributing)) < case.least:
+            found = f"round {said.round} is the work of {len(set(said.contributing))} hospitals"
+            yield broken(where, found, f"{case.least} are needed")
+        strangers = set(said.contributing) - set(case.bundle.plan.silos)
+        if strangers:
+            means = "their work is in the model without their being in the study"
+            yield broken(where, f"round {said.round}: {names(strangers)} are not in the plan", means)
+        if record is None:
+            continue  # told as a missing record
+        opened = sums.train(case, said)
+        if opened is None:
+            yield broken(where, f"round {said.round}: the log opened no such sum", "the model comes from somewhere else")
+            continue
+        if opened.surviving != said.contributing:
+            found = f"round {said.round}: the sum is over {names(opened.surviving)}, not over those it names"
+            yield broken(where, found, "somebody's work is in the model unnamed, or named and not in it")
+        if record.transcript != transcript_of(opened.survivors, said.model_out):
+            means = "the model is bound to another sum than the one that was opened"
+            yield broken(round_file(said.round), "the transcript is not of that sum and this model", means)
+
+
+def hospitals(case: Case) -> Iterator[Finding]:
+    """By the hospitals' logs: they gave what they are said to have given, and unmasked nothing but what is told."""
+    coordinator = case.logs.get(COORDINATOR)
+    if coordinator is None:
+        return
+    sums = _Sums.of(coordinator, case.study)
+    last = max((closed.event.round for closed in case.closed), default=0)
+    for silo, log in case.logs.items():
+        if silo != COORDINATOR:
+            yield from _helped(case, silo, log, sums, last)
+            yield from _contributed(case, silo, log, sums)
+    yield from _enough(case, sums)
+
+
+def _helped(case: Case, silo: str, log: Log, sums: _Sums, last: int) -> Iterator[Finding]:
+    for entry in log.of(UnmaskingHelped, case.study):
+        said, place, where = entry.event, place_of(entry.event), at(silo, entry.number)
+        opened = sums.opened.get(place)
+        if opened is not None and (opened.survivors, opened.surviving) != (said.survivors, said.surviving):
+            found = f"helped to unmask {_told(place)} over {names(said.surviving)}"
+            yield broken(where, found, f"the coordinator says it was over {names(opened.surviving)}")
+        if opened is None and place not in sums.failed and said.round <= last:
+            found = f"helped to unmask {_told(place)}"
+            yield broken(where, found, "the coordinator's log neither opened it nor gave it up: an untold sum")
+        if len(set(said.surviving)) < case.least:
+            found = f"helped to unmask {_told(place)} over {len(set(said.surviving))} hospitals"
+            yield broken(where, found, "with so few a hospital's own part can be worked out")
+
+
+def _contributed(case: Case, silo: str, log: Log, sums: _Sums) -> Iterator[Finding]:
+    """A log that goes on behind the round and lacks the contribution contradicts it; a shorter one only lacks it."""
+    released = {place_of(one.event) for one in log.of(ContributionReleased, case.study)}
+    for closed in case.closed:
+        said, record = closed.event, case.records.get(closed.event.round)
+        if silo not in said.contributing or record is None:
+            continue
+        if (said.round, "train", record.train.attempt) in released:
+            continue
+        found = f"its log has no contribution to round {said.round}, which names it"
+        if not _is_told(case, silo, said.round):
+            yield incomplete(silo, found, "its log was not shown that far, or the entry is not shown")
+        else:
+            yield broken(silo, found, "the round claims work that the hospital did not give")
+
+
+def _enough(case: Case, sums: _Sums) -> Iterator[Finding]:
+    """No sum opens without the shares of enough hospitals, and each of them writes that down before it sends them."""
+    helped: dict[Place, set[str]] = {}
+    for silo, log in case.logs.items():
+        for entry in log.of(UnmaskingHelped, case.study):
+            helped.setdefault(place_of(entry.event), set()).add(silo)
+    for closed in case.closed:
+        opened = sums.train(case, closed.event)
+        ready = None if opened is None else sums.decided.get(place_of(opened))
+        if opened is None or ready is None or len(ready.members) < SMALLEST_COHORT:
+            continue  # told with the models, with the cohorts
+        needed, found = thresholds(len(ready.members)).shares, len(helped.get(place_of(opened), ()))
+        if found < needed:
+            where = f"round {closed.event.round}"
+            said = f"{found} hospitals helped to unmask its sum, {needed} are needed"
+            if all(_is_told(case, silo, closed.event.round) for silo in ready.members):
+                yield broken(where, said, "a sum that could not be opened was opened: a log is not true")
+            else:
+                yield note(where, said, "the others' entries are not here")
+
+
+def _is_told(case: Case, silo: str, number: int) -> bool:
+    """Whether the hospital's log is here, whole, and goes on behind this round."""
+    log = case.logs.get(silo)
+    if log is None or log.withheld:
+        return False
+    return any(one.event.round >= number for one in log.of(RoundReceived, case.study))

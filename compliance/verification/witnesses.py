@@ -1,0 +1,111 @@
+"""Every log by the others: who cosigned its heads, and what they wrote into their own logs about it.
+
+A party that rewrites its own log can sign it again. What others saw of it before, it cannot take back.
+"""
+
+from collections.abc import Iterator
+
+from boundary.checkpoint import Cosignature
+from boundary.errors import BadSignature
+from boundary.names import COORDINATOR
+from compliance.events import ContributionReleased, HeadsWitnessed, IncidentClosed, IncidentOpened, UnmaskingHelped
+from compliance.verification.case import Case, Entry, Log
+from compliance.verification.findings import Finding, at, broken, incomplete, note
+
+
+def cosignatures(case: Case) -> Iterator[Finding]:
+    """What a study rests on in a log must be under a head that most other parties have cosigned."""
+    for party, log in case.logs.items():
+        others = case.taking_part - {party}
+        witnesses: dict[int, set[str]] = {}
+        for size, said in log.copy.cosignatures.items():
+            for witness, cosignature in said.items():
+                if _is_genuine(case, log, size, cosignature):
+                    witnesses.setdefault(size, set()).add(witness)
+                else:
+                    where = f"{party}, head over {size}"
+                    means = "the cosignature is forged or over another head"
+                    yield broken(where, f"the cosignature of {witness} does not verify", means)
+        enough = [size for size, by in witnesses.items() if 2 * len(by & others) > len(others)]
+        covered, needed = max(enough, default=0), _needed(case, log)
+        if covered < needed:
+            most = max((len(by & others) for size, by in witnesses.items() if size >= needed), default=0)
+            found = f"entries {covered + 1} to {needed}: cosigned by {most} of {len(others)}"
+            yield incomplete(party, found, "less than a majority has seen them: they could still be exchanged")
+        elif covered < log.size:
+            means = "signed by this party, and not yet cosigned by a majority; no round rests on them"
+            yield note(party, f"entries {covered + 1} to {log.size} are new", means)
+
+
+def _is_genuine(case: Case, log: Log, size: int, cosignature: Cosignature) -> bool:
+    owner, witness = case.keys[log.party], case.keys[cosignature.witness]
+    for head in log.copy.heads:
+        if head.size == size:
+            try:
+                cosignature.check(head, owner, witness)
+            except BadSignature:
+                continue
+            return True
+    return False
+
+
+def _needed(case: Case, log: Log) -> int:
+    """The last entry that a closed round rests on."""
+    if log.party == COORDINATOR:
+        return case.closed[-1].number if case.closed else 0
+    last = max((closed.event.round for closed in case.closed), default=0)
+    work: list[Entry[ContributionReleased] | Entry[UnmaskingHelped]] = [
+        *log.of(ContributionReleased, case.study),
+        *log.of(UnmaskingHelped, case.study),
+    ]
+    return max((entry.number for entry in work if entry.event.round <= last), default=0)
+
+
+def seen_by_others(case: Case) -> Iterator[Finding]:
+    """Told once for each pair of a witness and a log."""
+    for witness, log in case.logs.items():
+        told: set[str] = set()
+        for entry in log.of(HeadsWitnessed):
+            for head in entry.event.heads:
+                other = case.logs.get(head.log)
+                if other is None or head.log in told or _is_later(case, witness, entry.number):
+                    continue
+                where = at(witness, entry.number)
+                if head.size > other.size:
+                    found = f"saw {head.size} entries of {head.log}, {other.size} are here"
+                    means = f"the log of {head.log} was truncated, or restored from an older copy"
+                    yield broken(where, found, means)
+                    told.add(head.log)
+                elif other.root(head.size) != bytes.fromhex(head.root.removeprefix("sha256:")):
+                    found = f"saw another history in the first {head.size} entries of {head.log}"
+                    means = f"{head.log} showed two logs, or its log was rewritten and signed again"
+                    yield broken(where, found, means)
+                    told.add(head.log)
+
+
+def _is_later(case: Case, witness: str, number: int) -> bool:
+    """What the coordinator saw after the report was made is of logs that may be longer than those of the report."""
+    return witness == COORDINATOR and case.manifest is not None and number > case.manifest.logs.get(witness, 0)
+
+
+def incidents(case: Case) -> Iterator[Finding]:
+    """An incident that nobody closed is broken, not incomplete: a party says, signed, that a log was not what it was.
+
+    The two heads that prove it are in that party's hands; their digest is in its log.
+    """
+    for party, log in case.logs.items():
+        closed = {entry.event.incident: entry for entry in log.of(IncidentClosed)}
+        for entry in log.of(IncidentOpened):
+            said, where = entry.event, at(party, entry.number)
+            end = closed.get(said.incident)
+            if end is None or end.number < entry.number:
+                means = f"{party} holds the evidence {said.evidence[:19]}... and nobody has decided about it"
+                yield broken(where, f"incident {said.incident} about the log of {said.log}: {said.code}", means)
+                continue
+            found = f"incident {said.incident} about the log of {said.log}: {said.code}, {end.event.decision}"
+            yield note(where, found, "it was closed by a person, who let rounds go on")
+            work = log.of(ContributionReleased, case.study)
+            during = [one for one in work if entry.number < one.number < end.number]
+            if during:
+                means = f"{party} works on while it doubts a log; its software would not"
+                yield broken(at(party, during[0].number), f"a contribution during incident {said.incident}", means)

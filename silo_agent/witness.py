@@ -1,0 +1,210 @@
+"""The hospital as a witness: it shows how its own log goes on, verifies everybody's, cosigns them, and remembers.
+
+What does not fit is an incident: it is kept with the signed heads, the coordinator is told, and no order is taken until
+a person here has closed it. Among the logs that are shown is our own: if it has entries that we do not have, our
+journal was restored from an older copy, and with it the ledger of what was spent.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from boundary.canonical import canonical_bytes, parse_json
+from boundary.checkpoint import Checkpoint, Cosignature
+from boundary.errors import BoundaryError, OutOfTurn, PeerFault
+from boundary.identity import PublicIdentity
+from boundary.messages import (
+    MAX_SHOWN_ENTRIES,
+    CosignedHead,
+    HeadsCosigned,
+    HeadsShown,
+    LogDisputed,
+    RoundCommitted,
+    ShownHead,
+    TrailShown,
+    WorkOrder,
+)
+from boundary.names import COORDINATOR
+from boundary.plan import Disclosed, plan_from_json
+from boundary.receipt import Receipt
+from boundary.secagg.context import transcript_of
+from compliance.disclosure import shown as as_shown
+from compliance.events import HeadsWitnessed, IncidentClosed, IncidentOpened, ReceiptSigned
+from compliance.witnessing import Contradiction, LogForked, LogInDoubt, LogShrunk, judge, seen
+from silo_agent.inbound import OwnSide
+from silo_agent.journal import Incident, Journal, KeptPlan
+from silo_agent.outbound import Outbound
+
+_log = logging.getLogger("silo_agent.witness")
+_SHOWN = "trail shown"  # how many entries of our trail the coordinator was shown
+_MAX_SHOWN_BYTES = 1024 * 1024  # of entries in one message; the rest goes with the next
+ACCEPTED = "ACCEPTED"
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """Every method is called inside the transaction of the message it is about."""
+
+    journal: Journal
+    outbound: Outbound
+    own: Callable[[], OwnSide]
+
+    # --- our own log ---------------------------------------------------------------------------------
+    def show(self, committed: RoundCommitted) -> None:
+        """After a round: what our log has got since, its head, and our name under the receipt if our work is in it."""
+        kept = self.journal.plan(committed.study)
+        if kept is None or kept.state not in {"approved", "closed"}:
+            return
+        signature = self._receipt(committed, kept)
+        first = 1 + int((self.journal.fact(_SHOWN) or b"0").decode())
+        entries = self._entries(first, committed.study)
+        size = first - 1 + len(entries)
+        if size == 0:
+            return
+        checkpoint = Checkpoint.sign(self.own().silo, size, self.journal.trail_root(size), self.outbound.key)
+        self.journal.set_fact(_SHOWN, str(size).encode())
+        self.outbound.say(
+            TrailShown(
+                study=committed.study,
+                round=committed.round,
+                checkpoint=checkpoint,
+                first=first,
+                entries=tuple(entries),
+                receipt=signature,
+            )
+        )
+
+    def _entries(self, first: int, study: str) -> list[bytes]:
+        found: list[bytes] = []
+        size = 0
+        for leaf in self.journal.trail(after=first - 1)[:MAX_SHOWN_ENTRIES]:
+            entry = as_shown(leaf, lambda about: self._disclosed(about or study))
+            size += len(entry)
+            if size > _MAX_SHOWN_BYTES:
+                break
+            found.append(entry)
+        return found
+
+    def _disclosed(self, study: str) -> frozenset[Disclosed]:
+        kept = self.journal.plan(study)
+        if kept is None:
+            return frozenset()
+        return frozenset(plan_from_json(parse_json(kept.plan)).evidence.disclose)
+
+    def _receipt(self, committed: RoundCommitted, kept: KeptPlan) -> bytes | None:
+        """Our signature, None if our work is not in the round or the coordinator's statement is not what we know."""
+        silo, study, number = self.own().silo, committed.study, committed.round
+        if silo not in committed.contributing:
+            return None
+        agreed = self.journal.agreed(study, number)
+        models = {
+            parse_json(order.envelope)["body"]["model"]["digest"]
+            for order in self.journal.orders_of(study)
+            if (order.round, order.phase) == (number, "train")
+        }
+        if committed.transcript not in {transcript_of(one, committed.model.digest) for one in agreed}:
+            _log.error("round %d of %s: no sum that we helped to open gave this model; no receipt", number, study)
+            return None
+        receipt = Receipt(
+            study=study,
+            plan_digest=kept.digest,
+            round=number,
+            model_in=next(iter(models)),
+            model_out=committed.model.digest,
+            transcript=committed.transcript,
+            contributing=committed.contributing,
+            absent=committed.absent,
+        )
+        try:
+            receipt.check(committed.receipt, self.own().roster.roster.coordinator.identity)
+        except PeerFault as why:
+            _log.error("round %d of %s: the coordinator's receipt is not about what we did: %s", number, study, why)
+            return None
+        self.journal.record(ReceiptSigned(study=study, round=number, receipt=receipt.digest), self.own().now)
+        return receipt.sign(self.outbound.key)
+
+    # --- everybody's ---------------------------------------------------------------------------------
+    def hear(self, told: HeadsShown) -> None:
+        """Verify all heads, then cosign all of them; or open an incident about the first that does not fit."""
+        if self.journal.plan(told.study) is None:
+            _log.warning("logs were shown for %s, which was never proposed here", told.study)
+            return
+        for head in told.heads:
+            known = self.journal.head(head.checkpoint.log)
+            try:
+                self._judge(head, known)
+            except BoundaryError as why:
+                self._open_incident(told, head.checkpoint, known, why)
+                return
+        own = self.own()
+        now, key = own.now, self.outbound.key
+        cosigned = []
+        for head in told.heads:
+            checkpoint = head.checkpoint
+            self.journal.keep_head(checkpoint)
+            said = Cosignature.sign(checkpoint, self._key(checkpoint.log), own.silo, key, now)
+            cosigned.append(CosignedHead(log=checkpoint.log, size=checkpoint.size, cosignature=said))
+        self.journal.record(
+            HeadsWitnessed(
+                study=told.study, round=told.round, heads=tuple(seen(head.checkpoint) for head in told.heads)
+            ),
+            now,
+        )
+        self.journal.set_fact(
+            _heads_of(told.study), canonical_bytes({"round": told.round, "heads": told.digest})
+        )  # fmt: skip
+        self.outbound.say(
+            HeadsCosigned(study=told.study, round=told.round, heads=told.digest, cosigned=tuple(cosigned))
+        )
+
+    def _judge(self, head: ShownHead, known: Checkpoint | None) -> None:
+        checkpoint = head.checkpoint
+        judge(known, checkpoint, head.proof, self._key(checkpoint.log))
+        if checkpoint.log == self.own().silo:
+            if checkpoint.size > self.journal.trail_size:
+                raise LogShrunk(
+                    f"our own log had {checkpoint.size} entries and has {self.journal.trail_size}: the journal was "
+                    "restored from an older copy, and what was spent since is not in its ledger"
+                )
+            if self.journal.trail_root(checkpoint.size) != checkpoint.root_bytes:
+                raise LogForked("our own log is another one than was shown in our name")
+
+    def _key(self, log: str) -> PublicIdentity:
+        roster = self.own().roster.roster
+        return roster.coordinator.identity if log == COORDINATOR else roster.member(log).identity
+
+    def _open_incident(
+        self, told: HeadsShown, shown: Checkpoint, known: Checkpoint | None, why: BoundaryError
+    ) -> None:  # fmt: skip
+        found, now = Contradiction(known=known, shown=shown), self.own().now
+        number = self.journal.open_incident(shown.log, why.code, found.data, now)
+        _log.critical(
+            "incident %d: the log of %s is not what it was (%s: %s). No order is taken until somebody has looked into "
+            "it: silo-agent incidents", number, shown.log, why.code, why,
+        )  # fmt: skip
+        self.journal.record(IncidentOpened(incident=number, log=shown.log, code=why.code, evidence=found.digest), now)
+        if known is not None:
+            self.outbound.say(LogDisputed(study=told.study, round=told.round, code=why.code, known=known, shown=shown))
+
+    # --- before work ---------------------------------------------------------------------------------
+    def check(self, order: WorkOrder) -> None:
+        """Raises `LogInDoubt` while an incident is open, `OutOfTurn` for an order on other logs than we cosigned."""
+        doubts = self.journal.incidents(only_open=True)
+        if doubts:
+            raise LogInDoubt(f"incident {doubts[0].incident} about the log of {doubts[0].log} is open")
+        fact = self.journal.fact(_heads_of(order.collection.study))
+        said = {} if fact is None else parse_json(fact)
+        if (said.get("round"), said.get("heads")) != (order.collection.round - 1, order.heads):
+            raise OutOfTurn("the order stands on other logs than this hospital was shown and cosigned")
+
+
+def close_incident(journal: Journal, number: int, now_side: OwnSide) -> Incident:
+    """A person has looked into it: the log is believed anew, from what it is shown as next. Raises `ConfigError`."""
+    with journal.transaction():
+        closed = journal.close_incident(number, now_side.now)
+        journal.record(IncidentClosed(incident=number, decision=ACCEPTED), now_side.now)
+    return closed
+
+
+def _heads_of(study: str) -> str:
+    return f"heads {study}"
