@@ -1,6 +1,6 @@
 """A bundle: everything a reviewer needs to verify a study from scratch, offline, as one folder of plain files.
 
-    manifest.json             the digest of every file that is not signed itself, and how long the logs were (`Manifest`)
+    manifest.json             the digest of every file that is not signed itself; how long the logs were (`Manifest`)
     plan.json                 the plan in its canonical form: its digest is the study's
     roster.json               the signed roster
     approvals.json            {silo: signed approval}
@@ -23,7 +23,6 @@ from pydantic import Field
 from boundary.approval import SignedApproval
 from boundary.canonical import Digest, canonical_bytes, digest, parse_canonical
 from boundary.checkpoint import Checkpoint, Cosignature
-from boundary.errors import MalformedMessage
 from boundary.identity import PublicIdentity
 from boundary.names import COORDINATOR, DigestStr, Frozen, PartyId, StudyId, VersionOne
 from boundary.plan import StudyPlan
@@ -90,11 +89,8 @@ class Manifest(Frozen):
 
     @classmethod
     def read(cls, data: bytes) -> Self:
-        """Raises `MalformedMessage` or `ValueError`."""
-        read = cls.model_validate(parse_canonical(data, limit=MAX_MANIFEST_BYTES))
-        if read.data != data:
-            raise MalformedMessage("a manifest in another form than its one")
-        return read
+        """Raises `MalformedMessage` or `ValueError`. It has no defaults and takes no type for another: one form."""
+        return cls.model_validate(parse_canonical(data, limit=MAX_MANIFEST_BYTES))
 
     @property
     def data(self) -> bytes:

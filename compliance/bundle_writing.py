@@ -1,8 +1,7 @@
 """Writing a bundle, in two steps: the coordinator's log must name the manifest, so the manifest comes first.
 
-    prepared = prepare(bundle, extra)                 # extra: the report that was built on exactly this bundle
-    ... append EvidenceIssued(study, prepared.manifest_digest) to the coordinator's log, sign a head over it ...
-    prepared.write(folder, coordinators_log)          # the log as it is now
+`prepare` takes the bundle and the report that was made from exactly this bundle. Then the coordinator appends
+`EvidenceIssued` with `Prepared.manifest_digest` to its log and signs a head over it. `Prepared.write` takes that log.
 """
 
 import re
@@ -62,8 +61,7 @@ class Prepared:
 
         Raises `ValueError` if the log is not the one that was prepared with the entry behind it, `FileExistsError`.
         """
-        logs = self._final_logs(coordinator)
-        files = self.files | {MANIFEST: self.manifest.data, HEADS: heads_bytes(logs)} | self._signed(logs)
+        files = self.finished(coordinator)
         if folder.exists():
             raise FileExistsError(f"{folder} is there already: a bundle is never written over")
         part = folder.with_name(f".{folder.name}.part")
@@ -72,6 +70,11 @@ class Prepared:
             (part / path).parent.mkdir(parents=True, exist_ok=True)
             (part / path).write_bytes(data)
         part.rename(folder)
+
+    def finished(self, coordinator: LogCopy) -> dict[str, bytes]:
+        """All files of the folder by their path. Raises `ValueError`."""
+        logs = self._final_logs(coordinator)
+        return self.files | {MANIFEST: self.manifest.data, HEADS: heads_bytes(logs)} | self._signed(logs)
 
     def _final_logs(self, now: LogCopy) -> dict[str, LogCopy]:
         """The logs as they were, the coordinator's with what came since: the report is of the former."""
@@ -174,7 +177,7 @@ def _keys(bundle: Bundle) -> dict[str, PublicIdentity]:
 
 
 def _expect_sane(bundle: Bundle) -> None:
-    """What the files can carry. Whether it is true is for the verifier: a study that went wrong needs its bundle too."""
+    """What files can carry. Whether it is true is for the verifier: a study that went wrong needs its bundle too."""
     parties = set(parties_of(bundle.plan))
     if bundle.study != study_id(bundle.plan) or COORDINATOR not in bundle.logs:
         raise ValueError("a bundle has its plan's study, and the coordinator's log")

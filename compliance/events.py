@@ -405,12 +405,13 @@ class EvidenceIssued(Event):
 
 
 class ReleaseDecided(Event):
-    """An officer decided, under their own signature, whether a model may be released."""
+    """An officer decided, under their own signature and on the evidence with this manifest, about releasing a model."""
 
     event: ClassVar[str] = "release-decided"
     study: StudyId
     round: RoundNumber
     model: DigestStr
+    manifest: DigestStr
     decision: Literal["release", "reject"]
     officer: Fingerprint
 

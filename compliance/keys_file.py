@@ -1,11 +1,7 @@
 """`keys.toml`: the keys a reviewer believes. It comes from the parties themselves, never out of the bundle.
 
-    version = 1
-    coordinator = "ed25519:..."
-
-    [hospitals.charite]
-    key = "ed25519:..."
-    steward = "ed25519:..."      # who approves plans there; may be left out
+`version = 1`, `coordinator = "ed25519:..."`, and for each hospital a table `[hospitals.<silo>]` with its `key` and, if
+the reviewer knows who approves plans there, its `steward`.
 """
 
 import tomllib

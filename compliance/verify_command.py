@@ -66,7 +66,8 @@ def _findings(check: Checked, severity: Severity) -> Iterator[str]:
         yield f"{severity.value.upper():<{_WIDTH}} {check.name}: {_plain(one.where)}: {_plain(one.found)}"
         yield f"{'':<{_WIDTH}} {_plain(one.means)}"
     if len(found) > MOST_LINES:
-        yield f"{severity.value.upper():<{_WIDTH}} {check.name}: and {len(found) - MOST_LINES} more; --json has them all"
+        left = len(found) - MOST_LINES
+        yield f"{severity.value.upper():<{_WIDTH}} {check.name}: and {left} more; --json has them all"
 
 
 def _plain(text: str) -> str:

@@ -21,12 +21,17 @@ app = typer.Typer(
 
     [bold]See it work[/bold]: wardround demo.
     [bold]Set up[/bold]: init → relay and serve (keep both running) → invite and admit each hospital.
-    [bold]Each study[/bold]: plan check → plan publish → hospitals approve → run it from the Prefect UI.""",
+    [bold]Each study[/bold]: plan check → plan publish → hospitals approve → run it from the Prefect UI.
+    [bold]For reviewers[/bold]: evidence → verify.""",
 )
 plan_app = typer.Typer(no_args_is_help=True, help="Check and publish study plans.")
 roster_app = typer.Typer(no_args_is_help=True, help="Who is in the federation.")
 app.add_typer(plan_app, name="plan")
 app.add_typer(roster_app, name="roster")
+incidents_app = typer.Typer(help="Logs that are not what they were: look into one, close it.")
+app.add_typer(incidents_app, name="incidents")
+officer_app = typer.Typer(no_args_is_help=True, help="The compliance officer's key and signature.")
+app.add_typer(officer_app, name="officer")
 
 HomeOption = Annotated[
     Path, typer.Option("--home", envvar="WARDROUND_HOME", help="The coordinator's home folder (mode 0700).")
@@ -194,6 +199,102 @@ def plan_models() -> None:
 
     for entry in describe():
         typer.echo(f"{entry.label:24} {entry.parameters:>12,} parameters  {entry.summary}")
+
+
+@app.command()
+def evidence(
+    plan: Annotated[str, typer.Argument(help="Which study, as NAME@REVISION or by its id.")],
+    out: Annotated[Path | None, typer.Option(help="A new folder; without it, one below the home folder.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Put together the evidence about a study: all parties' logs, the report, everything that verifies it."""
+    from flows.coordinator import load
+    from flows.evidence import issue
+
+    issued = issue(load(home), plan, out)
+    typer.echo(f"wrote {issued.folder}")
+    typer.echo(f"next: wardround verify {issued.folder} --trust keys.toml, with keys that the parties gave you")
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="A bundle, as `wardround evidence` writes it.")],
+    trust: Annotated[Path, typer.Option(help="keys.toml: the parties' keys, from themselves, not from the bundle.")],
+    mlflow: Annotated[str | None, typer.Option(help="Compare with what this MLflow server shows.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The findings for a program.")] = False,
+) -> None:
+    """Verify a study's evidence from scratch, offline. Exit code 0: verified, 1: broken, 2: something is missing."""
+    from compliance.evidence.files import report_files
+    from compliance.verify_command import run
+
+    copies = None
+    if mlflow is not None:
+        from flows.evidence_book import copies_in
+
+        copies = copies_in(mlflow, bundle)
+    raise SystemExit(run(bundle, trust, rebuild=report_files, copies=copies, as_json=as_json))
+
+
+@app.command()
+def keys(home: HomeOption = DEFAULT_HOME) -> None:
+    """Print the coordinator's line of a reviewer's keys.toml; each hospital adds its own (`silo-agent keys`)."""
+    from flows.coordinator import load
+
+    typer.echo(f'version = 1\ncoordinator = "{load(home).key.public.text}"')
+
+
+@officer_app.command("init")
+def officer_init(
+    key: Annotated[Path, typer.Argument(help="A new file for the key, on the officer's own machine.")],
+    name: Annotated[str, typer.Option(help="The officer's short name.")],
+) -> None:
+    """Make an officer's key. It stays with the officer; the line it prints goes into coordinator.toml."""
+    from flows.officer import make_key
+
+    typer.echo(f'[officers]\n{name} = "{make_key(key)}"')
+
+
+@officer_app.command("sign")
+def officer_sign(
+    bundle: Annotated[Path, typer.Argument(help="The bundle that was verified and read.")],
+    decision: Annotated[str, typer.Option(help="release or reject")],
+    key: Annotated[Path, typer.Option(help="The officer's key file.", exists=True, dir_okay=False)],
+) -> None:
+    """Sign a decision about the model of exactly this bundle, for the form of the flow `model-release`."""
+    from flows.officer import decide, signed
+
+    if decision not in {"release", "reject"}:
+        raise typer.BadParameter("release or reject", param_hint="--decision")
+    made = decide(bundle, "release" if decision == "release" else "reject")
+    typer.echo(f"{made.choice} the model of {made.study} after round {made.round}: {made.model}", err=True)
+    typer.echo(signed(made, key))
+
+
+@incidents_app.callback(invoke_without_command=True)
+def incidents(context: typer.Context, home: HomeOption = DEFAULT_HOME) -> None:
+    """List the incidents, or close one."""
+    from flows.coordinator import load
+    from flows.incidents import incident_lines
+
+    if context.invoked_subcommand is None:
+        for line in incident_lines(load(home)):
+            typer.echo(line)
+
+
+@incidents_app.command("close")
+def incidents_close(
+    number: Annotated[int, typer.Argument(help="The incident's number.")],
+    decision: Annotated[
+        str, typer.Option(help="For the log, as a code: ACCEPTED, RESTORED_BACKUP, HOSPITAL_LEFT, ...")
+    ] = "ACCEPTED",
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Let rounds go on after somebody has looked into an incident; who did and why belongs in your own records."""
+    from flows.coordinator import load
+    from flows.incidents import close
+
+    close(load(home), number, decision)
+    typer.echo(f"incident {number} is closed: {decision}")
 
 
 @app.command("audit-privacy")

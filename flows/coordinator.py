@@ -14,7 +14,8 @@ from pydantic import Field, ValidationError
 from sqlalchemy import Engine
 
 from boundary.identity import SigningIdentity
-from boundary.names import COORDINATOR, Frozen
+from boundary.names import COORDINATOR, Frozen, StudyName
+from boundary.plan import PublicKeyStr
 from boundary.roster import KeyCard, make_card
 from boundary.sealing import UnsealingKey
 from flows.authority import Authority, write_secret
@@ -50,6 +51,9 @@ class Settings(Frozen):
     relay: RelaySettings
     prefect_url: str | None = None
     mlflow_url: str | None = None
+    officers: dict[StudyName, PublicKeyStr] = Field(
+        default_factory=dict
+    )  # who may decide about releasing a model, by name
 
 
 @dataclass(frozen=True)
@@ -153,4 +157,7 @@ url = "{url}"          # what hospitals dial
 host = "{host}"
 port = {port}
 names = [{listed}]     # DNS names and addresses in the relay's certificate
+
+# [officers]           # who may decide about releasing a model: `wardround officer init` prints such a line
+# anna = "ed25519:..."
 """

@@ -1,9 +1,10 @@
-"""Puts `federated-training` into the Prefect UI: deployed by module path, with the published plans in its form."""
+"""Puts our flows into the Prefect UI: deployed by module path, with the published plans in their forms."""
 
 import asyncio
 import contextlib
 import logging
 import os
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -12,7 +13,7 @@ from flows.coordinator import Coordinator
 from flows.store import studies
 from flows.store.database import reading
 
-DEPLOYMENT = "federated-training/study"
+DEPLOYMENT, REVIEW = "federated-training/study", "compliance-review/evidence"
 ENTRYPOINT = "flows.federated_training.federated_training"
 _LOOK_SECONDS = 2.0  # for newly published plans
 _LONGEST_PAUSE = 30.0  # between two tries to reach Prefect
@@ -41,6 +42,12 @@ def labels(coordinator: Coordinator) -> list[str]:
         return [study.label for study in reversed(studies.every(connection)) if study.state != "finished"]
 
 
+def every_label(coordinator: Coordinator) -> list[str]:
+    """All plans, newest first."""
+    with reading(coordinator.store) as connection:
+        return [study.label for study in reversed(studies.every(connection))]
+
+
 async def serve(coordinator: Coordinator) -> None:
     """Keep the deployment's form in step with the published plans and run what is asked for, until SIGTERM."""
     from prefect.runner import Runner
@@ -48,8 +55,10 @@ async def serve(coordinator: Coordinator) -> None:
     await _await_prefect(str(coordinator.settings.prefect_url))
     runner = Runner(name="wardround", pause_on_shutdown=False)
     await _ensure_zombie_automation()
-    offered = labels(coordinator)
-    await runner.aadd_deployment(_deployment(offered))
+    offered = every_label(coordinator)
+    await _offer(runner, coordinator)
+    for deployment in _scheduled():
+        await runner.aadd_deployment(deployment)
     keeping = asyncio.create_task(_keep_form(runner, coordinator, offered))
     try:
         await runner.start()  # ends by itself on SIGTERM and SIGINT
@@ -77,29 +86,50 @@ async def _await_prefect(url: str) -> None:
 async def _keep_form(runner: Any, coordinator: Coordinator, offered: list[str]) -> None:
     while True:
         await asyncio.sleep(_LOOK_SECONDS)
-        now = labels(coordinator)
+        now = every_label(coordinator)
         if now != offered:
-            await runner.aadd_deployment(_deployment(now))
+            await _offer(runner, coordinator)
             offered = now
 
 
-def _deployment(offered: list[str]) -> Any:
+async def _offer(runner: Any, coordinator: Coordinator) -> None:
+    """The flows that are about one plan; with the plans there are now in their forms."""
+    from flows.federated_training import federated_training
+    from flows.review import compliance_review, model_release
+
+    training = _deployment(
+        federated_training, "study",
+        "Train a published plan across its hospitals. It goes on at the first uncommitted round.",
+    )  # fmt: skip
+    review = _deployment(
+        compliance_review, "evidence", "Put the evidence about a study together and show it in MLflow."
+    )  # fmt: skip
+    release = _deployment(
+        model_release, "gate", "Release a finished study's model, after an officer's signed decision."
+    )  # fmt: skip
+    every = every_label(coordinator)
+    for deployment, offered in ((training, labels(coordinator)), (review, every), (release, every)):
+        schema = deployment._parameter_openapi_schema  # noqa: SLF001 - the form's choices are data, the flow's type is not
+        schema.properties["plan"]["enum"] = offered or ["publish-a-plan-first@0"]
+        await runner.aadd_deployment(deployment)
+
+
+def _scheduled() -> list[Any]:
+    from flows.review import audit_watch, retention_
+
+    return [
+        _deployment(audit_watch, "hourly", "Verify all logs from the bytes up.", interval=timedelta(hours=1)),
+        _deployment(retention_, "daily", "Remove what finished studies no longer need.", interval=timedelta(days=1)),
+    ]
+
+
+def _deployment(of: Any, name: str, description: str, interval: timedelta | None = None) -> Any:
     from prefect.deployments.runner import EntrypointType, RunnerDeployment  # type: ignore[attr-defined]
 
-    from flows.federated_training import federated_training
-
-    deployment = RunnerDeployment.from_flow(
-        federated_training,
-        name="study",
-        tags=["wardround"],
-        entrypoint_type=EntrypointType.MODULE_PATH,
-        concurrency_limit=None,
-        description="Train a published plan across its hospitals. It goes on at the first uncommitted round.",
-    )
-    schema = deployment._parameter_openapi_schema  # noqa: SLF001 - the form's choices are data, the flow's type is not
-    plan = schema.properties["plan"]
-    plan["enum"] = offered or ["publish-a-plan-first@0"]
-    return deployment
+    return RunnerDeployment.from_flow(
+        of, name=name, tags=["wardround"], entrypoint_type=EntrypointType.MODULE_PATH, concurrency_limit=None,
+        description=description, interval=interval,
+    )  # fmt: skip
 
 
 async def _ensure_zombie_automation() -> None:

@@ -32,7 +32,8 @@ class BookUnreachable(Exception):
 
 
 @contextmanager
-def _reaching(url: str) -> Iterator[None]:
+def reaching(url: str) -> Iterator[None]:
+    """Turn whatever keeps MLflow from answering into `BookUnreachable`."""
     import requests
     from mlflow.exceptions import MlflowException
 
@@ -67,24 +68,24 @@ class Book:
     """The run of one study. Every method may raise `BookUnreachable` and may be repeated."""
 
     def __init__(self, url: str, client: Any) -> None:
-        self._url, self._client = url, client
+        self.url, self.client = url, client
 
     def link(self, run: str) -> str:
         """The run's page, in the classic view."""
-        with _reaching(self._url):
-            experiment = self._client.get_run(run).info.experiment_id
-        return f"{self._url}/#/experiments/{experiment}/runs/{run}?workflowType=machine_learning"
+        with reaching(self.url):
+            experiment = self.client.get_run(run).info.experiment_id
+        return f"{self.url}/#/experiments/{experiment}/runs/{run}?workflowType=machine_learning"
 
     def start(self, study: Study, datasets: dict[str, str], roster: bytes) -> str:
         """Find or make the experiment and the run, and log what is fixed before the first round."""
-        with _reaching(self._url):
+        with reaching(self.url):
             experiment = self._experiment(study)
             run = self._run(experiment, study)
             self._params(run, study)
             plan = json.dumps(parse_json(to_json(study.plan)), indent=2)
-            self._client.log_text(run, plan, "1-plan.json")
-            self._client.log_text(run, json.dumps(parse_json(roster), indent=2), "2-roster.json")
-            self._client.log_text(run, json.dumps(datasets, indent=2), "3-dataset-digests.json")
+            self.client.log_text(run, plan, "1-plan.json")
+            self.client.log_text(run, json.dumps(parse_json(roster), indent=2), "2-roster.json")
+            self.client.log_text(run, json.dumps(datasets, indent=2), "3-dataset-digests.json")
             self._inputs(run, datasets)
         return run
 
@@ -92,31 +93,31 @@ class Book:
         self, experiment: str, name: str, params: dict[str, Any], metrics: dict[str, float], figure: Any
     ) -> str:
         """A run of its own that is finished at once, with one figure; returns its page."""
-        with _reaching(self._url):
-            found = self._client.get_experiment_by_name(experiment)
-            place = found.experiment_id if found is not None else self._client.create_experiment(experiment)
+        with reaching(self.url):
+            found = self.client.get_experiment_by_name(experiment)
+            place = found.experiment_id if found is not None else self.client.create_experiment(experiment)
             tags = {"mlflow.user": "wardround", "mlflow.source.name": experiment}
-            run = self._client.create_run(place, run_name=name, tags=tags).info.run_id
+            run = self.client.create_run(place, run_name=name, tags=tags).info.run_id
             for key, value in params.items():
-                self._client.log_param(run, key, value)
+                self.client.log_param(run, key, value)
             for key, value in metrics.items():
-                self._client.log_metric(run, key, value)
-            self._client.log_figure(run, figure, f"figures/{experiment}.png")
-            self._client.set_terminated(run, "FINISHED")
+                self.client.log_metric(run, key, value)
+            self.client.log_figure(run, figure, f"figures/{experiment}.png")
+            self.client.set_terminated(run, "FINISHED")
         return self.link(run)
 
     def _experiment(self, study: Study) -> str:
-        found = self._client.get_experiment_by_name(study.plan.name)
+        found = self.client.get_experiment_by_name(study.plan.name)
         if found is not None:
             return str(found.experiment_id)
         tags = {"mlflow.note.content": study.plan.purpose.title}
-        return str(self._client.create_experiment(study.plan.name, tags=tags))
+        return str(self.client.create_experiment(study.plan.name, tags=tags))
 
     def _run(self, experiment: str, study: Study) -> str:
-        same = self._client.search_runs([experiment], f"tags.`{_STUDY_TAG}` = '{study.study}'", max_results=1)
+        same = self.client.search_runs([experiment], f"tags.`{_STUDY_TAG}` = '{study.study}'", max_results=1)
         if same:
             return str(same[0].info.run_id)
-        made = self._client.create_run(
+        made = self.client.create_run(
             experiment,
             run_name=f"{study.published_at:%Y-%m-%d} · {study.label}",
             tags={
@@ -132,7 +133,7 @@ class Book:
         from mlflow.entities import Param
 
         plan = study.plan
-        known = self._client.get_run(run).data.params
+        known = self.client.get_run(run).data.params
         values = {
             "plan": study.label,
             "plan_digest": study.plan_digest,
@@ -149,7 +150,7 @@ class Book:
         if not plan.bands:  # a private training takes steps of patients drawn by chance, not epochs of batches
             values |= {"local_epochs": plan.training.local_epochs, "batch_size": plan.training.batch_size}
         fresh = [Param(key, str(value)) for key, value in values.items() if key not in known]
-        self._client.log_batch(run, params=fresh)
+        self.client.log_batch(run, params=fresh)
 
     def _inputs(self, run: str, datasets: dict[str, str]) -> None:
         """Each hospital's data set by its keyed digest: 36 characters are all that MLflow shows of one."""
@@ -157,7 +158,7 @@ class Book:
         from mlflow.data.meta_dataset import MetaDataset
         from mlflow.entities import DatasetInput
 
-        if self._client.get_run(run).inputs.dataset_inputs:
+        if self.client.get_run(run).inputs.dataset_inputs:
             return
         inputs = []
         for silo, digest in sorted(datasets.items()):
@@ -165,54 +166,54 @@ class Book:
             dataset = MetaDataset(source, name=silo, digest=digest.removeprefix("sha256:")[:36])
             inputs.append(DatasetInput(dataset._to_mlflow_entity(), []))  # noqa: SLF001 - MLflow offers no other way
         if inputs:
-            self._client.log_inputs(run, inputs)
+            self.client.log_inputs(run, inputs)
 
     def metrics(self, run: str, record: RoundRecord) -> None:
         """Log one committed round in one batch; a batch that went through before is not sent again."""
         from mlflow.entities import Metric
 
-        with _reaching(self._url):
-            if any(point.step == record.round for point in self._client.get_metric_history(run, _COMMITTED)):
+        with reaching(self.url):
+            if any(point.step == record.round for point in self.client.get_metric_history(run, _COMMITTED)):
                 return
             at = int(record.committed_at.timestamp() * 1000)
             points = [Metric(key, value, at, record.round) for key, value in _values(record).items()]
-            self._client.log_batch(run, metrics=points)
+            self.client.log_batch(run, metrics=points)
 
     def checkpoint(self, run: str, record: RoundRecord, open_blob: Open) -> None:
         """The round's global weights, as safetensors."""
-        with _reaching(self._url), TemporaryDirectory() as folder, open_blob(record.model_out.digest) as source:
+        with reaching(self.url), TemporaryDirectory() as folder, open_blob(record.model_out.digest) as source:
             path = Path(folder) / f"round-{record.round:03d}.safetensors"
             with path.open("wb") as target:
                 while piece := source.read(2**20):
                     target.write(piece)
-            self._client.log_artifact(run, str(path), "checkpoints")
+            self.client.log_artifact(run, str(path), "checkpoints")
 
     def figures(self, run: str, records: list[RoundRecord]) -> str:
         """Loss and AUROC over rounds, as people look at them first."""
         from matplotlib.figure import Figure
 
-        with _reaching(self._url):
+        with reaching(self.url):
             private = [("privacy", _draw_privacy)] if any(record.below for record in records) else []
             for name, draw in (("loss", _draw_loss), ("auroc", _draw_auroc), *private):
                 figure = Figure(figsize=(7, 4), layout="constrained")
                 draw(figure.subplots(), records)
-                self._client.log_figure(run, figure, f"figures/{name}.png")
+                self.client.log_figure(run, figure, f"figures/{name}.png")
         return run
 
     def describe(self, run: str, study: Study, records: list[RoundRecord]) -> str:
         """The run's description: a plain sentence first."""
-        with _reaching(self._url):
-            self._client.set_tag(run, "mlflow.note.content", pages.study_page(study, records, None))
+        with reaching(self.url):
+            self.client.set_tag(run, "mlflow.note.content", pages.study_page(study, records, None))
             if len(records) == study.plan.training.rounds:
-                self._client.set_terminated(run, "FINISHED")
+                self.client.set_terminated(run, "FINISHED")
         return run
 
     def register(self, run: str, study: Study, record: RoundRecord, open_blob: Open) -> str:
         """Register the released global model as a torch.export program (`pt2`): no pickle in it."""
         from flows.release import log_global_model
 
-        with _reaching(self._url):
-            version = log_global_model(self._client, run, study, record, open_blob)
+        with reaching(self.url):
+            version = log_global_model(self.client, run, study, record, open_blob)
         return f"{study.plan.name} version {version}"
 
 

@@ -11,10 +11,11 @@ from sqlalchemy import Connection
 
 from boundary.checkpoint import Checkpoint, Cosignature, log_name
 from boundary.envelope import Envelope
-from boundary.errors import BoundaryError, PeerFault
+from boundary.errors import BoundaryError, PeerFault, UnknownMember
 from boundary.identity import PublicIdentity
 from boundary.messages import HeadsCosigned, HeadsShown, LogDisputed, ShownHead, TrailShown
 from boundary.names import COORDINATOR
+from boundary.plan import StudyPlan
 from boundary.receipt import Receipt
 from compliance.disclosure import hash_of
 from compliance.events import HeadsWitnessed
@@ -64,9 +65,9 @@ class Trails:
 
     def _take_trail(self, connection: Connection, envelope: Envelope, said: TrailShown) -> None:
         name = self._name(envelope.sender)
+        if witnessed.head_of(connection, name, said.checkpoint.size) == said.checkpoint:
+            return  # taken in before
         known = witnessed.newest(connection, name)
-        if known == said.checkpoint:
-            return
         try:
             with connection.begin_nested():
                 self._extend(connection, name, envelope.sender, said)
@@ -124,12 +125,13 @@ class Trails:
         for one in said.cosigned:
             try:
                 name = self._name(one.log)
-                heads = {head.size: head for head in witnessed.every_head(connection, name)}
-                one.cosignature.check(heads[one.size], self._key(one.log), self._key(silo))
+                head = witnessed.head_of(connection, name, one.size)
+                if head is None or one.cosignature.witness != silo:
+                    raise UnknownMember("a head that was not shown, or in another's name")
+                one.cosignature.check(head, self._key(one.log), self._key(silo))
             except (PeerFault, KeyError) as why:
                 _log.warning("a cosignature of %s for the log of %s was set aside: %s", silo, one.log, why)
-                continue
-            if one.cosignature.witness == silo:
+            else:
                 witnessed.keep_cosignature(connection, name, one.size, one.cosignature)
 
     def _take_dispute(self, connection: Connection, silo: str, said: LogDisputed) -> None:
@@ -196,16 +198,20 @@ class Trails:
 
     # --- names and keys ------------------------------------------------------------------------------
     def _key(self, party: str) -> PublicIdentity:
-        return key_of(self.study, party, self.desk.key.public)
+        return self.desk.key.public if party == COORDINATOR else key_in(self.study.plan, party)
 
     def _name(self, party: str) -> str:
-        return COORDINATOR if party == COORDINATOR else log_name(party, self._key(party))
+        return name_of(self.study.plan, party)
 
 
-def key_of(study: Study, party: str, coordinator: PublicIdentity) -> PublicIdentity:
+def key_in(plan: StudyPlan, silo: str) -> PublicIdentity:
     """The key the plan pins; raises `KeyError` for who is not in it."""
-    keys = {hospital.silo: hospital.signing_key for hospital in study.plan.hospitals}
-    return coordinator if party == COORDINATOR else PublicIdentity(keys[party])
+    return PublicIdentity({hospital.silo: hospital.signing_key for hospital in plan.hospitals}[silo])
+
+
+def name_of(plan: StudyPlan, party: str) -> str:
+    """Under which name a party's log is kept; raises `KeyError`."""
+    return COORDINATOR if party == COORDINATOR else log_name(party, key_in(plan, party))
 
 
 def receipt_of(record: RoundRecord, plan_digest: str) -> Receipt:

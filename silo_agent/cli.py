@@ -37,6 +37,8 @@ app = typer.Typer(
 )
 plan_app = typer.Typer(no_args_is_help=True, help="Look at, approve or decline the plans that were proposed.")
 app.add_typer(plan_app, name="plan")
+incidents_app = typer.Typer(help="Logs that are not what they were: look into one, close it.")
+app.add_typer(incidents_app, name="incidents")
 
 StateOption = Annotated[
     Path, typer.Option("--state", envvar="SILO_AGENT_STATE", help="The agent's state folder (mode 0700).")
@@ -177,6 +179,68 @@ def budget(
             typer.echo(json.dumps(account.figures()))
     else:
         print_budget(config, found)
+
+
+@app.command()
+def keys(state: StateOption = DEFAULT_STATE) -> None:
+    """Print this hospital's lines of a reviewer's keys.toml. Give them to the reviewer by a way of your own."""
+    from silo_agent.config import load_config
+    from silo_agent.state import StateFolder
+
+    folder, site = StateFolder(state), load_config(state).site
+    typer.echo(f'[hospitals.{site}]\nkey = "{folder.identity.public.text}"\nsteward = "{folder.steward.public.text}"')
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="A study's bundle, from the coordinator.")],
+    trust: Annotated[Path, typer.Option(help="keys.toml: the parties' keys, from themselves, not from the bundle.")],
+    as_json: Annotated[bool, typer.Option("--json", help="The findings for a program.")] = False,
+) -> None:
+    """Verify a study's evidence from scratch, offline. Exit code 0: verified, 1: broken, 2: something is missing."""
+    from compliance.evidence.files import report_files
+    from compliance.verify_command import run
+
+    raise SystemExit(run(bundle, trust, rebuild=report_files, as_json=as_json))
+
+
+@app.command()
+def trail(
+    after: Annotated[int, typer.Option(help="Only entries behind this number.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="The entries' exact bytes, a line each.")] = False,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Show this hospital's own log: everything the agent did, entry by entry, and the root over all of it."""
+    from silo_agent.trail_view import print_trail
+
+    with _journal(state) as journal:
+        if as_json:
+            for leaf in journal.trail(after):
+                typer.echo(leaf.decode())
+        else:
+            print_trail(journal, after)
+
+
+@incidents_app.callback(invoke_without_command=True)
+def incidents(context: typer.Context, state: StateOption = DEFAULT_STATE) -> None:
+    """List the incidents: logs that are not what they were. While one is open, no order is taken."""
+    from silo_agent.trail_view import print_incidents
+
+    if context.invoked_subcommand is None:
+        with _journal(state) as journal:
+            print_incidents(journal)
+
+
+@incidents_app.command("close")
+def incidents_close(
+    number: Annotated[int, typer.Argument(help="The incident's number.")], state: StateOption = DEFAULT_STATE
+) -> None:
+    """Take orders again, after somebody has looked into an incident: that log is believed anew."""
+    from silo_agent.witness import close_incident
+
+    with _journal(state) as journal:
+        closed = close_incident(journal, number, datetime.now(UTC))
+    typer.echo(f"incident {number} about the log of {closed.log} is closed: its next head is believed as the first was")
 
 
 @plan_app.command("list")

@@ -211,7 +211,7 @@ class Journal:
         last, salt = self.trail_size, self._entropy(SALT_BYTES)
         leaf = leaf_bytes(event, log=self._silo, sequence=last + 1, time=now, actor=self._silo, salt=salt)
         self._db.execute("INSERT INTO trail (sequence, leaf) VALUES (?, ?)", (last + 1, leaf))
-        self._db.executemany("INSERT INTO tree VALUES (?, ?, ?)", closed_by(last, leaf_hash(leaf), self._node))
+        self._db.executemany("INSERT INTO tree VALUES (?, ?, ?)", closed_by(last, leaf_hash(leaf), self.node))
 
     @property
     def trail_size(self) -> int:
@@ -225,9 +225,10 @@ class Journal:
 
     def trail_root(self, size: int) -> bytes:
         """The Merkle root over the first `size` entries."""
-        return root_at(size, self._node)
+        return root_at(size, self.node)
 
-    def _node(self, level: int, position: int) -> bytes:
+    def node(self, level: int, position: int) -> bytes:
+        """The hash of a complete subtree (`compliance.merkle`); raises `KeyError`."""
         where = (level, position)
         row = self._db.execute("SELECT hash FROM tree WHERE level = ? AND position = ?", where).fetchone()
         if row is None:

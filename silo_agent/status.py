@@ -51,7 +51,12 @@ def summary(journal: Journal, folder: StateFolder, now: datetime) -> list[tuple[
         ("state folder", str(folder.root)),
     ]
     troubles = [(f"TROUBLE {name}", _text(journal.fact(f"trouble {name}"), "")) for name in TROUBLES]
-    return [(heading, plain(text)) for heading, text in said + [trouble for trouble in troubles if trouble[1]]]
+    doubts = [
+        (f"INCIDENT {one.incident}", f"the log of {one.log}: {one.code}. No order is taken: silo-agent incidents")
+        for one in journal.incidents(only_open=True)
+    ]
+    said += doubts + [trouble for trouble in troubles if trouble[1]]
+    return [(heading, plain(text)) for heading, text in said]
 
 
 def _certificate(folder: StateFolder, now: datetime) -> str:

@@ -8,6 +8,7 @@ journal was restored from an older copy, and with it the ledger of what was spen
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 from boundary.canonical import canonical_bytes, parse_json
 from boundary.checkpoint import Checkpoint, Cosignature
@@ -198,11 +199,11 @@ class Witness:
             raise OutOfTurn("the order stands on other logs than this hospital was shown and cosigned")
 
 
-def close_incident(journal: Journal, number: int, now_side: OwnSide) -> Incident:
+def close_incident(journal: Journal, number: int, now: datetime) -> Incident:
     """A person has looked into it: the log is believed anew, from what it is shown as next. Raises `ConfigError`."""
     with journal.transaction():
-        closed = journal.close_incident(number, now_side.now)
-        journal.record(IncidentClosed(incident=number, decision=ACCEPTED), now_side.now)
+        closed = journal.close_incident(number, now)
+        journal.record(IncidentClosed(incident=number, decision=ACCEPTED), now)
     return closed
 
 

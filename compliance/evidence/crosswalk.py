@@ -37,7 +37,7 @@ def rows() -> tuple[Row, ...]:
 
 @cache
 def clauses_by_control() -> dict[str, tuple[str, ...]]:
-    """control id -> the clauses it bears on."""
+    """Control id -> the clauses it bears on."""
     found: dict[str, list[str]] = defaultdict(list)
     for row in rows():
         for control in row.controls:

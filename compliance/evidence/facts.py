@@ -141,6 +141,9 @@ def facts_of(bundle: Bundle) -> Facts:
     keys, roster_problems = keys_of(plan, bundle.roster)
     seen = [entry for log in logs.values() for entry in log.of(HeadsWitnessed)]
     own = logs[COORDINATOR]
+    rounds = _rounds(bundle, own, keys)
+    taking_part = {COORDINATOR, *bundle.approvals} | {silo for one in rounds for silo in one.contributing}
+    watching = frozenset(taking_part & set(parties))
     return Facts(
         study=bundle.study,
         plan=plan,
@@ -148,9 +151,9 @@ def facts_of(bundle: Bundle) -> Facts:
         as_of=own.last_time,
         coordinator=own,
         hospitals=tuple(_hospital(bundle, silo, logs[silo]) for silo in plan.silos),
-        rounds=_rounds(bundle, own, keys),
+        rounds=rounds,
         incidents=_incidents(logs.values()),
-        integrity={party: integrity_of(bundle.logs.get(party), logs[party], keys, seen) for party in parties},
+        integrity={party: integrity_of(bundle.logs.get(party), logs[party], keys, watching, seen) for party in parties},
         roster_problems=roster_problems,
     )
 

@@ -59,9 +59,14 @@ def keys_of(plan: StudyPlan, roster: bytes) -> tuple[dict[str, PublicIdentity], 
 
 
 def integrity_of(
-    copy: LogCopy | None, log: ReadLog, keys: Mapping[str, PublicIdentity], seen: Iterable[Entry[HeadsWitnessed]]
+    copy: LogCopy | None,
+    log: ReadLog,
+    keys: Mapping[str, PublicIdentity],
+    watching: frozenset[str],
+    seen: Iterable[Entry[HeadsWitnessed]],
 ) -> LogIntegrity:
-    """Judge one log against its own heads and against what all others wrote down of it."""
+    """Judge one log against its own heads and what all others wrote down of it. `watching` are who has to cosign."""
+    witnesses = watching - {log.party}
     tree = Tree()
     for one in log.hashes:
         tree.append(one)
@@ -70,7 +75,7 @@ def integrity_of(
     gaps = _gaps(heads, log)
     for contradiction, is_gap in _as_others_saw(log, tree, seen):
         (gaps if is_gap else problems).append(contradiction)
-    covered, cosigners, bad = _coverage(copy, good, keys)
+    covered, cosigners, bad = _coverage(copy, good, keys, witnesses)
     return LogIntegrity(
         party=log.party,
         size=log.size,
@@ -78,16 +83,16 @@ def integrity_of(
         root=good[-1].root if good else None,
         covered=covered,
         cosigners=cosigners,
-        needed=_enough(len(keys) - 1),
-        others=len(keys) - 1,
+        needed=_enough(witnesses),
+        others=len(witnesses),
         problems=(*problems, *bad),
         gaps=tuple(gaps),
     )
 
 
-def _enough(others: int) -> int:
-    """More than half of the others."""
-    return others // 2 + 1
+def _enough(witnesses: frozenset[str]) -> int:
+    """More than half of them."""
+    return len(witnesses) // 2 + 1
 
 
 def _heads(
@@ -140,7 +145,7 @@ def _as_others_saw(log: ReadLog, tree: Tree, seen: Iterable[Entry[HeadsWitnessed
 
 
 def _coverage(
-    copy: LogCopy | None, good: list[Checkpoint], keys: Mapping[str, PublicIdentity]
+    copy: LogCopy | None, good: list[Checkpoint], keys: Mapping[str, PublicIdentity], witnesses: frozenset[str]
 ) -> tuple[int, tuple[str, ...], list[Problem]]:
     """From the newest head down to the first that enough others cosigned."""
     problems: list[Problem] = []
@@ -148,7 +153,7 @@ def _coverage(
     for head in reversed(good):
         said = copy.cosignatures.get(head.size, {}) if copy else {}
         valid = []
-        for witness in sorted(set(said) & (set(keys) - {head.log})):
+        for witness in sorted(set(said) & witnesses & set(keys)):
             try:
                 said[witness].check(head, keys[head.log], keys[witness])
             except BadSignature:
@@ -157,6 +162,6 @@ def _coverage(
             else:
                 valid.append(witness)
         newest = newest if newest is not None else tuple(valid)
-        if len(valid) >= _enough(len(keys) - 1):
+        if len(valid) >= _enough(witnesses):
             return head.size, tuple(valid), problems
     return 0, newest or (), problems

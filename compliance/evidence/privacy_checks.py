@@ -4,9 +4,9 @@ import math
 
 from boundary.guarantee import PatientPrivacy
 from compliance.errors import OutOfReach
-from compliance.events import BudgetReserved, ContributionReleased
+from compliance.events import BudgetReserved, ContributionReleased, Event, PlanApprovalGiven
 from compliance.evidence.facts import Facts, HospitalFacts
-from compliance.evidence.reading import Entry
+from compliance.evidence.reading import Entry, Pointer
 from compliance.evidence.verdicts import Finding, Tally, Verdict
 from compliance.terms import PlanTerms
 
@@ -51,7 +51,7 @@ def _is_all_shown(hospital: HospitalFacts, tally: Tally) -> bool:
         tally.unknown(f"the log of {silo} is not in the bundle")
     elif hospital.log.broken:
         tally.unknown(f"entries of {silo} cannot be read")
-    elif hospital.hides and (spending.is_hidden or spending.overstated or spending.unpaid):
+    elif hospital.hides and not spending.is_whole:
         tally.unknown(f"budget entries of {silo} may be among those it does not show")
     else:
         return True
@@ -85,9 +85,7 @@ def check_mechanism(facts: Facts) -> Finding:
             if fault:
                 tally.wrong(f"{hospital.silo} reserved {fault}", [entry.at])
             tally.good([entry.at])
-    return tally.finding(
-        "every release is Poisson-sampled and has the rate, steps and noise that follow from the plan", _NOBODY
-    )
+    return tally.finding("every release has the sampling rate, steps and noise that follow from the plan", _NOBODY)
 
 
 def _fault(entry: Entry[BudgetReserved], privacy: PatientPrivacy, rounds: int) -> str | None:
@@ -106,11 +104,13 @@ def _fault(entry: Entry[BudgetReserved], privacy: PatientPrivacy, rounds: int) -
     return None
 
 
-def check_noise_source(_facts: Facts) -> Finding:
+def check_noise_source(facts: Facts) -> Finding:
     """PRV-05. A log cannot show where random numbers came from."""
+    if not facts.is_private:
+        return Finding(Verdict.NOT_APPLICABLE, _NO_GUARANTEE)
     return Finding(
         Verdict.NOT_MEASURED,
-        "No entry shows which generator drew the samples and the noise; compare each hospital's software with its release.",
+        "No entry shows which generator drew samples and noise; compare each hospital's software with its release.",
     )
 
 
@@ -135,7 +135,7 @@ def check_other_releases(facts: Facts) -> Finding:
     )
 
 
-def approval_before(hospital: HospitalFacts, entry: Entry, plan_digest: str) -> Entry | None:  # type: ignore[type-arg]
+def approval_before(hospital: HospitalFacts, entry: Entry[Event], plan_digest: str) -> Entry[PlanApprovalGiven] | None:
     """The hospital's approval of this very plan in force when it wrote `entry`; a later refusal takes it back."""
     before = [one for one in hospital.given if one.at < entry.at and one.event.plan_digest == plan_digest]
     declined = [one for one in hospital.declined if one.at < entry.at and one.event.plan_digest == plan_digest]
@@ -144,7 +144,7 @@ def approval_before(hospital: HospitalFacts, entry: Entry, plan_digest: str) -> 
     return before[-1]
 
 
-def _sent(hospital: HospitalFacts) -> list:  # type: ignore[type-arg]
+def _sent(hospital: HospitalFacts) -> list[Pointer]:
     """Where the trainings without a reservation left."""
     sent = hospital.log.of(ContributionReleased)
     return [one.at for one in sent if one.event.phase == "train" and one.event.round in hospital.spending.unpaid]

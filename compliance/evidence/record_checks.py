@@ -1,4 +1,4 @@
-"""DAT, LOG, RET, RGT and LEG: data that was counted, logs that hold together, withdrawals, and what people must judge."""
+"""DAT, LOG, RET, RGT and LEG: data that was counted, logs that hold together, withdrawals, what people must judge."""
 
 from boundary.canonical import digest
 from compliance.events import (

@@ -132,7 +132,7 @@ def check_cohorts(facts: Facts) -> Finding:
 
 
 def check_approvals(facts: Facts) -> Finding:
-    """APR-01. By its own log each hospital had approved this plan before it sent anything, and its steward signed so."""
+    """APR-01. By its own log each hospital had approved this plan before it sent anything; its steward signed so."""
     tally = Tally()
     for one in facts.rounds:
         for silo in one.contributing:

@@ -48,6 +48,11 @@ class Spending:
         return any(not spent.agrees and spent.told > spent.epsilon for spent in self.after)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether nothing hints at a reservation that is not shown."""
+        return not (self.is_hidden or self.overstated or self.unpaid)
+
+    @property
     def understated(self) -> bool:
         return any(not spent.agrees and spent.told < spent.epsilon for spent in self.after)
 

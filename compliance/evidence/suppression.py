@@ -1,4 +1,4 @@
-"""Small cells: no number about few people or few images is ever told, and none that lets one be worked out."""
+"""Small cells: counts of people, files and images are told in tens only, and none below ten. Rates have 3 decimals."""
 
 import math
 from dataclasses import dataclass
@@ -47,12 +47,8 @@ def reported(metrics: GlobalMetrics) -> Reported:
         auroc=None if metrics.auroc is None else round(metrics.auroc, 3),
         auroc_interval=_hanley_mcneil(metrics.auroc, confusion),
         balanced_accuracy=None if metrics.balanced_accuracy is None else round(metrics.balanced_accuracy, 3),
-        confusion=None if confusion is None else tuple(tuple(map(_ten, row)) for row in confusion),
+        confusion=None if confusion is None else tuple(tuple(map(in_tens, row)) for row in confusion),
     )
-
-
-def _ten(count: int) -> int:
-    return in_tens(count)
 
 
 def _wilson(share: float, count: int) -> tuple[float, float]:

@@ -1,8 +1,8 @@
 """What hospitals spent on their patients: every epsilon worked out anew from the releases in the hospital's own log.
 
 The log says before each private training what was released and what all of it came to. Both were signed and seen by
-others, so a number that is too low stays too low for ever. Equal means to a relative 1e-6: the accountant's own rounding
-is a thousandth of that, and another platform's `lgamma` and `exp` differ by less.
+others, so a number that is too low stays too low for ever. Equal means to a relative 1e-6: the accountant's own
+rounding is a thousandth of that, and another platform's `lgamma` and `exp` differ by less.
 """
 
 from collections import Counter

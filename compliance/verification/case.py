@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, TypeVar, cast
 
+from boundary.canonical import Digest
 from boundary.errors import BoundaryError
 from boundary.identity import PublicIdentity
 from boundary.names import COORDINATOR
-from boundary.plan import SMALLEST_COHORT
+from boundary.plan import SMALLEST_COHORT, digest_of
 from compliance.bundle import Bundle, LogCopy, Manifest, Trust, parties_of
-from compliance.events import Event, HeadsWitnessed, RoundClosed
+from compliance.events import Event, HeadsWitnessed, RoundClosed, RoundReceived
 from compliance.merkle import HASH_BYTES, Tree, leaf_hash
 from compliance.records import RoundRecord
 from compliance.verification.findings import Finding, at, broken, note
@@ -76,6 +77,10 @@ class Case:
     def study(self) -> str:
         return self.bundle.study
 
+    @cached_property
+    def plan_digest(self) -> Digest:
+        return digest_of(self.bundle.plan)
+
     @property
     def parties(self) -> tuple[str, ...]:
         return parties_of(self.bundle.plan)
@@ -104,6 +109,14 @@ class Case:
     def taking_part(self) -> frozenset[str]:
         """Who has to watch over the logs: the coordinator, and all that approved or that are in a round."""
         return self.contributing | (set(self.bundle.approvals) & set(self.parties)) | {COORDINATOR}
+
+    @cached_property
+    def shown_until(self) -> dict[str, int]:
+        """The last round of which a hospital's log says how it ended, if no entry of that log is withheld."""
+        return {
+            party: max((entry.event.round for entry in log.of(RoundReceived, self.study)), default=0)
+            for party, log in self.logs.items() if not log.withheld
+        }  # fmt: skip
 
     @cached_property
     def witnessed(self) -> frozenset[str]:

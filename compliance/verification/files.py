@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from boundary.canonical import digest
 from boundary.errors import BoundaryError
 from boundary.names import COORDINATOR
-from boundary.plan import digest_of
 from compliance.bundle import (
     APPROVALS,
     HEADS,
@@ -83,7 +82,7 @@ def issued(case: Case) -> Iterator[Finding]:
     listed, log = case.manifest, case.logs.get(COORDINATOR)
     if listed is None:
         return  # told as missing or unreadable
-    if (listed.study, listed.plan_digest) != (case.study, digest_of(case.bundle.plan)):
+    if (listed.study, listed.plan_digest) != (case.study, case.plan_digest):
         yield broken(MANIFEST, f"of study {listed.study}", f"the plan is of another study, {case.study}")
     yield from _sizes(case, listed)
     if log is None:

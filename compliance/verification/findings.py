@@ -108,5 +108,9 @@ def at(log: str, entry: int) -> str:
     return f"{log}, entry {entry}"
 
 
+def span(first: int, last: int) -> str:
+    return f"entry {first}" if first == last else f"entries {first} to {last}"
+
+
 def names(some: Iterable[str]) -> str:
     return ", ".join(sorted(some)) or "nobody"

@@ -1,20 +1,27 @@
 """`read_leaf` for logs of 100,000 entries: the same answers, several times as fast.
 
-It takes no short cut through the rules: the event is parsed into its frozen type, and the entry is written again from
-what was parsed and compared with the bytes that were read. Only the JSON is read and written by the standard library,
-where that is RFC 8785 (`compliance.quick_json`). What it is not sure of, `compliance.trail.read_leaf` decides.
+It takes no short cut through the rules: the event is parsed into its frozen type, and written again from that and
+compared with the bytes that were read. Only the JSON is read and written by the standard library, where that is RFC
+8785 (`compliance.quick_json`), and the members around the event by their places: their keys have one order. What is not
+exactly of that form, `compliance.trail.read_leaf` decides.
 """
 
+import re
 from dataclasses import dataclass
 
 from boundary.errors import MalformedMessage
 from boundary.names import decode_base64, parse_timestamp
 from compliance import quick_json
 from compliance.events import EVENTS, AnyEvent
-from compliance.trail import LEAF_VERSION, SALT_BYTES, read_leaf
+from compliance.trail import SALT_BYTES, read_leaf
+
+_LEAF = re.compile(
+    rb'\{"actor":"(?P<actor>[a-z0-9-]+)","data":(?P<data>\{.*\}),"event":"(?P<event>[a-z-]+)","log":"(?P<log>[a-z0-9-]+)",'
+    rb'"salt":"(?P<salt>[A-Za-z0-9+/=]+)","seq":(?P<seq>[1-9][0-9]{0,14}),"time":"(?P<time>[0-9TZ:.-]+)","v":2\}'
+)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Read:
     """What the checks use of an entry. `time` has one form: as text it sorts as the moments do."""
 
@@ -34,28 +41,20 @@ def read(data: bytes, log: str, actors: frozenset[str]) -> Read:
 
 
 def _quickly(data: bytes, log: str, actors: frozenset[str]) -> Read:
-    match quick_json.loads(data):
-        case {
-            "log": str(of), "seq": int(sequence), "time": str(time), "actor": str(actor), "salt": str(salt),
-            "event": str(name), "data": dict(content),
-        } if of == log and actor in actors and sequence >= 1 and name in EVENTS:  # fmt: skip
-            try:
-                event = EVENTS[name].model_validate(content)
-                parse_timestamp(time)
-                grains = decode_base64(salt)
-            except ValueError as why:
-                raise MalformedMessage(f"audit entry {name}: {why}") from why
-            if len(grains) == SALT_BYTES and data == quick_json.dumps(
-                {
-                    "v": LEAF_VERSION,
-                    "log": log,
-                    "seq": sequence,
-                    "time": time,
-                    "actor": actor,
-                    "salt": salt,
-                    "event": name,
-                    "data": event.model_dump(mode="json"),
-                }
-            ):
-                return Read(log, sequence, time, event)
-    raise quick_json.Unsure
+    found = _LEAF.fullmatch(data)
+    if found is None:
+        raise quick_json.Unsure
+    content = found["data"]
+    actor, name, of, salt, sequence, time = found.group("actor", "event", "log", "salt", "seq", "time")
+    kind = EVENTS.get(name.decode())
+    if of.decode() != log or actor.decode() not in actors or kind is None:
+        raise quick_json.Unsure
+    try:
+        event, moment = kind.model_validate(quick_json.loads(content)), time.decode()
+        parse_timestamp(moment)
+        grains = decode_base64(salt.decode())
+    except ValueError as why:
+        raise MalformedMessage(f"audit entry {kind.event}: {why}") from why
+    if len(grains) != SALT_BYTES or quick_json.dumps(event.model_dump(mode="json")) != content:
+        raise quick_json.Unsure
+    return Read(log, int(sequence), moment, event)

@@ -7,7 +7,7 @@ from boundary.checkpoint import Checkpoint
 from boundary.errors import BadSignature
 from boundary.names import COORDINATOR
 from compliance.verification.case import Case, Log
-from compliance.verification.findings import Finding, at, broken, incomplete, note
+from compliance.verification.findings import Finding, at, broken, incomplete, note, span
 
 FORK = "a FORK: this party signed two histories; both heads together prove it to anybody, keep this folder"
 
@@ -74,6 +74,6 @@ def _roots(log: Log, heads: list[Checkpoint]) -> Iterator[Finding]:
     for size, same in groupby((head for head in heads if head.size <= log.size), key=lambda head: head.size):
         if log.root(size) not in {head.root_bytes for head in same}:
             means = "an entry was changed, taken out, put in or moved after this party had signed"
-            yield broken(f"{log.party}, entries {agreed + 1} to {size}", "their root is not the signed one", means)
+            yield broken(f"{log.party}, {span(agreed + 1, size)}", "their root is not the signed one", means)
             return
         agreed = size

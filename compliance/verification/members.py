@@ -7,7 +7,6 @@ from boundary.canonical import digest
 from boundary.errors import PeerFault, UnknownMember
 from boundary.identity import PublicIdentity
 from boundary.names import COORDINATOR, parse_timestamp
-from boundary.plan import digest_of
 from boundary.roster import Roster, read_roster
 from compliance.events import (
     ContributionReleased,
@@ -66,7 +65,7 @@ def approvals(case: Case) -> Iterator[Finding]:
     if log is None:
         return  # told as a missing log
     opened = {entry.event.round: entry for entry in reversed(log.of(RoundOpened, case.study))}
-    published = [one.number for one in log.of(PlanPublished, case.study) if one.event.plan_digest == _plan(case)]
+    published = [one.number for one in log.of(PlanPublished, case.study) if one.event.plan_digest == case.plan_digest]
     given = log.of(PlanApprovalGiven, case.study)
     last_day = case.bundle.plan.purpose.expires
     first: dict[str, Entry[RoundOpened]] = {}
@@ -137,11 +136,7 @@ def _steward(case: Case, silo: str, signed: SignedApproval, begun: Entry[RoundOp
 
 
 def _is_of(case: Case, event: PlanApprovalGiven, silo: str, dataset: str) -> bool:
-    return (event.plan_digest, event.silo, event.dataset_digest) == (_plan(case), silo, dataset)
-
-
-def _plan(case: Case) -> str:
-    return digest_of(case.bundle.plan)
+    return (event.plan_digest, event.silo, event.dataset_digest) == (case.plan_digest, silo, dataset)
 
 
 def _short(key: str) -> str:

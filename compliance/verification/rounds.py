@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from boundary.canonical import digest
 from boundary.errors import BadSignature
 from boundary.names import COORDINATOR
-from boundary.plan import digest_of
 from boundary.receipt import Receipt
 from compliance.bundle import RECEIPTS, SignedReceipt, round_file
 from compliance.events import ReceiptSigned, RoundClosed, RoundOpened, RoundReceived, StudyEnded
@@ -94,7 +93,7 @@ def _agrees(case: Case, receipt: Receipt, said: RoundClosed) -> bool:
     transcript = receipt.transcript if record is None else record.transcript
     return receipt == Receipt(
         study=case.study,
-        plan_digest=digest_of(case.bundle.plan),
+        plan_digest=case.plan_digest,
         round=said.round,
         model_in=said.model_in,
         model_out=said.model_out,

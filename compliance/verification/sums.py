@@ -18,12 +18,11 @@ from compliance.events import (
     CohortDecided,
     ContributionReleased,
     RoundClosed,
-    RoundReceived,
     StatisticsTaken,
     SumOpened,
     UnmaskingHelped,
 )
-from compliance.verification.case import Case, Entry, Log
+from compliance.verification.case import Case, Log
 from compliance.verification.findings import Finding, at, broken, incomplete, names, note
 
 Place = tuple[int, str, int]  # round, phase, attempt
@@ -110,7 +109,7 @@ def models(case: Case) -> Iterator[Finding]:
             continue  # told as a missing record
         opened = sums.train(case, said)
         if opened is None:
-            yield broken(where, f"round {said.round}: the log opened no such sum", "the model comes from somewhere else")
+            yield broken(where, f"round {said.round}: the log opened no such sum", "the model comes from elsewhere")
             continue
         if opened.surviving != said.contributing:
             found = f"round {said.round}: the sum is over {names(opened.surviving)}, not over those it names"
@@ -130,7 +129,7 @@ def hospitals(case: Case) -> Iterator[Finding]:
     for silo, log in case.logs.items():
         if silo != COORDINATOR:
             yield from _helped(case, silo, log, sums, last)
-            yield from _contributed(case, silo, log, sums)
+            yield from _contributed(case, silo, log)
     yield from _enough(case, sums)
 
 
@@ -149,7 +148,7 @@ def _helped(case: Case, silo: str, log: Log, sums: _Sums, last: int) -> Iterator
             yield broken(where, found, "with so few a hospital's own part can be worked out")
 
 
-def _contributed(case: Case, silo: str, log: Log, sums: _Sums) -> Iterator[Finding]:
+def _contributed(case: Case, silo: str, log: Log) -> Iterator[Finding]:
     """A log that goes on behind the round and lacks the contribution contradicts it; a shorter one only lacks it."""
     released = {place_of(one.event) for one in log.of(ContributionReleased, case.study)}
     for closed in case.closed:
@@ -159,7 +158,7 @@ def _contributed(case: Case, silo: str, log: Log, sums: _Sums) -> Iterator[Findi
         if (said.round, "train", record.train.attempt) in released:
             continue
         found = f"its log has no contribution to round {said.round}, which names it"
-        if not _is_told(case, silo, said.round):
+        if case.shown_until.get(silo, 0) < said.round:
             yield incomplete(silo, found, "its log was not shown that far, or the entry is not shown")
         else:
             yield broken(silo, found, "the round claims work that the hospital did not give")
@@ -180,15 +179,7 @@ def _enough(case: Case, sums: _Sums) -> Iterator[Finding]:
         if found < needed:
             where = f"round {closed.event.round}"
             said = f"{found} hospitals helped to unmask its sum, {needed} are needed"
-            if all(_is_told(case, silo, closed.event.round) for silo in ready.members):
+            if all(case.shown_until.get(silo, 0) >= closed.event.round for silo in ready.members):
                 yield broken(where, said, "a sum that could not be opened was opened: a log is not true")
             else:
                 yield note(where, said, "the others' entries are not here")
-
-
-def _is_told(case: Case, silo: str, number: int) -> bool:
-    """Whether the hospital's log is here, whole, and goes on behind this round."""
-    log = case.logs.get(silo)
-    if log is None or log.withheld:
-        return False
-    return any(one.event.round >= number for one in log.of(RoundReceived, case.study))

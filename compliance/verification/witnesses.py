@@ -10,7 +10,7 @@ from boundary.errors import BadSignature
 from boundary.names import COORDINATOR
 from compliance.events import ContributionReleased, HeadsWitnessed, IncidentClosed, IncidentOpened, UnmaskingHelped
 from compliance.verification.case import Case, Entry, Log
-from compliance.verification.findings import Finding, at, broken, incomplete, note
+from compliance.verification.findings import Finding, at, broken, incomplete, note, span
 
 
 def cosignatures(case: Case) -> Iterator[Finding]:
@@ -30,11 +30,11 @@ def cosignatures(case: Case) -> Iterator[Finding]:
         covered, needed = max(enough, default=0), _needed(case, log)
         if covered < needed:
             most = max((len(by & others) for size, by in witnesses.items() if size >= needed), default=0)
-            found = f"entries {covered + 1} to {needed}: cosigned by {most} of {len(others)}"
+            found = f"{span(covered + 1, needed)}: cosigned by {most} of {len(others)}"
             yield incomplete(party, found, "less than a majority has seen them: they could still be exchanged")
         elif covered < log.size:
-            means = "signed by this party, and not yet cosigned by a majority; no round rests on them"
-            yield note(party, f"entries {covered + 1} to {log.size} are new", means)
+            means = "signed by this party only, a majority has not seen it; no round rests on it"
+            yield note(party, f"{span(covered + 1, log.size)}: not cosigned yet", means)
 
 
 def _is_genuine(case: Case, log: Log, size: int, cosignature: Cosignature) -> bool:

@@ -109,6 +109,9 @@ rounds = {rounds}
 quorum = 3
 ready_minutes = 30.0
 lost_after_seconds = 30.0
+
+[evidence]
+disclose = ["budget", "intake", "withdrawals"]    # so that the report can show what each hospital's log says of it
 """
 
 

@@ -19,12 +19,13 @@ from flows.coordinator import Coordinator
 from flows.demo.archive import ENOUGH_PATIENTS, Site, compose_plan, find_sites, look_at
 from flows.demo.processes import DemoFailed, Processes, answers
 from flows.demo.stage import Stage, choose_ports
-from flows.deployment import DEPLOYMENT
+from flows.deployment import DEPLOYMENT, REVIEW
 from flows.store import members, rounds, studies
 from flows.store.database import reading
 from flows.store.studies import Study
 
 _FLOW_SECONDS = 4 * 3600
+_REVIEW_SECONDS = 300
 PHANTOM_IMAGES = 400  # of about 160 patients in each hospital: enough for noise that leaves something to learn
 
 
@@ -90,10 +91,12 @@ def _demo(choices: Choices, console: Console) -> None:
         stage.start_serve()
         stage.approve_all(label)
         processes.wait_until("MLflow", lambda: answers(f"{ports.mlflow_url}/health"), 120)
-        run = start_run(stage, label, choices.rounds)
+        run = start_run(stage, label, DEPLOYMENT, {"rounds": choices.rounds, "dry_run": False})
         console.print(f"          watch it: {ports.prefect_url}/v2/runs/flow-run/{run}", highlight=False)
         _watch(stage, coordinator, label, run, console)
+        bundle = _evidence(stage, label, say)
         _finish(stage, coordinator, label, choices, console)
+        _how_to_verify(bundle, workdir / "keys.toml", console)
         if choices.keep_running:
             console.print("the servers stay up; Ctrl-C ends them")
             while True:
@@ -119,8 +122,8 @@ def _phantoms(workdir: Path, hospitals: int, say: Any) -> list[Site]:
 
 
 # --- the flow run ----------------------------------------------------------------------------------------
-def start_run(stage: Stage, label: str, count: int) -> str:
-    """As the Run button does: through the deployment, by the API."""
+def start_run(stage: Stage, label: str, deployment: str, parameters: dict[str, Any]) -> str:
+    """As the Run button does: through a deployment that is about one plan, by the API."""
     api = f"{stage.ports.prefect_url}/api"
 
     found: dict[str, str] = {}
@@ -138,11 +141,11 @@ def start_run(stage: Stage, label: str, count: int) -> str:
         found[key] = str(answer.json()["id"])
         return label in answer.text
 
-    by_name = f"/deployments/name/{DEPLOYMENT}"
+    by_name = f"/deployments/name/{deployment}"
     stage.processes.wait_until("the deployment", lambda: answered("deployment", "GET", by_name), 120)
     create = f"/deployments/{found['deployment']}/create_flow_run"
-    body = {
-        "parameters": {"plan": label, "rounds": count, "dry_run": False},
+    body: dict[str, object] = {
+        "parameters": {"plan": label} | parameters,
         "state": {"type": "SCHEDULED"},
         "idempotency_key": secrets.token_hex(16),  # asked twice, it is made once
     }
@@ -205,6 +208,34 @@ def _last(records: list[RoundRecord]) -> str:
         return ""
     metrics = records[-1].metrics
     return f"loss {pages.number(metrics.loss)}  AUROC {pages.number(metrics.auroc, 3)}"
+
+
+# --- evidence --------------------------------------------------------------------------------------------
+def _evidence(stage: Stage, label: str, say: Any) -> Path:
+    """Have the evidence put together, as an officer would in the Prefect UI, and the reviewer's keys beside it."""
+    run, end = start_run(stage, label, REVIEW, {}), time.monotonic() + _REVIEW_SECONDS
+    while (state := flow_state(stage, run))["type"] not in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}:
+        stage.processes.check()
+        if time.monotonic() > end:
+            raise DemoFailed("the evidence was not put together in time")
+        time.sleep(0.5)
+    if state["type"] != "COMPLETED":
+        raise DemoFailed(f"compliance-review ended as {state['name']}: {state.get('message')}")
+    say(f"the evidence is put together: {state.get('message')}")
+    stage.write_keys(stage.workdir / "keys.toml")
+    return max((stage.workdir / "coordinator" / "evidence").glob("*bundle*"))
+
+
+def _how_to_verify(bundle: Path, keys: Path, console: Console) -> None:
+    from compliance.evidence.files import report_files
+    from compliance.verify_command import run
+
+    said: list[str] = []
+    run(bundle, keys, rebuild=report_files, write=said.append)
+    console.print(f"evidence {bundle}", highlight=False, soft_wrap=True)
+    console.print(f"keys     {keys}", highlight=False, soft_wrap=True)
+    console.print(f"verify   wardround verify {bundle} --trust {keys}", highlight=False, soft_wrap=True)
+    console.print(f"         {''.join(said).strip().splitlines()[-1]}", highlight=False)
 
 
 # --- results ---------------------------------------------------------------------------------------------

@@ -149,6 +149,11 @@ class Stage:
         said = self._agent(site, "budget", "--json").splitlines()
         return dict(json.loads(said[-1])) if said else {}
 
+    def write_keys(self, path: Path) -> None:
+        """A reviewer's keys.toml: each party's own lines, as its people would hand them over."""
+        own = _run([str(_BIN / "wardround"), "keys", "--home", str(self.workdir / "coordinator")])
+        path.write_text("\n".join([own, *(self._agent(site, "keys") for site in self.sites)]), "utf-8")
+
     def _enrol(self, site: Site) -> str:
         return self._agent(site, "enrol", str(self._invitation(site)), "--wait", "120")
 

@@ -4,6 +4,7 @@ A blob is either there, whole and under its right digest, or it is not there: by
 on local disk, synced, and then moved into place in one step. Uploads of hospitals come in through uploads.py.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -32,6 +33,9 @@ class Shelf(Protocol):
 
     def path(self, digits: str) -> Path | None: ...
 
+    def remove(self, digits: str) -> None:
+        """Again is harmless."""
+
 
 class Folder:
     """Blobs on local disk: `<root>/sha256/ab/abcdef...`."""
@@ -57,6 +61,9 @@ class Folder:
 
     def path(self, digits: str) -> Path | None:
         return self._at(digits)
+
+    def remove(self, digits: str) -> None:
+        self._at(digits).unlink(missing_ok=True)
 
     def _at(self, digits: str) -> Path:
         return self._root / digits[:2] / digits
@@ -85,6 +92,10 @@ class Bucket:
 
     def path(self, digits: str) -> Path | None:  # noqa: ARG002 - part of the Shelf protocol
         return None
+
+    def remove(self, digits: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._files.rm_file(self._at(digits))
 
     def _at(self, digits: str) -> str:
         return f"{self._root}/sha256/{digits[:2]}/{digits}"
@@ -136,6 +147,10 @@ class BlobStore:
     def adopt(self, digest: str, path: Path) -> None:
         """Take over a local file that was verified to have this digest."""
         self._shelf.adopt(_digits(digest), path)
+
+    def remove(self, digest: str) -> None:
+        """The content goes; what remembers it is the caller's to remove first. Again is harmless."""
+        self._shelf.remove(_digits(digest))
 
     def _put(self, fill: Callable[[BinaryIO], object]) -> BlobRef:
         handle, name = tempfile.mkstemp(dir=self.scratch, prefix="own-")

@@ -42,6 +42,12 @@ def newest(connection: Connection, log: str) -> Checkpoint | None:
     return None if found is None else Checkpoint.model_validate_json(bytes(found))
 
 
+def head_of(connection: Connection, log: str, size: int) -> Checkpoint | None:
+    """The head of this size, if it was shown."""
+    found = connection.execute(select(heads.c.checkpoint).where(heads.c.log == log, heads.c.size == size)).scalar()
+    return None if found is None else Checkpoint.model_validate_json(bytes(found))
+
+
 def every_head(connection: Connection, log: str) -> list[Checkpoint]:
     wanted = select(heads.c.checkpoint).where(heads.c.log == log).order_by(heads.c.size)
     return [Checkpoint.model_validate_json(bytes(found)) for found in connection.execute(wanted).scalars()]

@@ -310,7 +310,12 @@ class Story:
             self.say(silo, say.DataPurged(study=self.study, what="caches", files=180, bytes=52_428_800))
         officer = key("officer").public.fingerprint
         decided = say.ReleaseDecided(
-            study=self.study, round=self.plan.training.rounds, model=self.model, decision="release", officer=officer
+            study=self.study,
+            round=self.plan.training.rounds,
+            model=self.model,
+            manifest=sha("manifest of the evidence"),
+            decision="release",
+            officer=officer,
         )
         self.say(COORDINATOR, decided)
         self.witness(self.plan.training.rounds, logged=False)

@@ -32,6 +32,7 @@ from flows.demo.archive import Site, compose_plan, find_sites, look_at
 from flows.demo.processes import DemoFailed, Processes
 from flows.demo.show import flow_state, start_run
 from flows.demo.stage import Stage, choose_ports
+from flows.deployment import DEPLOYMENT
 from flows.store import audit, rounds, studies
 from flows.store.database import reading
 from flows.store.schema import cohorts, envelopes
@@ -80,7 +81,7 @@ class Ward:
 
     # --- what a person or a service manager does ---
     def start_run(self) -> None:
-        self.run = start_run(self.stage, self.label, ROUNDS)
+        self.run = start_run(self.stage, self.label, DEPLOYMENT, {"rounds": ROUNDS, "dry_run": False})
 
     def flow_process(self) -> psutil.Process | None:
         for child in psutil.Process(self.stage.processes.pid("flow")).children(recursive=True):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from silo_agent_tests_peers import NOW, Attempt, Peer  # conftest.py has loaded it
+from silo_agent_tests_peers import NOW, Attempt, OthersLog, Peer  # conftest.py has loaded it
 
 from boundary.api import Delivery
 from boundary.canonical import digest
@@ -22,17 +22,23 @@ from boundary.messages import (
     BlobRef,
     CohortClosed,
     Collection,
+    HeadsShown,
     OfCollection,
     PlanProposed,
+    RoundCommitted,
     SharesRouted,
+    ShownHead,
     SurvivorsNamed,
+    TrailShown,
     WorkOrder,
 )
 from boundary.names import COORDINATOR
 from boundary.plan import StudyPlan, digest_of, parse_plan, study_id
+from boundary.receipt import Receipt
 from boundary.roster import KeyCard, Roster, SignedRoster, TrustedRoster, make_card, sign_roster
 from boundary.sealing import UnsealingKey
 from boundary.secagg.ring import first_encoding
+from compliance.merkle import consistency_proof
 from compliance.trail import read_leaf
 from flows.authority import Authority
 from silo_agent.config import AgentConfig, load_config, parse_config, starting_config
@@ -46,11 +52,13 @@ from silo_agent.state import StateFolder, write_private
 from silo_agent.steward import approve
 from silo_agent.sums import Sums, order_of
 from silo_agent.vector import write_vector
+from silo_agent.witness import Witness
 from silo_agent.workbench import is_whole
 
 SILO, OTHERS = "st-olavs", ("charite", "karolinska", "utrecht")
 PARAMETERS, METRICS = 7, 3  # of the pretended network
 MODEL = BlobRef(digest=digest(b"the model"), size=9)
+NEXT_MODEL = BlobRef(digest=digest(b"the next model"), size=9)
 DATASET_DIGEST = digest(b"our data")
 GUARANTEE = {"mechanism": "patient-dp", "noise_multiplier": 2.0, "patients_per_step": 10, "steps": 5}  # 0.42 a round
 
@@ -139,6 +147,11 @@ class Site:
         self.study = study_id(self.plan)
         self.attempts: dict[str, Attempt] = {}
         self._sequence = count(1)
+        self.logs = {COORDINATOR: OthersLog(COORDINATOR, self.coordinator.key)}
+        self.logs |= {name: OthersLog(name, peer.key) for name, peer in self.peers.items()}
+        self.told: dict[int, HeadsShown] = {}
+        self.heard: set[int] = set()
+        self._last_told: dict[str, int] = {}  # log -> how large it was when we were last told of it
         self.open()
 
     def declare(self, **caps: float) -> None:
@@ -160,7 +173,10 @@ class Site:
         identity = self.folder.identity
         self.outbound = Outbound(SILO, identity, self.journal, lambda: self.now, secrets.token_bytes, "0.1.0")
         self.sums = Sums(self.journal, self.outbound, self.own, secrets.token_bytes, self.least)
-        self.mailroom = Mailroom(self.journal, self.outbound, self.sums, self.folder, self.own, self.unwanted.append)
+        self.witness = Witness(self.journal, self.outbound, self.own)
+        self.mailroom = Mailroom(
+            self.journal, self.outbound, self.sums, self.witness, self.folder, self.own, self.unwanted.append
+        )
         self.sums.admit_loss()
 
     def restart(self) -> None:
@@ -200,9 +216,47 @@ class Site:
             "model": MODEL,
             "encoding": first_encoding(self.plan),
             "normalisation": None,
+            "heads": self.witnessed(number - 1),
             "due": self.now + timedelta(hours=2),
         }
         return WorkOrder(**(values | changes))
+
+    # --- logs ----------------------------------------------------------------------------------------
+    def witnessed(self, number: int) -> str:
+        """Have us told once of all logs after round `number`, as an honest coordinator does; the heads' digest."""
+        if number not in self.told:
+            self.told[number] = self.heads(number)
+        if number not in self.heard and self.journal.plan(self.study) is not None:
+            self.heard.add(number)
+            self.hear(self.told[number])
+        return self.told[number].digest
+
+    def heads(self, number: int, grow: int = 2) -> HeadsShown:
+        """All logs, each grown since the last time; ours as we showed it last."""
+        shown = []
+        for log in self.logs.values():
+            log.grow(grow)
+            shown.append(log.shown(self._last_told.get(log.name, 0)))
+        ours = [message.checkpoint for message in self.outbox() if isinstance(message, TrailShown)]
+        if ours:
+            proof = consistency_proof(self._last_told.get(SILO, 0), ours[-1].size, self.journal.node)
+            shown.append(ShownHead(checkpoint=ours[-1], proof=tuple(proof)))
+        self._last_told |= {head.checkpoint.log: head.checkpoint.size for head in shown}
+        return HeadsShown(study=self.study, round=number, heads=tuple(shown))
+
+    def committed(
+        self, number: int = 1, contributing: tuple[str, ...] = OTHERS, transcript: str = digest(b"the sum"),
+        **changes: Any,
+    ) -> RoundCommitted:  # fmt: skip
+        """What the coordinator says when a round is over, with its signature under the receipt."""
+        said: dict[str, Any] = {
+            "study": self.study, "round": number, "transcript": transcript,
+            "contributing": contributing, "absent": tuple(name for name in (SILO, *OTHERS) if name not in contributing),
+        }  # fmt: skip
+        receipt = Receipt(
+            plan_digest=digest_of(self.plan), model_in=MODEL.digest, model_out=NEXT_MODEL.digest, **said
+        ).sign(self.coordinator.key)
+        return RoundCommitted(**({"model": NEXT_MODEL, "receipt": receipt} | said | changes))
 
     def ordered(self, number: int = 1, phase: str = "train", attempt: int = 1, **changes: Any) -> KeptOrder:
         order = self.order(number, phase, attempt, **changes)

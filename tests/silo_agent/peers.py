@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boundary.canonical import digest
+from boundary.checkpoint import Checkpoint
 from boundary.envelope import open_envelope, seal_envelope
 from boundary.identity import PublicIdentity, SigningIdentity
 from boundary.layout import VectorLayout
@@ -23,6 +24,7 @@ from boundary.messages import (
     Share,
     Shares,
     SharesRevealed,
+    ShownHead,
     SurvivorsSeen,
     WorkOrder,
 )
@@ -35,6 +37,7 @@ from boundary.secagg.hospital import Dealt, HospitalSession
 from boundary.secagg.masks import Masking, apply_everywhere
 from boundary.secagg.opening import Opening, Sum
 from boundary.secagg.quoted import Said, revealed
+from compliance.merkle import Tree, consistency_proof, leaf_hash
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 Bytes = NDArray[np.uint8]
@@ -53,6 +56,28 @@ class Peer:
 
     def says(self, message: AnyMessage, to: str = COORDINATOR) -> bytes:
         return seal_envelope(message, sender=self.silo, recipient=to, sent_at=NOW, key=self.key).data
+
+
+@dataclass
+class OthersLog:
+    """The log of a party that is not ours: its owner's key and the tree over its entries."""
+
+    name: str
+    key: SigningIdentity
+    tree: Tree = field(default_factory=Tree)
+
+    def grow(self, by: int = 1, what: str = "entry") -> None:
+        for _ in range(by):
+            self.tree.append(leaf_hash(f"{what} {self.tree.size} of {self.name}".encode()))
+
+    def head(self, size: int | None = None) -> Checkpoint:
+        number = self.tree.size if size is None else size
+        return Checkpoint.sign(self.name, number, self.tree.root(number), self.key)
+
+    def shown(self, known: int = 0, size: int | None = None) -> ShownHead:
+        """The head with the proof that it goes on from `known` entries."""
+        head = self.head(size)
+        return ShownHead(checkpoint=head, proof=tuple(consistency_proof(known, head.size, self.tree.look)))
 
 
 def added(vectors: list[Bytes], numbers_bytes: int, ring: int) -> Bytes:

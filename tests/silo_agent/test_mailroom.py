@@ -23,10 +23,8 @@ NEXT_MODEL = BlobRef(digest=digest(b"the next model"), size=9)
 def committed(
     site: Any, number: int = 1, contributing: tuple[str, ...] = ("charite", "karolinska", "utrecht")
 ) -> RoundCommitted:
-    return RoundCommitted(
-        study=site.study, round=number, model=NEXT_MODEL, transcript=digest(b"the sum"),
-        contributing=contributing, absent=(),
-    )  # fmt: skip
+    said: RoundCommitted = site.committed(number, contributing)
+    return said
 
 
 # --- whose words -------------------------------------------------------------------------------------

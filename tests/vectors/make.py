@@ -154,6 +154,7 @@ def events() -> dict[str, audit.AnyEvent]:
             study=study(),
             round=2,
             model=sha("next model"),
+            manifest=sha("manifest"),
             decision="release",
             officer=key("officer").public.fingerprint,
         ),

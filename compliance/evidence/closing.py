@@ -1,0 +1,275 @@
+"""Sections 9 to 12: the model, people's rights and what went wrong, the logs themselves, the annexes."""
+
+from collections import Counter
+from datetime import timedelta
+
+from boundary.names import parse_timestamp
+from compliance.bundle import Bundle
+from compliance.events import (
+    BudgetRefused,
+    DataPurged,
+    EvidenceIssued,
+    PatientWithdrawn,
+    ReleaseDecided,
+    WithdrawalEffective,
+)
+from compliance.evidence.crosswalk import rows as crosswalk_rows
+from compliance.evidence.facts import Facts, HospitalFacts, RoundFacts, refusals
+from compliance.evidence.processing_record import processing_record
+from compliance.evidence.reading import Entry
+from compliance.evidence.suppression import Reported, reported, up_to
+from compliance.evidence.tables import Cell, Figure, Section, Table, figure, names, section, table
+
+_BLANK = "____________________"
+_REVIEWERS = ("data protection officer", "security officer", "data steward", "principal investigator")
+
+
+def model(facts: Facts) -> Section:
+    told = [(one, reported(one.record.metrics)) for one in facts.rounds if one.record and one.record.metrics]
+    return section(
+        9,
+        "The model",
+        "Metrics over the held-back patients of all hospitals together, out of masked sums. Intervals are 95 %, for "
+        "the fewest images the count allows.",
+        fields=[("Network", f"{facts.plan.model.name} version {facts.plan.model.version}")],
+        tables=[
+            table(
+                "Metrics by round",
+                ("round", "images", "loss", "accuracy", "interval", "AUROC", "interval", "balanced accuracy"),
+                [_metrics(one, said) for one, said in told],
+            ),
+            _confusion(facts, told),
+            table("Models by round", ("round", "from", "to", "entry"), map(_models, facts.rounds)),
+            table(
+                "Decisions on release",
+                ("round", "model", "evidence", "decision", "key of the officer", "entry"),
+                _decisions(facts),
+            ),
+        ],
+        figures=_figures(told),
+        notes=[
+            "How the model compares with each hospital's own, also after fine-tuning: NOT-MEASURED, not in the bundle."
+        ],
+    )
+
+
+def _metrics(one: RoundFacts, said: Reported) -> list[Cell]:
+    interval, area = _interval(said.accuracy_interval), _interval(said.auroc_interval)
+    return [one.number, said.count, said.loss, said.accuracy, interval, said.auroc, area, said.balanced_accuracy]
+
+
+def _interval(found: tuple[float, float] | None) -> str | None:
+    return None if found is None else f"{found[0]} to {found[1]}"
+
+
+def _confusion(facts: Facts, told: list[tuple[RoundFacts, Reported]]) -> Table:
+    """Of the last round that has one to tell, in tens."""
+    matrix = next((said.confusion for _, said in reversed(told) if said.confusion), None)
+    classes = facts.plan.labels.classes
+    title = "Confusion matrix of the last round, in tens (not shown if any cell is below ten)"
+    if matrix is None:
+        return table(title, ("true class",), [])
+    columns = ("true class", *(f"taken for {name}" for name in classes))
+    return table(title, columns, [[name, *map(up_to, row)] for name, row in zip(classes, matrix, strict=True)])
+
+
+def _models(one: RoundFacts) -> list[Cell]:
+    if not one.closed:
+        return [one.number, None, "not closed", None]
+    closed = one.closed[0]
+    return [one.number, closed.event.model_in, closed.event.model_out, str(closed.at)]
+
+
+def _decisions(facts: Facts) -> list[list[Cell]]:
+    return [
+        [one.event.round, one.event.model, one.event.manifest, one.event.decision, one.event.officer, str(one.at)]
+        for one in facts.coordinator.of(ReleaseDecided)
+    ]
+
+
+def _figures(told: list[tuple[RoundFacts, Reported]]) -> list[Figure]:
+    areas = [[one.number, said.auroc] for one, said in told if said.auroc is not None]
+    losses = [[one.number, said.loss] for one, said in told if said.loss is not None]
+    return [
+        figure("auroc", "AUROC over the held-back patients, by round", points=areas),
+        figure("loss", "Loss over the held-back patients, by round", points=losses),
+    ]
+
+
+def rights(facts: Facts) -> Section:
+    codes = Counter((one.at.log, one.event.code) for one in refusals(facts))
+    first: dict[tuple[str, str], str] = {}
+    for one in refusals(facts):
+        first.setdefault((one.at.log, one.event.code), str(one.at))
+    refused: list[list[Cell]] = [[*at, count, first[at]] for at, count in sorted(codes.items())]
+    budget = [_over(entry) for one in facts.hospitals for entry in one.log.of(BudgetRefused)]
+    return section(
+        10,
+        "Rights and incidents",
+        "People who withdrew are counted in tens; who they are is in the hospital's private log only.",
+        tables=[
+            table(
+                "Withdrawals",
+                ("hospital", "people", "longest time to effect", "decided of the model", "first entry"),
+                map(_withdrawals, facts.hospitals),
+            ),
+            table("Work refused", ("hospital", "code", "times", "first entry"), refused),
+            table(
+                "Releases refused by a cap",
+                ("hospital", "round", "cap", "epsilon asked for", "epsilon left", "entry"),
+                budget,
+            ),
+            table("Incidents", ("opened by", "about", "code", "opened", "closed", "evidence"), _incidents(facts)),
+            table("Removed after use", ("hospital", "what", "files", "when"), _purges(facts)),
+        ],
+        notes=[
+            "An incident is a log that was not what it had been. Whether it is a breach to be reported is for people."
+        ],
+    )
+
+
+def _over(entry: Entry[BudgetRefused]) -> list[Cell]:
+    said = entry.event
+    return [entry.at.log, said.round, said.cap, round(said.asked, 4), round(said.left, 4), str(entry.at)]
+
+
+def _withdrawals(hospital: HospitalFacts) -> list[Cell]:
+    withdrawn = hospital.log.of(PatientWithdrawn)
+    if not withdrawn:
+        shown = "not all shown" if hospital.hides else "none"
+        return [hospital.silo, shown, None, None, None]
+    effective = {one.event.private: one for one in reversed(hospital.log.of(WithdrawalEffective))}
+    times, decided, waiting = [], set(), False
+    for one in withdrawn:
+        effect = effective.get(one.event.private)
+        if effect is None:
+            waiting = True
+            continue
+        times.append(parse_timestamp(effect.time) - parse_timestamp(one.time))
+        decided.add(effect.event.decision)
+    longest = _duration(max(times)) if times else "none took effect"
+    more = "; not all took effect" if waiting and times else ""
+    return [hospital.silo, up_to(len(withdrawn)), longest + more, names(sorted(decided)), str(withdrawn[0].at)]
+
+
+def _duration(time: timedelta) -> str:
+    seconds = round(time.total_seconds())
+    return (
+        f"{seconds} s"
+        if seconds < 120
+        else f"{round(seconds / 60)} min"
+        if seconds < 7200
+        else f"{round(seconds / 3600)} h"
+    )
+
+
+def _incidents(facts: Facts) -> list[list[Cell]]:
+    rows: list[list[Cell]] = []
+    for one in facts.incidents:
+        said = one.opened.event
+        closed = f"{one.closed.time}: {one.closed.event.decision}" if one.closed else "OPEN"
+        rows.append(
+            [one.opened.at.log, said.log, said.code, f"{one.opened.time} ({one.opened.at})", closed, said.evidence]
+        )
+    return rows
+
+
+def _purges(facts: Facts) -> list[list[Cell]]:
+    """Without bytes, from which the number of images could be worked out."""
+    return [
+        [log.party, one.event.what, up_to(one.event.files), one.time]
+        for log in facts.logs
+        for one in log.of(DataPurged)
+    ]
+
+
+def trail(facts: Facts) -> Section:
+    rows: list[list[Cell]] = []
+    sentences: list[list[Cell]] = []
+    for log in facts.logs:
+        found = facts.integrity[log.party]
+        state = "missing" if not log.is_there else "does not fit" if found.problems or found.gaps else "fits"
+        witnesses = f"{len(found.cosigners)} of {found.others}, {found.needed} needed"
+        rows.append(
+            [log.party, state, found.size, len(log.withheld), log.others, found.signed, found.covered, witnesses]
+        )
+        sentences += [[log.party, one.sentence, names(map(str, one.at))] for one in (*found.problems, *found.gaps)]
+    sentences += [["roster", one.sentence, None] for one in facts.roster_problems]
+    issued = [[one.time, one.event.manifest, str(one.at)] for one in facts.coordinator.of(EvidenceIssued)]
+    return section(
+        11,
+        "The logs",
+        "Each party keeps an append-only log and signs its head; the others verify that it only ever grew, and cosign. "
+        "Entries that are not shown are hashes: they are counted and verified, and say nothing.",
+        tables=[
+            table(
+                "Logs",
+                (
+                    "log",
+                    "state",
+                    "entries",
+                    "not shown",
+                    "of other studies",
+                    "signed up to",
+                    "cosigned up to",
+                    "cosigned by",
+                ),
+                rows,
+            ),
+            table("What does not fit", ("log", "what", "where"), sentences),
+            table("Evidence issued before", ("when", "manifest", "entry"), issued),
+        ],
+        notes=[
+            "This cannot prove that a party logged truthfully, only that nothing was changed or taken out afterwards.",
+            "Signatures are checked with the keys of the plan and the roster; wardround verify checks them with yours.",
+        ],
+    )
+
+
+def annexes(bundle: Bundle) -> Section:
+    walk = [
+        [
+            row.name,
+            row.asks,
+            ", ".join(row.controls) or "none",
+            ", ".join(map(str, row.fields)),
+            row.source,
+            row.as_of.isoformat(),
+        ]
+        for row in crosswalk_rows()
+    ]
+    disclosures = (
+        "45 CFR 164.528 asks for an accounting of disclosures of protected health information. Section 8 lists all "
+        "that left. Whether any of it is such information is for people to decide (NEEDS-HUMAN); if it is, add name "
+        "and address of the recipient and the purpose."
+    )
+    return section(
+        12,
+        "Annexes",
+        "For the people who must judge.",
+        tables=[
+            table(
+                "Where to look for a clause (an article of law never gets a verdict)",
+                ("clause", "what it asks", "controls", "sections", "source", "as of"),
+                walk,
+            ),
+            table(
+                "Sign-off by the reviewer",
+                ("role", "name", "date", "signature", "decision"),
+                [
+                    [role, _BLANK, _BLANK, _BLANK, _BLANK]
+                    for role in (
+                        "data protection officer",
+                        "security officer",
+                        "data steward",
+                        "principal investigator",
+                    )
+                ],
+            ),
+        ],
+        notes=[
+            disclosures,
+            "Software bill of materials: NOT-MEASURED, no entry says which software ran. It comes with each release.",
+        ],
+        texts=[("Draft of the records of processing activities (GDPR Article 30)", processing_record(bundle.plan))],
+    )

@@ -1,0 +1,130 @@
+"""Looks at every log the coordinator holds, from the bytes up: what it finds changed becomes an incident.
+
+A database that is as a whole restored from an older copy looks sound to itself. So the newest head that was looked at
+is also kept beside the database, in the coordinator's home, and the hospitals keep theirs.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection, select
+
+from boundary.checkpoint import Checkpoint, log_name
+from boundary.errors import BoundaryError
+from boundary.identity import PublicIdentity
+from boundary.names import COORDINATOR
+from compliance.merkle import BrokenProof, Tree, leaf_hash
+from compliance.trail import read_leaf
+from compliance.witnessing import Contradiction, LogForked, LogShrunk
+from flows.authority import write_secret
+from flows.coordinator import Coordinator
+from flows.store import audit, studies, witnessed
+from flows.store.database import writing
+from flows.store.schema import tree
+
+HIGH_WATER = "newest-head.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look found of a party's log: its size, and what is wrong with it, if anything."""
+
+    party: str
+    size: int
+    code: str | None
+    why: str
+
+
+def look(coordinator: Coordinator) -> list[Look]:
+    """Verify all logs and open an incident for each that is not what was signed."""
+    with writing(coordinator.store) as connection:
+        found = [_look_at(connection, coordinator, *one) for one in _logs(connection, coordinator)]
+    newest = coordinator.home / HIGH_WATER
+    if found and found[0].code is None:
+        with writing(coordinator.store) as connection:
+            head = audit.head(connection, coordinator.key)
+        _replace(newest, head.model_dump_json().encode())
+    return found
+
+
+def _logs(connection: Connection, coordinator: Coordinator) -> Iterator[tuple[str, str, PublicIdentity]]:
+    """(party, name, key) of ours, and of every hospital's of every study."""
+    if audit.latest(connection):
+        yield COORDINATOR, COORDINATOR, coordinator.key.public
+    known = {
+        log_name(hospital.silo, PublicIdentity(hospital.signing_key)): hospital
+        for study in studies.every(connection)
+        for hospital in study.plan.hospitals
+    }
+    for name, hospital in sorted(known.items()):
+        if witnessed.newest(connection, name) is not None:
+            yield hospital.silo, name, PublicIdentity(hospital.signing_key)
+
+
+def _look_at(connection: Connection, coordinator: Coordinator, party: str, name: str, key: PublicIdentity) -> Look:
+    heads = witnessed.every_head(connection, name)
+    if party == COORDINATOR:
+        heads += _kept_beside(coordinator.home / HIGH_WATER)
+    grown = Tree()
+    try:
+        _grow(connection, party, name, grown)
+        for head in heads:
+            head.check(key)
+            if head.size > grown.size:
+                raise LogShrunk(f"{head.size} entries were signed, {grown.size} are here")
+            if grown.root(head.size) != head.root_bytes:
+                raise LogForked(f"the {head.size} entries here are not those that were signed")
+    except BoundaryError as why:
+        if heads:
+            found = Contradiction(known=heads[-1], shown=heads[-1])
+            now = coordinator.now()
+            witnessed.open_incident(connection, party, why.code, found, actor=COORDINATOR, now=now)
+        return Look(party, grown.size, why.code, str(why))
+    return Look(party, grown.size, None, "every entry is what was signed")
+
+
+def _grow(connection: Connection, party: str, name: str, grown: Tree) -> None:
+    """Build the tree anew and hold each node that is stored against it. Raises `BrokenProof` or `MalformedMessage`."""
+    stored = {
+        (level, position): bytes(found)
+        for level, position, found in connection.execute(
+            select(tree.c.level, tree.c.position, tree.c.hash).where(tree.c.log == name)
+        )
+    }
+    if party == COORDINATOR:
+        whole = dict(enumerate(audit.leaves(connection), 1))
+    else:
+        whole = witnessed.whole_entries(connection, name)
+    size = sum(level == 0 for level, _ in stored)
+    if party == COORDINATOR and size != len(whole):
+        raise BrokenProof(f"{len(whole)} entries, and hashes of {size}")
+    for number in range(1, size + 1):
+        grown.append(_hash_at(number, whole, stored))
+        if number in whole:
+            leaf = read_leaf(whole[number])
+            if (leaf.log, leaf.sequence) != (party, number):
+                raise BrokenProof(f"entry {number} says it is number {leaf.sequence} of {leaf.log}")
+    for (level, position), found in stored.items():
+        if (position + 1) << level > grown.size or grown.look(level, position) != found:
+            raise BrokenProof(f"node {level}, {position} of the tree is not what the entries give")
+
+
+def _hash_at(number: int, whole: dict[int, bytes], stored: dict[tuple[int, int], bytes]) -> bytes:
+    if number in whole:
+        return leaf_hash(whole[number])
+    try:
+        return stored[0, number - 1]
+    except KeyError:
+        raise BrokenProof(f"entry {number} is gone") from None
+
+
+def _kept_beside(path: Path) -> list[Checkpoint]:
+    return [Checkpoint.model_validate_json(path.read_bytes())] if path.exists() else []
+
+
+def _replace(path: Path, data: bytes) -> None:
+    part = path.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    write_secret(part, data)
+    part.replace(path)

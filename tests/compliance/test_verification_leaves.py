@@ -1,0 +1,147 @@
+"""The fast reader of entries gives the answers of the slow one: the same value, or the same refusal."""
+
+import json
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from boundary.canonical import canonical_bytes
+from boundary.errors import BoundaryError
+from compliance import quick_json
+from compliance.trail import read_leaf
+from compliance.verification import leaves
+from compliance.verification.leaves import Read
+from tests.compliance.made_study import PARTIES
+from tests.compliance.verification_cases import clean_bundle
+
+ACTORS = frozenset(PARTIES)
+LEAVES = [(party, entry) for party, log in clean_bundle().logs.items() for entry in log.entries]
+FLOATS = st.floats(allow_nan=False, allow_infinity=False) | st.floats(1e-7, 1e-3) | st.floats(1e14, 1e22)
+NUMBERS = FLOATS | st.integers(-(10**17), 10**17)
+TEXTS = st.text() | st.sampled_from(('":1.0,', '":1e-05}', "\ud800", "\x7f", '\\u0041"', "\u2028"))
+VALUES = st.recursive(
+    NUMBERS | TEXTS | st.booleans() | st.none(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def slowly(data: bytes) -> Read | None:
+    try:
+        leaf = read_leaf(data)
+    except BoundaryError:
+        return None
+    return Read(leaf.log, leaf.sequence, leaf.time, leaf.event)
+
+
+def quickly(data: bytes, log: str) -> Read | None:
+    try:
+        return leaves.read(data, log, ACTORS)
+    except BoundaryError:
+        return None
+
+
+def test_every_kind_is_read_alike_and_without_asking_the_slow_one(
+    fed: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = [("coordinator", fed.leaf(event)) for event in fed.events().values()]
+    expected = [slowly(entry) for _, entry in written + LEAVES]
+    monkeypatch.setattr(leaves, "read_leaf", None)
+    assert [leaves.read(entry, party, ACTORS) for party, entry in written + LEAVES] == expected
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_a_changed_entry_is_read_alike(data: st.DataObject) -> None:
+    party, entry = data.draw(st.sampled_from(LEAVES))
+    begin = data.draw(st.integers(0, len(entry)))
+    end = data.draw(st.integers(begin, min(len(entry), begin + 4)))
+    put = data.draw(st.binary(max_size=3) | st.sampled_from((b" ", b"1e0", b".0", b"0", b"true", b"\\u0041", b",", b"e")))
+    changed = entry[:begin] + put + entry[end:]
+    assert quickly(changed, party) == slowly(changed)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_an_entry_with_another_value_is_read_alike(data: st.DataObject) -> None:
+    party, entry = data.draw(st.sampled_from(LEAVES))
+    leaf = json.loads(entry)
+    place = data.draw(st.sampled_from((leaf, leaf["data"])))
+    place[data.draw(st.sampled_from((*place, "more")))] = data.draw(VALUES)
+    dump: Any = data.draw(st.sampled_from((canonical_bytes, quick_json._ENCODE, json.dumps)))
+    try:
+        changed = dump(leaf)
+    except BoundaryError:
+        return
+    changed = changed if isinstance(changed, bytes) else changed.encode(errors="replace")
+    assert quickly(changed, party) == slowly(changed)
+
+
+ODD = {
+    "the log of a hospital that is no party": (b'"log":"charite"', b'"log":"mayo"'),
+    "an actor that is no party": (b'"actor":"charite"', b'"actor":"mayo"'),
+    "a sequence of 16 digits": (b'"seq":1,', b'"seq":1000000000000000,'),
+    "an event that is none": (b'"event":"hospital-enrolled"', b'"event":"hospital-closed"'),
+    "a time that is none": (b'"time":"2026-11', b'"time":"2026-99'),
+    "a salt of 15 bytes": (b'=="', b'=="'),
+    "version 3": (b'"v":2', b'"v":3'),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_what_is_odd_is_read_alike(what: str) -> None:
+    old, new = ODD[what]
+    entry = clean_bundle().logs["charite"].entries[0]
+    if what == "a salt of 15 bytes":
+        leaf = json.loads(entry)
+        changed = canonical_bytes(leaf | {"salt": "AAAAAAAAAAAAAAAAAAAA"})
+    else:
+        changed = entry.replace(old, new)
+    assert changed != entry
+    assert quickly(changed, "charite") == slowly(changed)
+
+
+# --- the JSON under it -------------------------------------------------------------------------------
+@settings(max_examples=500, deadline=None)
+@given(VALUES)
+def test_what_is_taken_for_canonical_is(value: Any) -> None:
+    for data in (json.dumps(value).encode(), quick_json._ENCODE(value).encode(errors="replace")):
+        try:
+            same = quick_json.dumps(quick_json.loads(data)) == data
+        except quick_json.Unsure:
+            continue
+        assert not same or canonical_bytes(json.loads(data)) == data
+
+
+@given(st.floats(1e-6, 1e15, exclude_max=True).map(lambda number: {"a": number, "b": {"c": -number}}))
+def test_fractions_are_sure_where_they_occur(value: Any) -> None:
+    data = canonical_bytes(value)
+    assert quick_json.dumps(value) == data
+    if not value["a"].is_integer():
+        assert quick_json.loads(data) == value
+
+
+SURE = {b"0": True, b'{"a":1.5}': True, b'{"a":0.00001}': True, b"[0.00001]": False, b"[1.5,2]": True}
+UNSURE = (
+    b'"\xc3\xa9"', b"1000000000000000", b"1.0", b"-0.0", b"1e-7", b"1E2", b"NaN", b"Infinity", b"{", b"[" * 100_000,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("data", UNSURE)
+def test_what_is_not_decided(data: bytes) -> None:
+    with pytest.raises(quick_json.Unsure):
+        quick_json.loads(data)
+
+
+@pytest.mark.parametrize("data", SURE)
+def test_what_is_decided(data: bytes) -> None:
+    assert (quick_json.dumps(quick_json.loads(data)) == data) is SURE[data]
+
+
+def test_a_fraction_too_small_is_not_written() -> None:
+    with pytest.raises(quick_json.Unsure):
+        quick_json.dumps({"a": 1e-7})
+    assert quick_json.dumps({"a": 1.0, "b": "\ud800", "c": 2e-06}) == b'{"a":1,"b":"?","c":0.000002}'
