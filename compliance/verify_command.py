@@ -12,6 +12,7 @@ from compliance.errors import ComplianceError
 from compliance.keys_file import MAX_KEYS_BYTES, parse_keys
 from compliance.verification.files import Rebuild
 from compliance.verification.findings import Checked, Severity, Verdict, Verification
+from compliance.verification.rebuilt import rebuilt
 from compliance.verification.verify import verify
 
 MOST_LINES = 12  # of one check; the rest is counted, and is in --json
@@ -27,12 +28,15 @@ def run(
     folder: Path,
     trust: Path,
     *,
-    rebuild: Rebuild | None = None,
+    rebuild: Rebuild = rebuilt,
     copies: Mapping[str, bytes] | None = None,
     as_json: bool = False,
     write: Callable[[str], object] = sys.stdout.write,
 ) -> int:
-    """Verify, write the result, return the exit code. `rebuild` makes the report again, `copies` is MLflow's."""
+    """Verify, write the result, return the exit code.
+
+    `rebuild` makes the report again; `copies` are MLflow's of the bundle, by their path in it, fetched by the caller.
+    """
     try:
         believed = parse_keys(_keys(trust))
     except (OSError, ComplianceError) as why:

@@ -33,10 +33,10 @@ class LogInDoubt(PeerFault):
 
 
 class Contradiction(Frozen):
-    """The evidence of an incident: what was known of a log, and what was shown of it instead."""
+    """The evidence of an incident: what was known of a log and what was shown instead, as far as there is any."""
 
     known: Checkpoint | None
-    shown: Checkpoint
+    shown: Checkpoint | None
 
     @property
     def data(self) -> bytes:

@@ -20,6 +20,7 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from boundary.messages import BlobRef, Phase
+from compliance.merkle import BrokenProof
 from compliance.records import CohortDecision, GlobalMetrics, RoundRecord
 from compliance.witnessing import LogInDoubt
 from flows import coordinator as home
@@ -212,7 +213,7 @@ async def one_round(number: int) -> State_:
     log, driver = get_run_logger(), _hands.get().driver
     try:
         work = driver.open_round(number)
-    except LogInDoubt as why:
+    except (LogInDoubt, BrokenProof) as why:
         return Failed(name="LogInDoubt", message=str(why))
     candidate = work.opened.candidate
     if candidate is None:

@@ -1,5 +1,6 @@
 """`wardround incidents`: whose log is not what it was, and what a person can make of it."""
 
+from boundary.checkpoint import Checkpoint
 from flows.coordinator import Coordinator
 from flows.store import witnessed
 from flows.store.database import reading, writing
@@ -21,11 +22,11 @@ def incident_lines(coordinator: Coordinator) -> list[str]:
     said = []
     for one in sorted(found, key=lambda one: (one.closed_at is not None, one.incident)):
         state = "OPEN: no round starts" if one.closed_at is None else f"closed {one.closed_at:%Y-%m-%d %H:%M} UTC"
-        known = "nothing" if one.evidence.known is None else _head(one.evidence.known.size, one.evidence.known.root)
+        known, shown = _head(one.evidence.known), _head(one.evidence.shown)
         said += [
             f"incident {one.incident}  {one.log}  {one.code}  {one.opened_at:%Y-%m-%d %H:%M} UTC  {state}",
             f"  {_MEANS.get(one.code, 'a log could not be taken over')}",
-            f"  known {known}; shown {_head(one.evidence.shown.size, one.evidence.shown.root)}",
+            f"  known {known}; shown {shown}",
         ]
     return said
 
@@ -36,5 +37,5 @@ def close(coordinator: Coordinator, number: int, decision: str) -> None:
         witnessed.close_incident(connection, number, decision, coordinator.now())
 
 
-def _head(size: int, root: str) -> str:
-    return f"{size} entries, root {root.removeprefix('sha256:')[:16]}"
+def _head(head: Checkpoint | None) -> str:
+    return "nothing" if head is None else f"{head.size} entries, root {head.root.removeprefix('sha256:')[:16]}"

@@ -5,6 +5,7 @@ is also kept beside the database, in the coordinator's home, and the hospitals k
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from compliance.trail import read_leaf
 from compliance.witnessing import Contradiction, LogForked, LogShrunk
 from flows.authority import write_secret
 from flows.coordinator import Coordinator
+from flows.desk import Desk
 from flows.store import audit, studies, witnessed
 from flows.store.database import writing
 from flows.store.schema import tree
+from flows.trails import Trails
 
 HIGH_WATER = "newest-head.json"
 
@@ -39,6 +42,9 @@ class Look:
 def look(coordinator: Coordinator) -> list[Look]:
     """Verify all logs and open an incident for each that is not what was signed."""
     with writing(coordinator.store) as connection:
+        for study in studies.every(connection):
+            with suppress(BrokenProof):  # what is broken is found below
+                Trails(Desk(coordinator.key, coordinator.now, study.plan), study).take_in(connection)
         found = [_look_at(connection, coordinator, *one) for one in _logs(connection, coordinator)]
     newest = coordinator.home / HIGH_WATER
     if found and found[0].code is None:
@@ -58,16 +64,14 @@ def _logs(connection: Connection, coordinator: Coordinator) -> Iterator[tuple[st
         for hospital in study.plan.hospitals
     }
     for name, hospital in sorted(known.items()):
-        if witnessed.newest(connection, name) is not None:
+        if witnessed.has_heads(connection, name):
             yield hospital.silo, name, PublicIdentity(hospital.signing_key)
 
 
 def _look_at(connection: Connection, coordinator: Coordinator, party: str, name: str, key: PublicIdentity) -> Look:
-    heads = witnessed.every_head(connection, name)
-    if party == COORDINATOR:
-        heads += _kept_beside(coordinator.home / HIGH_WATER)
-    grown = Tree()
+    grown, heads = Tree(), _kept_beside(coordinator.home / HIGH_WATER) if party == COORDINATOR else []
     try:
+        heads += witnessed.every_head(connection, name)
         _grow(connection, party, name, grown)
         for head in heads:
             head.check(key)
@@ -75,12 +79,11 @@ def _look_at(connection: Connection, coordinator: Coordinator, party: str, name:
                 raise LogShrunk(f"{head.size} entries were signed, {grown.size} are here")
             if grown.root(head.size) != head.root_bytes:
                 raise LogForked(f"the {head.size} entries here are not those that were signed")
-    except BoundaryError as why:
-        if heads:
-            found = Contradiction(known=heads[-1], shown=heads[-1])
-            now = coordinator.now()
-            witnessed.open_incident(connection, party, why.code, found, actor=COORDINATOR, now=now)
-        return Look(party, grown.size, why.code, str(why))
+    except (BoundaryError, ValueError, TypeError) as why:  # a value of another kind was put into the database
+        code, now = why.code if isinstance(why, BoundaryError) else BrokenProof.code, coordinator.now()
+        found = Contradiction(known=None, shown=max(heads, key=lambda head: head.size, default=None))
+        witnessed.open_incident(connection, party, code, found, actor=COORDINATOR, now=now)
+        return Look(party, grown.size, code, str(why))
     return Look(party, grown.size, None, "every entry is what was signed")
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from enum import StrEnum
 from importlib import metadata
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -45,6 +46,14 @@ StateOption = Annotated[
 ]
 PlanArgument = Annotated[str, typer.Argument(help="Study, plan digest, or NAME@REVISION as `plan list` shows them.")]
 DEFAULT_STATE = Path("/var/lib/silo-agent")
+
+
+class Decision(StrEnum):
+    """What becomes of models that saw a patient who withdraws (`compliance.events.WithdrawalEffective`)."""
+
+    KEEP = "keep"
+    RETRAIN = "retrain"
+    RETIRE = "retire"
 
 
 def main() -> None:
@@ -219,6 +228,45 @@ def trail(
                 typer.echo(leaf.decode())
         else:
             print_trail(journal, after)
+
+
+@app.command()
+def withdraw(
+    decision: Annotated[Decision, typer.Option(help="What becomes of the models that have seen the patient.")],
+    patient: Annotated[str | None, typer.Argument(help="Patient ID. Better leave it out: you are asked.")] = None,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Record that a patient withdraws consent. From the next round on, and in all later scans, they are left out.
+
+    Leave PATIENT out and type it when asked, unseen: an argument ends up in the shell's history, and others on this
+    machine can see it while the command runs. It is the Patient ID (0010,0020) of the files the agent reads. It is kept
+    nowhere, only a hash of it under this hospital's key; others learn that somebody withdrew only if the plan says so.
+
+    Prints which rounds and models could have seen the patient, for this hospital's people. It cannot be undone, and
+    nothing of the privacy budget comes back. Asking again for the same patient changes nothing and prints the same.
+    """
+    from silo_agent.config import load_config
+    from silo_agent.exposure import exposures_of
+    from silo_agent.state import StateFolder
+    from silo_agent.withdrawal import master_key
+    from silo_agent.withdrawal import withdraw as withdraw_patient
+    from silo_agent.withdrawal_view import print_answer
+
+    folder = StateFolder(state)
+    folder.check_private()
+    with _journal(state) as journal:
+        who = patient or typer.prompt("Patient ID (not shown)", hide_input=True, confirmation_prompt=True)
+        found, new = withdraw_patient(journal, folder, who, decision.value, datetime.now(UTC))
+        print_answer(found, exposures_of(journal, master_key(folder), load_config(state).site, found), new=new)
+
+
+@app.command()
+def withdrawals(state: StateOption = DEFAULT_STATE) -> None:
+    """List who withdrew consent, without saying who: when, the private entry, and what was decided for which study."""
+    from silo_agent.withdrawal_view import print_withdrawals
+
+    with _journal(state) as journal:
+        print_withdrawals(journal)
 
 
 @incidents_app.callback(invoke_without_command=True)

@@ -45,6 +45,7 @@ from silo_agent.relay_client import RelayClient, TlsFiles
 from silo_agent.results import sweep
 from silo_agent.state import StateFolder
 from silo_agent.sums import Sums
+from silo_agent.withdrawal import finish
 from silo_agent.witness import Witness
 from silo_agent.workbench import Workbench
 from silo_agent.worker import Worker
@@ -136,6 +137,7 @@ class Agent:
             loop.add_signal_handler(number, stop.set)
         _log.info("%s dials %s", self._config.site, (self.journal.fact(RELAY_URL) or b"").decode())
         sweep(self._folder, self.journal)
+        finish(self.journal, self._folder, self._world.now(), again=True)
         self._sums.admit_loss()
         turns = {"listen": self._listen, "work": self._work, "send": self._send, "beat": self._beat}
         loops = [asyncio.create_task(self._forever(name, turn)) for name, turn in turns.items()]

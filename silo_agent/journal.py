@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+from boundary.canonical import parse_json
 from boundary.checkpoint import Checkpoint
 from boundary.names import timestamp
 from boundary.protocol import FINAL, Heard, Step, next_step
@@ -23,6 +24,8 @@ from compliance.ledger import Ledger
 from compliance.merkle import closed_by, leaf_hash, root_at
 from compliance.trail import SALT_BYTES, leaf_bytes
 from silo_agent.errors import ConfigError, UpgradeNeeded
+from silo_agent.private_trail import SCHEMA as PRIVATE_SCHEMA
+from silo_agent.private_trail import PrivateTrail
 
 SCHEMA_VERSION = 4
 _FIRST_WITH_A_TREE = 4
@@ -60,6 +63,7 @@ _EVIDENCE = (
     """CREATE TABLE incidents (
     incident INTEGER PRIMARY KEY, log TEXT NOT NULL, code TEXT NOT NULL, opened_at TEXT NOT NULL,
     evidence BLOB NOT NULL, closed_at TEXT)""",
+    *PRIVATE_SCHEMA,
 )
 _STEPS = (
     [statement for statement in _SCHEMA.split(";\n") if statement.strip()], [_SPENT], LEDGER_SCHEMA, _EVIDENCE
@@ -240,6 +244,11 @@ class Journal:
         """What the patients' data was spent on, in this same database."""
         return Ledger(self._db)
 
+    @property
+    def private(self) -> PrivateTrail:
+        """The private log, in this same database."""
+        return PrivateTrail(self._db, self._silo, self._entropy)
+
     # --- others' logs --------------------------------------------------------------------------------
     def head(self, log: str) -> Checkpoint | None:
         """The newest head of a log that we verified."""
@@ -284,6 +293,11 @@ class Journal:
         self._db.execute(
             "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value", (name, value)
         )
+
+    def committed_round(self, study: str) -> int:
+        """The last round that the coordinator told us is over, 0 before the first."""
+        fact = self.fact(f"progress {study}")
+        return 0 if fact is None else int(parse_json(fact)["round"])
 
     # --- plans ---------------------------------------------------------------------------------------
     def keep_plan(self, study: str, digest: str, plan: bytes, now: datetime) -> bool:
@@ -370,9 +384,18 @@ class Journal:
         self._db.execute("INSERT OR IGNORE INTO spent VALUES (?, ?, ?)", (result, collection, names))
 
     def spent_on(self, result: str) -> frozenset[str] | None:
-        """The survivors this result was unmasked among, None if it was not."""
+        """The survivors this result was unmasked among, None if it was not.
+
+        Nobody, if it was unmasked as it was with patients who have withdrawn since (`results.identity_of`), or without:
+        two sums, one with them and one without, would differ by exactly their part.
+        """
         row = self._db.execute("SELECT survivors FROM spent WHERE result = ?", (result,)).fetchone()
-        return None if row is None else frozenset(row[0].split(","))
+        if row is not None:
+            return frozenset(row[0].split(","))
+        same = result.partition("#")[0]
+        wanted = "SELECT 1 FROM spent WHERE result = ? OR substr(result, 1, ?) = ?"
+        others = self._db.execute(wanted, (same, len(same) + 1, f"{same}#")).fetchone()
+        return None if others is None else frozenset()
 
     def agree(self, order: KeptOrder, survivors: str) -> None:
         """Remember which set of survivors we signed: the round's receipt must be about one of them."""

@@ -9,6 +9,7 @@ norm) before they touch a network.
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -104,7 +105,7 @@ class LocalRound:
 
     def data(self, *, holdout: bool) -> LocalData:
         arrays, _ = load_cache(self.cache)
-        rows = np.flatnonzero(arrays.holdout == holdout)
+        rows = np.flatnonzero((arrays.holdout == holdout) & ~arrays.withdrawn)
         images = np.asarray(arrays.images[rows])
         if self.normalisation is not None:
             images = normalised(images, self.normalisation.mean, self.normalisation.deviation)
@@ -201,7 +202,7 @@ def _to_send(delta: Vector, work: LocalRound) -> Vector:
     chosen = selected(work.selection, len(delta), count)
     if not aggregation.error_feedback:
         return delta[chosen]
-    if work.residual.exists():
+    with suppress(FileNotFoundError):  # none yet, or somebody who had a share in it has just withdrawn consent
         delta += np.fromfile(work.residual, "<f4")
     sent = delta[chosen]
     delta[chosen] = 0

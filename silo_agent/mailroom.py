@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from boundary.api import Delivery
-from boundary.canonical import canonical_bytes, parse_json
+from boundary.canonical import canonical_bytes
 from boundary.envelope import Envelope, open_envelope
 from boundary.errors import BadSignature, PeerFault
 from boundary.messages import (
@@ -106,8 +106,9 @@ class Mailroom:
     def _tidy(self, envelope: Envelope) -> None:
         """Throw away what nobody needs any more; only now, when the journal no longer counts on it."""
         match envelope.message:
-            case RoundCommitted() as committed if committed.round == self._committed_round(committed.study):
-                if self.own().silo in committed.contributing:
+            case RoundCommitted() as committed if committed.round == self.journal.committed_round(committed.study):
+                without = self.journal.private.effective_from(committed.study)
+                if self.own().silo in committed.contributing and committed.round >= without:
                     carry_over(self.folder, committed.study, committed.round)
                 forget_rounds(self.folder, committed.study, committed.round, keep_model=committed.model.digest)
             case StudyClosed() as closed:
@@ -142,7 +143,7 @@ class Mailroom:
             _log.warning("a second order for %s was ignored: the first one counts", collection)
             return
         try:
-            plan, over = self.journal.plan(collection.study), self._committed_round(collection.study)
+            plan, over = self.journal.plan(collection.study), self.journal.committed_round(collection.study)
             check_order(order, plan, earlier, self.own(), committed=over)
             self.witness.check(order)
         except PeerFault as why:
@@ -154,12 +155,8 @@ class Mailroom:
                 self._end(old, goes_on=is_earlier_attempt)
         _log.info("order for %s accepted", collection)
 
-    def _committed_round(self, study: str) -> int:
-        fact = self.journal.fact(f"progress {study}")
-        return 0 if fact is None else int(parse_json(fact)["round"])
-
     def _committed(self, committed: RoundCommitted) -> None:
-        if committed.round <= self._committed_round(committed.study):
+        if committed.round <= self.journal.committed_round(committed.study):
             return
         for order in self.journal.orders_of(committed.study):
             if order.round <= committed.round:

@@ -10,6 +10,7 @@ from typing import Self
 from boundary.layout import VectorLayout, layout_for
 from boundary.messages import Collection, Phase
 from silo_agent.errors import StoredFileLost
+from silo_agent.intake.erasing import alone
 from silo_agent.journal import Journal
 from silo_agent.state import StateFolder, write_private
 
@@ -56,15 +57,17 @@ class StoredResult:
         raise StoredFileLost(f"{folder / 'result.json'} is not a result's description")
 
 
-def identity_of(collection: Collection, model: str, entropy: Callable[[int], bytes]) -> str:
+def identity_of(collection: Collection, model: str, entropy: Callable[[int], bytes], *, withdrawn: int = 0) -> str:
     """By what a result is known when it was unmasked once and is asked for again (`Journal.spent_on`).
 
     Each training gives another result. What has nothing random in it is the same one however often it is computed,
-    in whatever round: two sums of it over other hospitals would differ by exactly one hospital's numbers.
+    in whatever round: two sums of it over other hospitals would differ by exactly one hospital's numbers. It is another
+    one after each patient who has `withdrawn` from the study.
     """
     if collection.phase == "train":
         return entropy(16).hex()
-    return f"{collection.study}/{collection.phase}/{model}"
+    same = f"{collection.study}/{collection.phase}/{model}"
+    return f"{same}#{withdrawn}" if withdrawn else same
 
 
 def forget_result(folder: Path) -> None:
@@ -101,17 +104,20 @@ def forget_rounds(folder: StateFolder, study: str, upto: int, *, keep_model: str
 
 def forget_study(folder: StateFolder, study: str) -> None:
     """Remove everything of a study but its entries in the journal."""
-    for place in (folder.work / study, folder.cache / study, *folder.cache.glob(f".{study}.*")):
-        shutil.rmtree(place, ignore_errors=True)
+    with alone(folder.cache):
+        for place in (folder.work / study, folder.cache / study, *folder.cache.glob(f".{study}.*")):
+            shutil.rmtree(place, ignore_errors=True)
     for model in folder.models.glob(f"{study}.*"):
         model.unlink(missing_ok=True)
 
 
 def sweep(folder: StateFolder, journal: Journal) -> None:
-    """At the start: remove what a crash left of closed studies and of vectors that have left or never will."""
+    """At the start: remove what a crash left of closed studies, of scans, and of vectors that have left or never will."""
     for plan in journal.plans():
         if plan.state == "closed":
             forget_study(folder, plan.study)
+    for unfinished in folder.cache.glob(".*.partial"):  # scans end with the agent; patients may withdraw meanwhile
+        shutil.rmtree(unfinished, ignore_errors=True)
     wanted = {parcel.blob_path for parcel in journal.waiting()}
     for masked in folder.work.glob("*/*/*.masked"):
         if str(masked) not in wanted:

@@ -5,6 +5,7 @@ import json
 from rich.console import Console
 from rich.table import Table
 
+from boundary.checkpoint import Checkpoint
 from compliance.merkle import leaf_hash, root_at
 from compliance.trail import read_leaf
 from compliance.witnessing import Contradiction
@@ -52,8 +53,11 @@ def print_incidents(journal: Journal) -> None:
     for one in sorted(found, key=lambda one: (one.closed_at is not None, one.incident)):
         state = "OPEN: no order is taken" if one.closed_at is None else f"closed {one.closed_at[:16]}"
         evidence = Contradiction.model_validate_json(one.evidence)
-        known = "nothing" if evidence.known is None else f"{evidence.known.size} entries, root {evidence.known.root}"
         console.print(f"incident {one.incident}  {one.log}  {one.code}  {one.opened_at[:16]}  {state}")
         console.print(f"  {MEANS.get(one.code, 'a log that could not be verified')}")
-        console.print(f"  known: {known}", soft_wrap=True)
-        console.print(f"  shown: {evidence.shown.size} entries, root {evidence.shown.root}", soft_wrap=True)
+        console.print(f"  known: {_head(evidence.known)}", soft_wrap=True)
+        console.print(f"  shown: {_head(evidence.shown)}", soft_wrap=True)
+
+
+def _head(head: Checkpoint | None) -> str:
+    return "nothing" if head is None else f"{head.size} entries, root {head.root}"

@@ -130,13 +130,16 @@ def classify(why: Exception) -> tuple[str, bool]:
 def _scan(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
     from boundary.plan import parse_plan
     from silo_agent.intake.scan import FolderSource, scan
+    from silo_agent.intake.withdrawn import Withdrawn
 
+    master = Path(command["key_file"]).read_bytes()
     report = scan(
         FolderSource(Path(command["dicom"]), Path(command["labels"])),
         parse_plan(command["plan"]),
-        study_key(Path(command["key_file"]).read_bytes(), command["study"]),
+        study_key(master, command["study"]),
         Path(command["cache"]),
         conversation.progress,
+        withdrawn=Withdrawn.told(master, command["withdrawn"]),
     )
     return report.model_dump(mode="json")
 

@@ -22,6 +22,8 @@ from silo_agent.config import AgentConfig, DatasetConfig
 from silo_agent.cost import TIGHT, question_of
 from silo_agent.errors import RelayRefused, RelayUnreachable, StoredFileLost, WorkCancelled, WorkFailed, disk_code
 from silo_agent.inbound import OwnSide, approved_plan
+from silo_agent.intake.erasing import KNOWN
+from silo_agent.intake.refusals import Refusal
 from silo_agent.journal import Journal, KeptOrder, KeptPlan, PlanState
 from silo_agent.outbound import Outbound
 from silo_agent.relay_client import RelayClient
@@ -29,6 +31,7 @@ from silo_agent.releases import reserve
 from silo_agent.results import StoredResult, forget_study, identity_of, residual_of, result_folder
 from silo_agent.state import StateFolder, write_private
 from silo_agent.sums import Sums, order_of
+from silo_agent.withdrawal import erase_from, finish
 from silo_agent.worker import Worker
 
 _log = logging.getLogger("silo_agent.workbench")
@@ -54,6 +57,7 @@ class Workbench:
 
     async def do_next(self) -> bool:
         """Whether there was anything to do: the oldest order, else a proposed plan, else warming up."""
+        finish(self.journal, self.folder, self.own().now)  # what `silo-agent withdraw` was killed in
         working = [order for order in self.journal.open_orders() if order.step is Step.WORKING]
         if working:
             await self._work(working[0])
@@ -143,10 +147,16 @@ class Workbench:
         )  # fmt: skip
         with self.journal.transaction():
             self.journal.record(started, self.own().now)
+        # a withdrawal until here is in force in this round, one from here on in the next
+        finish(self.journal, self.folder, self.own().now)
+        erase_from(self.journal, self.folder, order.study)
+        gone = self.journal.private.count_of(order.study)
         # a private training's steps take as long as the patients drawn for them: nobody outside is to follow them
         match await self.worker.run(command, self._progress if release is None else _untold):
             case {"parameters": int(parameters), "metrics": int(metrics), **rest} if not rest:
-                identity = identity_of(collection, message.model.digest, self.outbound.entropy)
+                if collection.phase != "train" and gone != self.journal.private.count_of(order.study):
+                    raise WorkCancelled("somebody withdrew meanwhile: nobody can tell whether it is with them or not")
+                identity = identity_of(collection, message.model.digest, self.outbound.entropy, withdrawn=gone)
                 bands = plan.bands if collection.phase == "train" else 0
                 StoredResult(identity, vector, parameters, metrics, bands).save(folder)
                 if release is not None:
@@ -204,7 +214,7 @@ class Workbench:
         try:
             report = json.loads((self.folder.cache / kept.study / "report.json").read_bytes())
         except (FileNotFoundError, ValueError):
-            report = await self._scan(kept)
+            report = await self._scan(kept, self.journal.private.cohort(kept.study)[0])
         if report["dataset_digest"] != kept.dataset_digest:
             raise WorkFailed(
                 "DATASET_CHANGED",
@@ -214,12 +224,13 @@ class Workbench:
     async def _consider(self, kept: KeptPlan) -> bool:
         """Scan our data for a proposed plan, so that the steward decides on facts. Whether there is an outcome."""
         self.current = kept.study
-        state: PlanState = "unsuitable"
-        digest = report = None
+        known = self.journal.private.last  # whoever has withdrawn is not in the data that the steward decides on
+        report, patients = None, b""
         try:
             terms = self._terms(plan_from_json(parse_json(kept.plan)))
-            report = await self._scan(kept)
-            digest, problems = report["dataset_digest"], "; ".join([*report["problems"], *_too_many(report, terms)])
+            report = await self._scan(kept, known)
+            patients = (self.folder.cache / kept.study / KNOWN).read_bytes()
+            problems = "; ".join([*report["problems"], *_too_many(report, terms)])
             if terms is not None and not problems:
                 await self._second_opinion(kept, terms)
         except WorkCancelled:
@@ -230,21 +241,33 @@ class Workbench:
             problems = f"{disk_code(why)}: {why}"
         finally:
             self.current = None
-        if not problems:
-            state = "scanned"
-        with self.journal.transaction():
-            decided = not self.journal.set_plan(
-                kept.study, state, dataset_digest=digest, reason=problems or None, only_from="received"
-            )
-            if report is not None and not decided:
-                self.journal.record(_counted(kept.study, report, usable=not problems), self.own().now)
-        if decided:  # the study was closed, or the steward declined, while we looked
-            forget_study(self.folder, kept.study)
-        elif problems:
-            _log.warning("our data do not meet the contract of %s: %s", kept.study, problems)
-        else:
-            _log.info("plan %s waits for the steward: silo-agent plan show %s", kept.study, kept.study)
+        self._conclude(kept.study, report, problems, known, patients)
         return True
+
+    def _conclude(
+        self, study: str, report: dict[str, Any] | None, problems: str, known: int, patients: bytes
+    ) -> None:  # fmt: skip
+        state: PlanState = "unsuitable" if problems else "scanned"
+        with self.journal.transaction():
+            again = report is not None and known != self.journal.private.last
+            decided = not self.journal.set_plan(
+                study,
+                "received" if again else state,
+                dataset_digest=None if report is None else report["dataset_digest"],
+                reason=problems or None,
+                only_from="received",
+            )
+            if report is not None and not decided and not again:
+                self.journal.private.keep_cohort(study, known, patients)
+                self.journal.record(_counted(study, report, usable=not problems), self.own().now)
+        if decided:  # the study was closed, or the steward declined, while we looked
+            forget_study(self.folder, study)
+        elif again:
+            _log.info("our data are checked against %s once more: somebody withdrew consent meanwhile", study)
+        elif problems:
+            _log.warning("our data do not meet the contract of %s: %s", study, problems)
+        else:
+            _log.info("plan %s waits for the steward: silo-agent plan show %s", study, study)
 
     async def _second_opinion(self, kept: KeptPlan, terms: Terms) -> None:
         """Have the child estimate the study's epsilon more closely, to be shown; the ledger's own is what counts.
@@ -259,8 +282,12 @@ class Workbench:
             return
         write_private(self.folder.cache / kept.study / TIGHT, json.dumps(said | question).encode())
 
-    async def _scan(self, kept: KeptPlan) -> dict[str, Any]:
-        return await self.worker.run(self._command("scan", kept), self._scan_progress)
+    async def _scan(self, kept: KeptPlan, known: int) -> dict[str, Any]:
+        """The child's report; the first `known` who withdrew are refused, the others belong to the data's digest."""
+        command = self._command("scan", kept) | {"withdrawn": self.journal.private.around(known)}
+        report = await self.worker.run(command, self._scan_progress)
+        erase_from(self.journal, self.folder, kept.study)
+        return report
 
     async def _warm_up(self, kept: KeptPlan) -> None:
         self._warm.add(kept.study)
@@ -313,7 +340,8 @@ def _counted(study: str, report: dict[str, Any], *, usable: bool) -> IntakeCount
         usable=usable,
         patients=in_tens(sum(report["patients"].values())),
         used=in_tens(report["used"]),
-        excluded={code: in_tens(count) for code, count in report["refused"].items()},
+        # that somebody withdrew is told only where the plan says so, by entries of its own
+        excluded={code: in_tens(n) for code, n in report["refused"].items() if code != Refusal.WITHDRAWN},
     )
 
 

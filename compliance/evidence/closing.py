@@ -18,7 +18,7 @@ from compliance.evidence.facts import Facts, HospitalFacts, RoundFacts, refusals
 from compliance.evidence.processing_record import processing_record
 from compliance.evidence.reading import Entry
 from compliance.evidence.suppression import Reported, reported, up_to
-from compliance.evidence.tables import Cell, Figure, Section, Table, figure, names, section, table
+from compliance.evidence.tables import Cell, Figure, Section, Table, figure, moment, names, section, table
 
 _BLANK = "____________________"
 _REVIEWERS = ("data protection officer", "security officer", "data steward", "principal investigator")
@@ -154,30 +154,25 @@ def _withdrawals(hospital: HospitalFacts) -> list[Cell]:
 
 def _duration(time: timedelta) -> str:
     seconds = round(time.total_seconds())
-    return (
-        f"{seconds} s"
-        if seconds < 120
-        else f"{round(seconds / 60)} min"
-        if seconds < 7200
-        else f"{round(seconds / 3600)} h"
-    )
+    if seconds < 120:
+        return f"{seconds} s"
+    return f"{round(seconds / 60)} min" if seconds < 7200 else f"{round(seconds / 3600)} h"
 
 
 def _incidents(facts: Facts) -> list[list[Cell]]:
     rows: list[list[Cell]] = []
     for one in facts.incidents:
         said = one.opened.event
-        closed = f"{one.closed.time}: {one.closed.event.decision}" if one.closed else "OPEN"
-        rows.append(
-            [one.opened.at.log, said.log, said.code, f"{one.opened.time} ({one.opened.at})", closed, said.evidence]
-        )
+        closed = f"{moment(one.closed.time)}: {one.closed.event.decision}" if one.closed else "OPEN"
+        opened = f"{moment(one.opened.time)} ({one.opened.at})"
+        rows.append([one.opened.at.log, said.log, said.code, opened, closed, said.evidence])
     return rows
 
 
 def _purges(facts: Facts) -> list[list[Cell]]:
     """Without bytes, from which the number of images could be worked out."""
     return [
-        [log.party, one.event.what, up_to(one.event.files), one.time]
+        [log.party, one.event.what, up_to(one.event.files), moment(one.time)]
         for log in facts.logs
         for one in log.of(DataPurged)
     ]
@@ -195,7 +190,7 @@ def trail(facts: Facts) -> Section:
         )
         sentences += [[log.party, one.sentence, names(map(str, one.at))] for one in (*found.problems, *found.gaps)]
     sentences += [["roster", one.sentence, None] for one in facts.roster_problems]
-    issued = [[one.time, one.event.manifest, str(one.at)] for one in facts.coordinator.of(EvidenceIssued)]
+    issued = [[moment(one.time), one.event.manifest, str(one.at)] for one in facts.coordinator.of(EvidenceIssued)]
     return section(
         11,
         "The logs",

@@ -26,7 +26,7 @@ from compliance.evidence.tables import Figure
 WIDTH = 720.0
 MOST_LINES = len(DASHES)
 MOST_ROWS, MOST_COLUMNS, MOST_BARS = 40, 40, 30
-_TOP, _BOTTOM, _LEFT = 14.0, 42.0, 58.0
+_TOP, _BOTTOM, _LEFT = 28.0, 42.0, 58.0
 _CELL = 14.0
 
 
@@ -44,7 +44,7 @@ class _Axes:
     low: float
     high: float
     right: float
-    height: float = 260.0
+    height: float = 270.0
 
     def x(self, number: float) -> float:
         return _LEFT + (number - self.first) / max(1, self.last - self.first) * (self.right - _LEFT)
@@ -62,7 +62,7 @@ class _Axes:
             shapes.append(Word(self.x(number), self.y(self.low) + 17, str(number), anchor="middle"))
         shapes.append(Line(((_LEFT, _TOP), (_LEFT, self.y(self.low)), (self.right, self.y(self.low)))))
         shapes.append(Word((_LEFT + self.right) / 2, self.height - 8, "round", anchor="middle"))
-        shapes.append(Word(4, _TOP - 2, label))
+        shapes.append(Word(4, 12, label))
         return shapes
 
 
@@ -134,7 +134,7 @@ def _metric(
 ) -> Drawing | None:
     if not points:
         return None
-    axes = _Axes(points[0][0], points[-1][0], *span, right=WIDTH - 90, height=220.0)
+    axes = _Axes(points[0][0], points[-1][0], *span, right=WIDTH - 90, height=230.0)
     shapes = axes.frame(label)
     if chance is not None:
         shapes.append(Line(((_LEFT, axes.y(chance)), (axes.right, axes.y(chance))), GREY, 1.2, (3, 3)))

@@ -14,7 +14,7 @@ from typing import Any
 
 from compliance.evidence.drawing import svg
 from compliance.evidence.figures import draw
-from compliance.evidence.tables import Cell, Figure, Section, Table
+from compliance.evidence.tables import Cell, Figure, Section, Table, moment
 from compliance.evidence.verdicts import Verdict
 
 MOST_ROWS = 400  # of a table; all are in report.json
@@ -60,7 +60,8 @@ def _top(report: dict[str, Any]) -> str:
     return (
         f'<header>\n<p class="quiet">Evidence report on {escape(report["label"])}, {escape(as_of(report))}</p>\n'
         f"<h1>{escape(report['title'])}</h1>\n"
-        f'<div class="summary">{"".join(said)}</div>\n<ul class="counts">{counts}</ul>\n{_table(report["open"])}\n</header>\n'
+        f'<div class="summary">{"".join(said)}</div>\n<ul class="counts">{counts}</ul>\n'
+        f"{_table(report['open'])}\n</header>\n"
         f'<nav><h3>Contents</h3><ol class="contents">{contents}</ol></nav>'
     )
 
@@ -68,7 +69,7 @@ def _top(report: dict[str, Any]) -> str:
 def as_of(report: dict[str, Any]) -> str:
     """To the second, for people."""
     time: str | None = report["as_of"]
-    return f"as of {time[:10]} {time[11:19]} UTC" if time else "of unknown time: no entry of the coordinator is shown"
+    return f"as of {moment(time)}" if time else "of unknown time: no entry of the coordinator is shown"
 
 
 def _section(section: Section) -> str:

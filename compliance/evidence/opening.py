@@ -8,7 +8,7 @@ from compliance.evidence.crosswalk import clauses_by_control
 from compliance.evidence.facts import Facts, HospitalFacts
 from compliance.evidence.reading import Pointer
 from compliance.evidence.suppression import up_to
-from compliance.evidence.tables import Cell, Section, section, table
+from compliance.evidence.tables import Cell, Section, moment, section, table
 from compliance.evidence.verdicts import Judged
 
 NOT_CERTIFICATION = "This is evidence, not certification."
@@ -139,8 +139,8 @@ def approvals(facts: Facts) -> Section:
                 one.silo,
                 "missing" if one.approval is None else one.approval_problem or "verifies",
                 None if one.approval is None else one.approval.approval.role,
-                f"{one.given[-1].time} ({one.given[-1].at})" if one.given else "not shown",
-                f"{said.time} ({said.at})" if said else "not shown",
+                f"{moment(one.given[-1].time)} ({one.given[-1].at})" if one.given else "not shown",
+                f"{moment(said.time)} ({said.at})" if said else "not shown",
                 None if one.approval is None else one.approval.approval.dataset_digest,
                 _changed(one),
             ]
@@ -174,11 +174,10 @@ def _changed(hospital: HospitalFacts) -> str:
     if not hospital.given:
         return "not shown"
     last = hospital.given[-1]
-    later = [one for one in hospital.log.of(IntakeCounted) if one.at > last.at]
-    found = [f"declined at {one.time}" for one in hospital.declined if one.at > last.at]
-    found += [
-        f"other data counted at {one.time}" for one in later if one.event.dataset_digest != last.event.dataset_digest
-    ]
+    counted = [one for one in hospital.log.of(IntakeCounted) if one.at > last.at]
+    other = [one for one in counted if one.event.dataset_digest != last.event.dataset_digest]
+    found = [f"declined at {moment(one.time)}" for one in hospital.declined if one.at > last.at]
+    found += [f"other data counted at {moment(one.time)}" for one in other]
     if len(hospital.given) > 1:
         found.append(f"approved {len(hospital.given)} times")
     return "; ".join(found) or "nothing"

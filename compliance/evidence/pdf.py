@@ -17,6 +17,7 @@ from compliance.evidence.tables import Cell, Section, Table
 _MARGIN = 42.0  # points
 _WIDTH = 842.0 - 2 * _MARGIN  # A4, lying
 _LEAST = 34.0  # points for a column
+_SCALE = 0.75  # points of a pixel
 _BREAK_AFTER = 24  # characters of one word
 
 
@@ -126,7 +127,10 @@ class _Story:
         from reportlab.lib.colors import HexColor
         from reportlab.platypus import Table as Grid
 
-        cells = [[self._paragraph(_text(cell, exact=exact), "cell") for cell in row] for row in rows]
+        cells = [
+            [self._paragraph(_text(cell, exact=exact), "column" if cell in IN_ORDER else "cell") for cell in row]
+            for row in rows
+        ]
         if head:
             cells.insert(0, [self._paragraph(name, "column") for name in head])
         style: list[tuple[Any, ...]] = [
@@ -168,7 +172,8 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[float
 def _picture(drawing: Drawing) -> Any:
     from reportlab.graphics.shapes import Drawing as Picture
 
-    picture = Picture(drawing.width, drawing.height)
+    picture = Picture(drawing.width * _SCALE, drawing.height * _SCALE)
+    picture.scale(_SCALE, _SCALE)
     for shape in drawing.shapes:
         picture.add(_drawn(shape, drawing.height))
     return picture

@@ -1,6 +1,7 @@
 """PRV: what the guarantee per patient rests on, as far as the hospitals' logs show it."""
 
 import math
+from functools import cache, partial
 
 from boundary.guarantee import PatientPrivacy
 from compliance.errors import OutOfReach
@@ -25,7 +26,7 @@ def check_epsilon(facts: Facts) -> Finding:
         _epsilon_of(hospital, cap, tally)
     if cap is None:
         tally.unknown("the plan gives the noise and no cap; each hospital's own cap is in its configuration only")
-    return tally.finding(f"recomputed epsilon stays within {cap} at every hospital", _NOBODY)
+    return tally.finding(f"recomputed epsilon stays within {cap or 0:g} at every hospital", _NOBODY)
 
 
 def _epsilon_of(hospital: HospitalFacts, cap: float | None, tally: Tally) -> None:
@@ -77,27 +78,33 @@ def check_mechanism(facts: Facts) -> Finding:
     if not isinstance(facts.plan.privacy, PatientPrivacy):
         return Finding(Verdict.NOT_APPLICABLE, _NO_GUARANTEE)
     tally = Tally()
+    terms = cache(partial(_terms, facts.plan.privacy, facts.plan.training.rounds))
     for hospital in facts.hospitals:
         if not _is_all_shown(hospital, tally):
             continue
         for entry in hospital.log.of(BudgetReserved):
-            fault = _fault(entry, facts.plan.privacy, facts.plan.training.rounds)
+            fault = _fault(entry, terms(entry.event.delta_study))
             if fault:
                 tally.wrong(f"{hospital.silo} reserved {fault}", [entry.at])
             tally.good([entry.at])
     return tally.finding("every release has the sampling rate, steps and noise that follow from the plan", _NOBODY)
 
 
-def _fault(entry: Entry[BudgetReserved], privacy: PatientPrivacy, rounds: int) -> str | None:
+def _terms(privacy: PatientPrivacy, rounds: int, delta: float) -> PlanTerms | None:
     """The most patients a hospital declares follow from its delta (`compliance.terms.delta_of`)."""
-    release, patients = entry.event.release, max(1, round(1 / (10 * entry.event.delta_study)))
     try:
-        terms = PlanTerms.of(privacy, rounds, patients)
+        return PlanTerms.of(privacy, rounds, max(1, round(1 / (10 * delta))))
     except OutOfReach:
+        return None
+
+
+def _fault(entry: Entry[BudgetReserved], terms: PlanTerms | None) -> str | None:
+    release = entry.event.release
+    if terms is None:
         return "a release although no noise is enough for the plan"
     if not math.isclose(release.sampling_rate, terms.rate, rel_tol=_SAME):
         return "another sampling rate than the plan's"
-    if release.steps != privacy.steps:
+    if release.steps != terms.privacy.steps:
         return "another number of steps than the plan's"
     if release.noise_multiplier < terms.noise_multiplier * (1 - _SAME):
         return "less noise than the plan's"

@@ -102,8 +102,7 @@ def _summary(facts: Facts, rows: tuple[Judged, ...]) -> list[str]:
     if not facts.is_private:
         said.append(NO_GUARANTEE)
     said.append(f"{found['PASS']} of {len(rows)} controls were checked by a machine and hold.")
-    if unmeasured:
-        said.append(f"For {len(unmeasured)} there is no evidence in this bundle: {', '.join(unmeasured)}.")
+    said.append(f"For {len(unmeasured)} there is no evidence in this bundle: {', '.join(unmeasured)}.")
     said.append(f"{found['NEEDS-HUMAN']} wait for a person's judgement.")
     said.append(NOT_CERTIFICATION)
     return said

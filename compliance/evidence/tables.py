@@ -67,6 +67,11 @@ def figure(kind: str, title: str, **data: object) -> Figure:
     return Figure(kind=kind, title=title, data=data)
 
 
+def moment(time: str) -> str:
+    """A log's time to the second, for people; the entry has it whole."""
+    return f"{time[:10]} {time[11:19]} UTC"
+
+
 def names(parties: Iterable[str]) -> str:
     """`charite, ucl`, or `none`."""
     return ", ".join(parties) or "none"

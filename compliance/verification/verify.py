@@ -36,9 +36,7 @@ CHECKS: tuple[tuple[str, str, Check], ...] = (
 FILES, MANIFEST = "files", "manifest"
 
 
-def verify(
-    folder: Path, trust: Trust, rebuild: Rebuild | None, *, copies: Mapping[str, bytes] | None = None
-) -> Verification:
+def verify(folder: Path, trust: Trust, rebuild: Rebuild, *, copies: Mapping[str, bytes] | None = None) -> Verification:
     """Read the folder and make all checks. Never raises for what is in the folder.
 
     `rebuild` makes the report again; `copies` are what MLflow has of the bundle, by the paths in it.
@@ -47,7 +45,7 @@ def verify(
 
 
 def verify_found(
-    found: Found, trust: Trust, rebuild: Rebuild | None, *, copies: Mapping[str, bytes] | None = None
+    found: Found, trust: Trust, rebuild: Rebuild, *, copies: Mapping[str, bytes] | None = None
 ) -> Verification:
     """As `verify`, of what was read before."""
     done = [
@@ -65,11 +63,11 @@ def verify_found(
     return Verification(None if bundle is None else bundle.study, tuple(done))
 
 
-def _report(case: Case, found: Found, rebuild: Rebuild | None, done: Iterable[Checked]) -> Checked:
+def _report(case: Case, found: Found, rebuild: Rebuild, done: Iterable[Checked]) -> Checked:
     """A report of a damaged bundle could not be made again as it was: its own damage would be told as the report's."""
     claim = "the report says what the logs say"
-    if files.is_whole(found) and not any(check.worst is Severity.BROKEN for check in done):
-        return _checked("report", claim, files.report(case, found, rebuild))
+    if found.manifest is not None and files.is_whole(found) and all(one.worst is not Severity.BROKEN for one in done):
+        return _checked("report", claim, files.report(case, found, found.manifest, rebuild))
     means = "whether it says what the logs say is not known while something before it is missing or broken"
     return _checked("report", claim, [incomplete("report/", "was not made again", means)])
 

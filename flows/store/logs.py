@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection, bindparam, func, insert, select
 
-from compliance.merkle import closed_by, consistency_proof, root_at
+from compliance.merkle import BrokenProof, closed_by, consistency_proof, root_at
 from flows.store.schema import tree
 
 _HASH = select(tree.c.hash).where(
@@ -22,6 +22,10 @@ _HASHES = (
     )
     .order_by(tree.c.position)
 )  # fmt: skip
+
+
+class NodeMissing(BrokenProof, KeyError):
+    """Something was taken out of a log's tree in the database."""
 
 
 class Log:
@@ -49,11 +53,11 @@ class Log:
             )
 
     def look(self, level: int, position: int) -> bytes:
-        """The hash of a complete subtree; raises `KeyError`."""
+        """The hash of a complete subtree; raises `NodeMissing`."""
         at = {"log": self.log, "level": level, "position": position}
         found = self._connection.execute(_HASH, at).scalar()
         if found is None:
-            raise KeyError(f"the tree of {self.log} has no node {level}, {position}")
+            raise NodeMissing(f"the tree of {self.log} has no node {level}, {position}")
         return bytes(found)
 
     def root(self, size: int | None = None) -> bytes:

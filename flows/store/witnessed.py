@@ -7,12 +7,14 @@ new one.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
 
 from boundary.checkpoint import Checkpoint, Cosignature
 from boundary.names import COORDINATOR
 from compliance.events import IncidentClosed, IncidentOpened
+from compliance.merkle import BrokenProof
 from compliance.witnessing import Contradiction
 from flows.store import audit
 from flows.store.schema import cosignatures, entries, heads, incidents, receipts, shown
@@ -39,18 +41,30 @@ def newest(connection: Connection, log: str) -> Checkpoint | None:
     """The largest head of a log that was verified."""
     wanted = select(heads.c.checkpoint).where(heads.c.log == log).order_by(heads.c.size.desc()).limit(1)
     found = connection.execute(wanted).scalar()
-    return None if found is None else Checkpoint.model_validate_json(bytes(found))
+    return None if found is None else _checkpoint(log, found)
 
 
 def head_of(connection: Connection, log: str, size: int) -> Checkpoint | None:
     """The head of this size, if it was shown."""
     found = connection.execute(select(heads.c.checkpoint).where(heads.c.log == log, heads.c.size == size)).scalar()
-    return None if found is None else Checkpoint.model_validate_json(bytes(found))
+    return None if found is None else _checkpoint(log, found)
 
 
 def every_head(connection: Connection, log: str) -> list[Checkpoint]:
     wanted = select(heads.c.checkpoint).where(heads.c.log == log).order_by(heads.c.size)
-    return [Checkpoint.model_validate_json(bytes(found)) for found in connection.execute(wanted).scalars()]
+    return [_checkpoint(log, found) for found in connection.execute(wanted).scalars()]
+
+
+def _checkpoint(log: str, stored: Any) -> Checkpoint:
+    """Raises `BrokenProof` for a row that is none any more."""
+    try:
+        return Checkpoint.model_validate_json(bytes(stored))
+    except (ValueError, TypeError) as why:
+        raise BrokenProof(f"a head of {log} in the database is no checkpoint") from why
+
+
+def has_heads(connection: Connection, log: str) -> bool:
+    return connection.execute(select(heads.c.size).where(heads.c.log == log).limit(1)).scalar() is not None
 
 
 def keep(connection: Connection, log: str, head: Checkpoint, now: datetime) -> None:
@@ -123,7 +137,7 @@ def open_incident(
     connection: Connection, log: str, code: str, found: Contradiction, *, actor: str, now: datetime
 ) -> None:
     """Keep what contradicts what is known of a party's log, once. From now on no round starts."""
-    if any(one.evidence == found for one in every_incident(connection)):
+    if any((one.log, one.code, one.evidence) == (log, code, found) for one in every_incident(connection)):
         return
     number = 1 + connection.execute(select(func.coalesce(func.max(incidents.c.incident), 0))).scalar_one()
     connection.execute(

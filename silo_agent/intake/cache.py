@@ -1,7 +1,8 @@
 """The result of a scan on disk: whole or not there, for the agent's user only, without identifiers.
 
 A scan writes into a sibling folder and renames it when every byte is on the disk. `refused.csv` is the one
-file that names files of the archive; it is for the hospital's own staff and is never loaded.
+file that names files of the archive; it is for the hospital's own staff and is never loaded. Afterwards only one thing
+changes: patients who withdraw consent are taken out (`silo_agent.intake.erasing`).
 """
 
 import csv
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from silo_agent.intake.erasing import GONE, alone
 from silo_agent.intake.errors import CacheMissing, CacheUnreadable
 from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.report import IntakeReport
@@ -31,13 +33,15 @@ class CohortArrays:
     """The cohort, one row per image, in an order that says nothing.
 
     `images` float32 [n,1,h,w] as the plan's preprocessing made them; `labels` int64 [n], an index into the
-    plan's classes; `patients` int64 [n], an opaque number; `holdout` bool [n].
+    plan's classes; `patients` int64 [n], an opaque number; `holdout` bool [n]; `withdrawn` bool [n], rows of zeros that
+    nothing may be computed from.
     """
 
     images: NDArray[np.float32]
     labels: NDArray[np.int64]
     patients: NDArray[np.int64]
     holdout: NDArray[np.bool_]
+    withdrawn: NDArray[np.bool_]
 
 
 @contextmanager
@@ -57,14 +61,15 @@ def replacing(cache: Path) -> Iterator[Path]:
             file.chmod(PRIVATE_FILE)
             _to_disk(file)
         _to_disk(partial)
-        shutil.rmtree(old, ignore_errors=True)
-        if cache.exists():
-            cache.rename(old)
-        partial.rename(cache)
-        _to_disk(cache.parent)
+        with alone(cache.parent):
+            shutil.rmtree(old, ignore_errors=True)
+            if cache.exists():
+                cache.rename(old)
+            partial.rename(cache)
+            _to_disk(cache.parent)
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 class InputSpool:
@@ -83,14 +88,18 @@ class InputSpool:
         self._file.write(np.ascontiguousarray(values, dtype="<f4").tobytes())
 
     def write(self, files: list[int], target: Path) -> None:
-        """Write the chosen rows as `images.npy`, a row at a time, and remove the spool."""
+        """Write the chosen rows as `images.npy`, a row at a time, and remove the spool. What was not added is zeros."""
         self._file.close()
         width = int(np.prod(self._shape))
         with self._path.open("rb") as spool, target.open("xb") as out:
             header = {"descr": "<f4", "fortran_order": False, "shape": (len(files), *self._shape)}
             np.lib.format.write_array_header_1_0(out, header)
             for file in files:
-                spool.seek(self._row_of[file] * width * _FLOAT_BYTES)
+                row = self._row_of.get(file)
+                if row is None:
+                    out.write(bytes(width * _FLOAT_BYTES))
+                    continue
+                spool.seek(row * width * _FLOAT_BYTES)
                 out.write(spool.read(width * _FLOAT_BYTES))
         self._path.unlink()
 
@@ -119,6 +128,7 @@ def load_cache(cache: Path) -> tuple[CohortArrays, IntakeReport]:
             labels=np.load(cache / "labels.npy", allow_pickle=False),
             patients=np.load(cache / "patients.npy", allow_pickle=False),
             holdout=np.load(cache / "split.npy", allow_pickle=False),
+            withdrawn=np.frombuffer((cache / GONE).read_bytes(), np.uint8).astype(np.bool_),  # last, see erasing
         )
     except FileNotFoundError as why:
         raise CacheMissing(f"there is no finished scan at {cache}: scan the archive first") from why
@@ -126,9 +136,9 @@ def load_cache(cache: Path) -> tuple[CohortArrays, IntakeReport]:
         raise CacheUnreadable(f"the scan at {cache} cannot be read: scan the archive again") from why
     n = report.used
     fits = arrays.images.ndim == 4 and arrays.images.shape[:2] == (n, 1)
-    columns = (arrays.labels, arrays.patients, arrays.holdout)
+    columns = (arrays.labels, arrays.patients, arrays.holdout, arrays.withdrawn)
     kinds = "".join(array.dtype.char for array in (arrays.images, *columns))
-    if not fits or any(a.shape != (n,) for a in columns) or kinds != "fll?":
+    if not fits or any(a.shape != (n,) for a in columns) or kinds != "fll??":
         raise CacheUnreadable(f"the files of the scan at {cache} do not fit together: scan the archive again")
     return arrays, report
 

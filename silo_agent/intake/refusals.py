@@ -36,6 +36,7 @@ class Refusal(StrEnum):
     DUPLICATE = "DUPLICATE"
     DUPLICATE_PIXELS = "DUPLICATE_PIXELS"
     OVER_PATIENT_CAP = "OVER_PATIENT_CAP"
+    WITHDRAWN = "WITHDRAWN"
 
     @property
     def explanation(self) -> str:
@@ -61,6 +62,7 @@ BY_DESIGN = frozenset(
         Refusal.DUPLICATE,
         Refusal.DUPLICATE_PIXELS,
         Refusal.OVER_PATIENT_CAP,
+        Refusal.WITHDRAWN,
     }
 )
 
@@ -132,4 +134,8 @@ EXPLANATIONS: dict[Refusal, str] = {
     Refusal.DUPLICATE: "Another file holds the same instance and is used; nothing needs to be done.",
     Refusal.DUPLICATE_PIXELS: ("Another instance has exactly the same pixels and is used; nothing needs to be done."),
     Refusal.OVER_PATIENT_CAP: ("The plan takes no more images of one patient; nothing needs to be done."),
+    Refusal.WITHDRAWN: (
+        "The patient withdrew consent (silo-agent withdraw) before this scan; nothing needs to be done, and the file "
+        "is not named here."
+    ),
 }

@@ -19,12 +19,15 @@ from silo_agent.intake.archive import list_archive, shown
 from silo_agent.intake.cache import InputSpool, replacing, write_refused, write_report
 from silo_agent.intake.cohort import Candidate, Cohort, build_cohort
 from silo_agent.intake.encoding import Limits
+from silo_agent.intake.erasing import GONE, KNOWN
 from silo_agent.intake.image import Refused, read_image
 from silo_agent.intake.labels import Key, LabelTable, read_labels
 from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.report import IntakeReport, contract_problems, images_by_class, patients_by_split
+from silo_agent.intake.withdrawn import Withdrawn, known_patients, tag_of
 
 SMALLEST_KEY_BYTES = 16
+NOT_NAMED = "(not named: consent was withdrawn)"
 _SOFTWARE = ("wardround", "pydicom", "pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "numpy")
 
 Progress = Callable[[int, int], None]  # (files done, files in all)
@@ -47,12 +50,13 @@ def scan(
     on_progress: Progress,
     *,
     limits: Limits | None = None,
+    withdrawn: Withdrawn | None = None,
 ) -> IntakeReport:
     """Read `source` for `plan` and put the result in `cache`, replacing an earlier one as a whole.
 
     `key` is this hospital's secret for this study: patient references, the split and the dataset digest hang
-    on it. Raises a subclass of `IntakeError` if there is no archive or no usable label table; a single bad
-    file never raises.
+    on it. Without `withdrawn` nobody is. Raises a subclass of `IntakeError` if there is no archive or no usable label
+    table; a single bad file never raises.
     """
     if len(key) < SMALLEST_KEY_BYTES:
         raise ValueError(f"a scan key has at least {SMALLEST_KEY_BYTES} bytes")
@@ -60,20 +64,20 @@ def scan(
     listing = list_archive(source.path, skip=source.labels_path)
     size = plan.preprocessing.size
     with replacing(cache) as folder, closing(InputSpool(folder, size)) as spool:
-        reading = _Reading(plan, table, spool, limits or Limits())
+        reading = _Reading(plan, table, spool, limits or Limits(), withdrawn or Withdrawn(key))
         for number, path in enumerate(listing.files):
             on_progress(number, len(listing.files))
             reading.take(number, path)
         on_progress(len(listing.files), len(listing.files))
         cohort = build_cohort(reading.candidates, plan.dataset, key=key, each_alone=plan.bands > 0)
         refused = reading.refused | dict(cohort.refused)
-        named = [(shown(listing.files[number], source.path), code) for number, code in refused.items()]
+        named = [(reading.name_of(number, listing.files, source.path), code) for number, code in refused.items()]
         named += [(shown(path, source.path), code) for path, code in listing.refused]
         files = len(listing.files) + len(listing.refused)
         codes = Counter(code.value for _, code in named)
         report = _report(plan, table, len(table.outcomes.keys() - reading.keys_met), cohort, files, codes)
         spool.write([member.file for member in cohort.members], folder / "images.npy")
-        _write_columns(folder, cohort)
+        _write_columns(folder, cohort, reading, key)
         write_refused(folder / "refused.csv", sorted(named))
         write_report(folder / "report.json", report)
     return report
@@ -82,10 +86,15 @@ def scan(
 class _Reading:
     """What reading the files one by one has found so far."""
 
-    def __init__(self, plan: StudyPlan, table: LabelTable, spool: InputSpool, limits: Limits) -> None:
+    def __init__(
+        self, plan: StudyPlan, table: LabelTable, spool: InputSpool, limits: Limits, withdrawn: Withdrawn
+    ) -> None:
         self.candidates: list[Candidate] = []
         self.refused: dict[int, Refusal] = {}
         self.keys_met: set[Key] = set()
+        self.references: dict[int, str] = {}  # of the patients of candidates
+        self.gone: set[int] = set()  # files of patients who withdrew: not named, and no image of them is kept
+        self._withdrawn = withdrawn
         self._plan, self._table, self._limits, self._spool = plan, table, limits, spool
         self._to_input = _preprocessing(plan)
 
@@ -97,12 +106,24 @@ class _Reading:
         who = found.identifiers
         if met := self._table.key_of(who):
             self.keys_met.add(met)
+        reference = self._withdrawn.reference_of(who.patient_id)
+        if reference in self._withdrawn.before | self._withdrawn.after:
+            self.gone.add(number)
+        if reference in self._withdrawn.before:
+            self.refused[number] = Refusal.WITHDRAWN
+            return
         label = self._table.label_of(who)
         if isinstance(label, Refusal):
             self.refused[number] = label
             return
-        self._spool.add(number, self._to_input(found.image))
+        if number not in self.gone:
+            self._spool.add(number, self._to_input(found.image))
+        self.references[number] = reference
         self.candidates.append(Candidate(number, label, who.sop_uid, who.patient_id, found.content))
+
+    def name_of(self, number: int, files: tuple[Path, ...], root: Path) -> str:
+        """As `refused.csv` tells it: a path often has the patient's name or number in it."""
+        return NOT_NAMED if number in self.gone else shown(files[number], root)
 
 
 def _preprocessing(plan: StudyPlan) -> ToInput:
@@ -133,11 +154,16 @@ def _report(
     )
 
 
-def _write_columns(folder: Path, cohort: Cohort) -> None:
+def _write_columns(folder: Path, cohort: Cohort, reading: _Reading, key: bytes) -> None:
     members = cohort.members
-    np.save(folder / "labels.npy", np.array([member.label for member in members], dtype=np.int64))
+    gone = [member.file in reading.gone for member in members]
+    labels = [0 if member.file in reading.gone else member.label for member in members]
+    np.save(folder / "labels.npy", np.array(labels, dtype=np.int64))
     np.save(folder / "patients.npy", np.array([member.patient for member in members], dtype=np.int64))
     np.save(folder / "split.npy", np.array([member.holdout for member in members], dtype=np.bool_))
+    (folder / GONE).write_bytes(bytes(gone))
+    known = {one.patient: (tag_of(key, reading.references[one.file]), one.holdout) for one in members}
+    (folder / KNOWN).write_bytes(known_patients(known[number] for number in range(len(known))))
 
 
 def _versions() -> dict[str, str]:

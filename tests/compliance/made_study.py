@@ -33,7 +33,7 @@ from compliance.merkle import Tree, leaf_hash
 from compliance.privacy import PoissonGaussian
 from compliance.records import CohortDecision, GlobalMetrics, RoundRecord, Timing, Traffic, to_bytes
 from compliance.terms import PlanTerms
-from compliance.trail import SALT_BYTES, leaf_bytes, read_leaf
+from compliance.trail import SALT_BYTES, leaf_bytes
 from infra.golden import NOW, card, key, roster, sha
 
 SILOS = ("charite", "karolinska", "leuven", "st-olavs", "ucl")
@@ -441,6 +441,7 @@ class Book:
     def __init__(self, study: str) -> None:
         self.study = study
         self.entries: dict[str, list[bytes]] = {party: [] for party in PARTIES}
+        self.events: dict[str, list[AnyEvent]] = {party: [] for party in PARTIES}
         self.trees = {party: Tree() for party in PARTIES}
         self.heads: dict[str, list[Checkpoint]] = {party: [] for party in PARTIES}
         self.cosigned: dict[str, dict[int, dict[str, Cosignature]]] = {party: {} for party in PARTIES}
@@ -450,6 +451,7 @@ class Book:
         salt = hashlib.sha256(f"salt {step.log} {sequence}".encode()).digest()[:SALT_BYTES]
         leaf = leaf_bytes(step.event, log=step.log, sequence=sequence, time=step.time, actor=step.actor, salt=salt)
         self.entries[step.log].append(leaf)
+        self.events[step.log].append(step.event)
         self.trees[step.log].append(leaf_hash(leaf))
 
     def witness(self, step: Witnessed) -> None:
@@ -473,20 +475,20 @@ class Book:
         self.cosigned[party].setdefault(head.size, {})
         return head
 
+    def _shown(self, party: str, withhold: Callable[[str, AnyEvent], bool]) -> Iterator[bytes]:
+        for entry, event in zip(self.entries[party], self.events[party], strict=True):
+            yield leaf_hash(entry) if withhold(party, event) else entry
+
     def copies(self, withhold: Callable[[str, AnyEvent], bool]) -> dict[str, LogCopy]:
         return {
             party: LogCopy(
                 party=party,
-                entries=tuple(_shown(party, entry, withhold) for entry in self.entries[party]),
+                entries=tuple(self._shown(party, withhold)),
                 heads=tuple(self.heads[party]),
                 cosignatures=self.cosigned[party],
             )
             for party in PARTIES
         }
-
-
-def _shown(party: str, entry: bytes, withhold: Callable[[str, AnyEvent], bool]) -> bytes:
-    return leaf_hash(entry) if withhold(party, read_leaf(entry).event) else entry
 
 
 def approval_of(plan: StudyPlan, silo: str, at: datetime = NOW) -> SignedApproval:

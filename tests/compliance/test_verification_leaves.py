@@ -59,7 +59,9 @@ def test_a_changed_entry_is_read_alike(data: st.DataObject) -> None:
     party, entry = data.draw(st.sampled_from(LEAVES))
     begin = data.draw(st.integers(0, len(entry)))
     end = data.draw(st.integers(begin, min(len(entry), begin + 4)))
-    put = data.draw(st.binary(max_size=3) | st.sampled_from((b" ", b"1e0", b".0", b"0", b"true", b"\\u0041", b",", b"e")))
+    put = data.draw(
+        st.binary(max_size=3) | st.sampled_from((b" ", b"1e0", b".0", b"0", b"true", b"\\u0041", b",", b"e"))
+    )
     changed = entry[:begin] + put + entry[end:]
     assert quickly(changed, party) == slowly(changed)
 

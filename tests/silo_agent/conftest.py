@@ -29,15 +29,15 @@ from cryptography.x509.oid import NameOID
 from boundary.api import ENROLMENT_CONTEXT, EnrolmentRequest, SignedEnrolment
 from boundary.canonical import canonical_bytes
 from boundary.envelope import Envelope
-from boundary.messages import AnyMessage, BlobRef
+from boundary.messages import AnyMessage, BlobRef, HeadsShown, ShownHead
 from boundary.names import COORDINATOR
-from boundary.plan import StudyPlan
+from boundary.plan import StudyPlan, study_id
 from boundary.roster import KeyCard, SignedRoster
 from flows.authority import Authority
 from flows.coordinator import Coordinator, create, starting_settings
 from flows.desk import Desk
-from flows.store import holdings, members
-from flows.store.database import writing
+from flows.store import audit, holdings, members
+from flows.store.database import reading, writing
 from infra.hospitals.phantoms import make_phantom_hospitals
 from silo_agent.config import AgentConfig, starting_config
 from silo_agent.daemon import Surroundings
@@ -288,7 +288,6 @@ class Federation:
 
     def roster(self) -> SignedRoster:
         from boundary.roster import read_roster
-        from flows.store.database import reading
 
         with reading(self.coordinator.store) as connection:
             data = members.current_roster(connection)
@@ -302,6 +301,14 @@ class Federation:
         with writing(self.coordinator.store) as connection:
             return self.desk(plan).tell(connection, silo, message)
 
+    def shows_its_log(self, plan: StudyPlan, silo: str, number: int = 0) -> str:
+        """Show a hospital the coordinator's own log as it is now; returns what orders are bound to."""
+        with reading(self.coordinator.store) as connection:
+            head = audit.head(connection, self.coordinator.key)
+        shown = HeadsShown(study=study_id(plan), round=number, heads=(ShownHead(checkpoint=head, proof=()),))
+        self.tell(plan, silo, shown)
+        return shown.digest
+
     def heard(self, plan: StudyPlan, kind: str, slot: str, silo: str) -> AnyMessage | None:
         found = self._envelope(plan, kind, slot, silo)
         return None if found is None else found.message
@@ -311,8 +318,6 @@ class Federation:
         return None if found is None else found.data
 
     def _envelope(self, plan: StudyPlan, kind: str, slot: str, silo: str) -> Envelope | None:
-        from flows.store.database import reading
-
         with reading(self.coordinator.store) as connection:
             return self.desk(plan).heard(connection, kind, slot).get(silo)
 

@@ -149,8 +149,8 @@ class Site:
         self._sequence = count(1)
         self.logs = {COORDINATOR: OthersLog(COORDINATOR, self.coordinator.key)}
         self.logs |= {name: OthersLog(name, peer.key) for name, peer in self.peers.items()}
-        self.told: dict[int, HeadsShown] = {}
-        self.heard: set[int] = set()
+        self.told: dict[tuple[str, int], HeadsShown] = {}
+        self.heard: set[tuple[str, int]] = set()
         self._last_told: dict[str, int] = {}  # log -> how large it was when we were last told of it
         self.open()
 
@@ -224,12 +224,13 @@ class Site:
     # --- logs ----------------------------------------------------------------------------------------
     def witnessed(self, number: int) -> str:
         """Have us told once of all logs after round `number`, as an honest coordinator does; the heads' digest."""
-        if number not in self.told:
-            self.told[number] = self.heads(number)
-        if number not in self.heard and self.journal.plan(self.study) is not None:
-            self.heard.add(number)
-            self.hear(self.told[number])
-        return self.told[number].digest
+        about = self.study, number
+        if about not in self.told:
+            self.told[about] = self.heads(number)
+        if about not in self.heard and self.journal.plan(self.study) is not None:
+            self.heard.add(about)
+            self.hear(self.told[about])
+        return self.told[about].digest
 
     def heads(self, number: int, grow: int = 2) -> HeadsShown:
         """All logs, each grown since the last time; ours as we showed it last."""

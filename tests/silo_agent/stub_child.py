@@ -18,6 +18,9 @@ def say(**event: Any) -> None:
 def perform(do: str, what: Any, command: dict[str, Any]) -> None:  # noqa: C901, PLR0912 - a list of verbs
     match do:
         case "say":
+            if what["event"] == "done" and command["do"] == "scan" and "cache" in command:
+                Path(command["cache"]).mkdir(parents=True, exist_ok=True)
+                Path(command["cache"], "known.bin").touch()  # of nobody; without it no scan is believed
             say(**what)
         case "raw":
             sys.stdout.write(what)

@@ -37,6 +37,8 @@ from boundary.messages import (
     WorkOrder,
 )
 from boundary.plan import digest_of, study_id
+from boundary.receipt import Receipt
+from boundary.secagg.context import transcript_of
 from boundary.secagg.ring import first_encoding
 from flows.admission import renew_roster
 from flows.authority import Authority
@@ -51,13 +53,16 @@ from silo_agent.steward import approve, decline
 from silo_agent.worker import Worker
 
 DIGEST = digest(b"our data")
-REPORT = {"dataset_digest": DIGEST, "problems": [], "patients": {"training": 4, "holdout": 2}}
+REPORT = {
+    "dataset_digest": DIGEST, "problems": [], "patients": {"training": 4, "holdout": 2}, "used": 9, "refused": {},
+}  # fmt: skip
 SCAN = [("say", {"event": "done", "result": REPORT})]
 WARM = [("say", {"event": "done", "result": {"parameters": 7}})]
 TRAIN = [("vector", [4, 7]), ("say", {"event": "done", "result": {"parameters": 7, "metrics": 0}})]
 MODEL = BlobRef(digest=digest(b"the model"), size=9)
 PURPOSE = dict.fromkeys(("title", "statement", "legal_basis", "ethics_reference"), "a test")
 PROGRESS = ("say", {"event": "progress", "step": 1, "steps": 9})
+FIRST = ("plan-approved", "heads-cosigned")
 SAID = ("ready", "shares", "masked-vector", "survivors-seen", "shares-revealed")  # in a masked sum
 NO_NEWS = b'{"deliveries": [], "roster_version": 1}'
 
@@ -412,9 +417,8 @@ def test_a_parcel_that_is_not_taken_now_holds_up_no_other_and_is_kept(
         await until_async(lambda: not agent.journal.waiting())
 
     live(facing.folder, facing.config, act)
-    assert sorted(posted) == ["plan-approved", "refused"]
-    assert posted[0] == "refused"
-    assert [state for _, _, state, _ in facing.journal.left()] == ["acknowledged", "acknowledged"]
+    assert posted == ["heads-cosigned", "refused", "plan-approved"]
+    assert [state for _, _, state, _ in facing.journal.left()] == ["acknowledged"] * 3
 
 
 def test_what_can_never_be_taken_is_given_up_and_told(facing: Any, hostile: Any, live: Any, until_async: Any) -> None:
@@ -448,8 +452,8 @@ def test_a_masked_vector_is_removed_when_it_was_taken_and_not_before(
         await until_async(lambda: not masked.exists())
 
     live(facing.folder, facing.config, act)
-    assert posted == ["plan-approved", *SAID]
-    assert there == [True] * 4 + [False] * 2
+    assert posted == [*FIRST, *SAID]
+    assert there == [True] * 5 + [False] * 2
     assert masked.with_name("vector").exists(), "the result stays for another attempt"
 
 
@@ -464,7 +468,7 @@ def test_a_vector_that_was_lost_does_not_end_the_agent(facing: Any, hostile: Any
         await until_async(lambda: not agent.journal.waiting())
 
     live(facing.folder, facing.config, act)
-    assert posted == ["plan-approved", *(kind for kind in SAID if kind != "masked-vector")]
+    assert posted == [*FIRST, *(kind for kind in SAID if kind != "masked-vector")]
     states = {kind: state for _, kind, state, _ in facing.journal.left()}
     assert [kind for kind, state in states.items() if state != "acknowledged"] == ["masked-vector"]
     assert states["masked-vector"] == "rejected"
@@ -481,7 +485,7 @@ def test_an_agent_that_starts_again_in_the_middle_of_a_sum_says_so(
         await until_async(lambda: not agent.journal.waiting())
 
     live(facing.folder, facing.config, act)
-    assert posted == ["plan-approved", "ready", "shares", "refused"]
+    assert posted == [*FIRST, "ready", "shares", "refused"]
     assert facing.outbox()[-1].code == "KEYS_LOST"
 
 
@@ -590,7 +594,7 @@ def test_a_round_through_a_real_relay_that_goes_away_in_the_middle(
         order = WorkOrder(
             collection=collection, plan_digest=digest_of(plan), roster_digest=federation.roster().digest,
             model=federation.put(b"the model"), encoding=first_encoding(plan), normalisation=None,
-            due=real_clock() + timedelta(hours=1),
+            heads=federation.shows_its_log(plan, silo), due=real_clock() + timedelta(hours=1),
         )  # fmt: skip
         told = federation.tell(plan, silo, order)
         await until_async(lambda: agent._bench.activity and agent._bench.activity.steps)
@@ -612,10 +616,20 @@ def test_a_round_through_a_real_relay_that_goes_away_in_the_middle(
         version = renew_roster(federation.coordinator)
         await until_async(lambda: agent._roster.roster.version == version)
         model = federation.put(b"a model")
+        transcript = transcript_of(heard("survivors-seen", str(collection)).survivors, model.digest)
+        receipt = Receipt(
+            study=study, plan_digest=digest_of(plan), round=1, model_in=order.model.digest, model_out=model.digest,
+            transcript=transcript, contributing=cohort, absent=(),
+        )  # fmt: skip
         committed = RoundCommitted(
-            study=study, round=1, model=model, transcript=digest(total.tobytes()), contributing=cohort, absent=()
-        )
+            study=study, round=1, model=model, transcript=transcript, contributing=cohort, absent=(),
+            receipt=receipt.sign(federation.coordinator.key),
+        )  # fmt: skip
         federation.tell(plan, silo, committed)
+        await until_async(lambda: heard("trail-shown", f"{study}/1"))
+        shown = heard("trail-shown", f"{study}/1")
+        receipt.check(shown.receipt, folder.identity.public)
+        assert shown.checkpoint.root_bytes == journal.trail_root(len(shown.entries))
         federation.tell(plan, silo, StudyClosed(study=study, code="COMPLETED"))
         await until_async(lambda: (kept := journal.plan(study)) and kept.state == "closed")
         await until_async(lambda: agent._worker.pid is None)
@@ -624,7 +638,8 @@ def test_a_round_through_a_real_relay_that_goes_away_in_the_middle(
     try:
         live(folder, config, act, train=[PROGRESS, ("sleep", 2), *TRAIN])
         assert [*folder.work.iterdir(), *folder.cache.iterdir(), *folder.models.iterdir()] == []
-        assert [kind for _, kind, state, _ in journal.left() if state == "acknowledged"] == ["plan-approved", *SAID]
+        left = [kind for _, kind, state, _ in journal.left() if state == "acknowledged"]
+        assert left == [*FIRST, *SAID, "trail-shown"]
     finally:
         journal.close()
         if federation.process is None:
@@ -651,7 +666,7 @@ def test_a_steward_stops_a_training_that_runs(
             WorkOrder(
                 collection=collection, plan_digest=digest_of(plan), roster_digest=federation.roster().digest,
                 model=federation.put(b"the model"), encoding=first_encoding(plan), normalisation=None,
-                due=real_clock() + timedelta(hours=1),
+                heads=federation.shows_its_log(plan, "free-to-go"), due=real_clock() + timedelta(hours=1),
             ),
         )  # fmt: skip
         await until_async(lambda: agent._bench.activity and agent._bench.activity.steps)

@@ -5,7 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 
 from boundary.canonical import digest
+from boundary.checkpoint import Checkpoint
 from boundary.errors import OutOfTurn
+from boundary.identity import SigningIdentity
 from boundary.protocol import Heard, Step
 from compliance.events import WorkDone
+from compliance.merkle import EMPTY_ROOT, Tree, leaf_hash
 from compliance.trail import read_leaf
 from silo_agent.errors import ConfigError, UpgradeNeeded
 from silo_agent.journal import LEDGER_SCHEMA, SCHEMA_VERSION, Journal, KeptOrder
@@ -52,7 +55,9 @@ def finish(journal: Journal, kept: KeptOrder) -> None:
 
 def snapshot(path: Path) -> list[Any]:
     with sqlite3.connect(path) as db:
-        tables = ("facts", "plans", "orders", "outbox", "trail", "spent", "budget")
+        tables = (
+            "facts", "plans", "orders", "outbox", "trail", "spent", "budget", "tree", "heads", "agreed", "incidents",
+        )  # fmt: skip
         found = [db.execute(f"SELECT * FROM {table}").fetchall() for table in tables]  # noqa: S608 - our own names
     db.close()
     return found
@@ -91,6 +96,10 @@ class Faulty:
         self._left -= 1
         return self._db.execute(statement, *values)
 
+    def executemany(self, statement: str, rows: Iterable[Any]) -> None:
+        for row in rows:
+            self.execute(statement, row)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._db, name)
 
@@ -108,7 +117,7 @@ def test_a_failure_at_any_statement_leaves_nothing(journal: Journal, path: Path)
         else:
             break
     journal._db = real
-    assert statement >= 7, "BEGIN, order, step, last entry, entry, parcel, COMMIT"
+    assert statement >= 8, "BEGIN, order, step, last entry, entry, its hash, parcel, COMMIT"
     assert snapshot(path) != before
 
 
@@ -133,12 +142,12 @@ def finish_in_a_process_that_dies(path: Path, at: int) -> int:
     return os.waitpid(child, 0)[1]
 
 
-@pytest.mark.parametrize("at", range(8))
+@pytest.mark.parametrize("at", range(9))
 def test_kill_9_before_any_statement_leaves_nothing_and_after_the_last_everything(
     journal: Journal, path: Path, at: int
 ) -> None:
     journal.accept_order(order())
-    before, statements = snapshot(path), 7  # BEGIN, order, step, last entry, entry, parcel, COMMIT
+    before, statements = snapshot(path), 8  # BEGIN, order, step, last entry, entry, its hash, parcel, COMMIT
     assert finish_in_a_process_that_dies(path, at) == (signal.SIGKILL if at < statements else 0)
     assert (snapshot(path) == before) is (at < statements)
     if at < statements:
@@ -219,6 +228,8 @@ UNACCOMPANIED: dict[str, Callable[[Journal], object]] = {
     "a step": lambda journal: journal.advance(order().collection, Heard.DONE),
     "an entry": lambda journal: journal.record(DONE, NOW),
     "what was spent": lambda journal: journal.spend("result", order().collection, frozenset({"charite"})),
+    "an incident": lambda journal: journal.open_incident("charite", "LOG_FORKED", b"{}", NOW),
+    "the end of an incident": lambda journal: journal.close_incident(1, NOW),
 }
 
 
@@ -308,6 +319,62 @@ def test_the_trail_has_no_gap_even_after_failures(journal: Journal) -> None:
     assert {read_leaf(leaf).log for leaf in journal.trail()} == {"st-olavs"}
 
 
+def test_the_tree_covers_every_entry_and_every_earlier_root_can_still_be_given(journal: Journal) -> None:
+    tree, roots = Tree(), [EMPTY_ROOT]
+    for number in range(20):
+        with journal.transaction():
+            journal.record(DONE, NOW)
+        with pytest.raises(Cut), journal.transaction():  # noqa: PT012 - as above
+            journal.record(DONE, NOW)
+            raise Cut(number)
+        tree.append(leaf_hash(journal.trail(after=number)[0]))
+        roots.append(tree.root())
+    assert [journal.trail_root(size) for size in range(journal.trail_size + 1)] == roots
+    with pytest.raises(KeyError, match="has no node 0, 20"):
+        journal.trail_root(21)
+
+
+def test_no_two_entries_have_one_salt(path: Path) -> None:
+    """Who is shown a hash cannot try what it may be of."""
+    drawn = iter(range(100))
+    journal = Journal(path, "st-olavs", lambda count: bytes([next(drawn)]) * count)
+    for _ in range(3):
+        with journal.transaction():
+            journal.record(DONE, NOW)
+    assert [read_leaf(leaf).salt for leaf in journal.trail()] == [bytes([number]) * 16 for number in range(3)]
+    journal.close()
+
+
+# --- others' logs ------------------------------------------------------------------------------------
+def head(size: int = 3) -> Checkpoint:
+    return Checkpoint.sign("charite", size, bytes(32), SigningIdentity.generate())
+
+
+def test_the_newest_head_of_a_log_is_kept_and_goes_with_a_closed_incident(journal: Journal) -> None:
+    assert journal.head("charite") is None
+    for one in (head(3), newest := head(5)):
+        journal.keep_head(one)
+    assert journal.head("charite") == newest
+    with journal.transaction():
+        number = journal.open_incident("charite", "LOG_FORKED", b"evidence", NOW)
+    assert journal.head("charite") == newest, "what we knew of it is what it is held against"
+    with journal.transaction():
+        closed = journal.close_incident(number, NOW)
+    assert (closed.log, closed.code, closed.evidence) == ("charite", "LOG_FORKED", b"evidence")
+    assert journal.head("charite") is None
+    assert [one.closed_at is None for one in journal.incidents()] == [False]
+    assert journal.incidents(only_open=True) == []
+
+
+def test_only_an_open_incident_is_closed(journal: Journal) -> None:
+    with journal.transaction():
+        number = journal.open_incident("charite", "LOG_FORKED", b"evidence", NOW)
+        journal.close_incident(number, NOW)
+    for which in (number, number + 1):
+        with pytest.raises(ConfigError, match=f"no incident {which} is open"), journal.transaction():
+            journal.close_incident(which, NOW)
+
+
 WRITER = """
 import sys
 from datetime import datetime, UTC
@@ -334,7 +401,7 @@ def test_two_processes_write_one_journal_and_the_trail_stays_whole(journal: Jour
 def test_the_journal_of_a_newer_agent_is_left_alone(journal: Journal, path: Path) -> None:
     journal._db.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
     journal.close()
-    with pytest.raises(UpgradeNeeded, match="schema 4, this agent knows 3: install the newer agent") as refused:
+    with pytest.raises(UpgradeNeeded, match="schema 5, this agent knows 4: install the newer agent") as refused:
         Journal(path, "st-olavs")
     assert refused.value.exit_code == 5
 
@@ -352,16 +419,40 @@ def test_the_journal_of_an_older_agent_is_brought_up_to_date_and_keeps_what_it_h
     journal: Journal, path: Path, version: int
 ) -> None:
     journal.accept_order(order())
-    finish(journal, order())
+    journal.put_out(f"ready/{order().collection}", STUDY, "ready", b"envelope")
     before, new = snapshot(path), made_of(path)
-    for table in ("spent", "budget")[version - 1 :]:  # what each version after the first has brought
-        journal._db.execute(f"DROP TABLE {table}")
-    journal._db.execute(f"PRAGMA user_version={version}")
-    journal.close()
+    made_older(journal, version)
     assert made_of(path) != new
     for _ in range(2):
         Journal(path, "st-olavs").close()
     assert (snapshot(path), made_of(path)) == (before, new)
+
+
+def made_older(journal: Journal, version: int) -> None:
+    """Take away what each version after the first has brought, and close."""
+    for tables in (("spent",), ("budget",), ("tree", "heads", "agreed", "incidents"))[version - 1 :]:
+        for table in tables:
+            journal._db.execute(f"DROP TABLE {table}")
+    journal._db.execute(f"PRAGMA user_version={version}")
+    journal.close()
+
+
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+def test_a_trail_without_salt_and_tree_cannot_be_gone_on_with_and_is_left_as_it_is(
+    journal: Journal, path: Path, version: int
+) -> None:
+    journal.accept_order(order())
+    finish(journal, order())
+    made_older(journal, version)
+    with sqlite3.connect(path) as db:
+        before = list(db.iterdump())
+    for _ in range(2):
+        with pytest.raises(UpgradeNeeded, match="finish its studies with that agent") as refused:
+            Journal(path, "st-olavs")
+        assert refused.value.exit_code == 5
+    assert list(db.iterdump()) == before
+    assert db.execute("PRAGMA user_version").fetchone() == (version,)
+    db.close()
 
 
 def open_in_a_process_that_dies(path: Path, at: int) -> int:
@@ -378,9 +469,7 @@ def open_in_a_process_that_dies(path: Path, at: int) -> int:
 def test_an_update_that_is_killed_half_way_is_begun_anew(journal: Journal, path: Path) -> None:
     """A ledger without one of its triggers would be a ledger that can be refunded."""
     new = made_of(path)
-    journal._db.execute("DROP TABLE budget")
-    journal._db.execute("PRAGMA user_version=2")
-    journal.close()
+    made_older(journal, 2)
     old, died = made_of(path), 0
     while open_in_a_process_that_dies(path, died) == signal.SIGKILL:
         assert made_of(path) == old, f"something was left of an update killed at statement {died}"

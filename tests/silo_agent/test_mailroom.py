@@ -96,16 +96,17 @@ def test_an_order_again_under_a_new_number_is_known_by_its_collection(site: Any)
 
 def test_effect_and_cursor_are_one_transaction(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     site.approve()
-    cursor = site.mailroom.cursor
+    order = site.order()
+    cursor, events = site.mailroom.cursor, site.events()
 
     def power_cut(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(site.journal.__class__, "set_fact", power_cut)
     with pytest.raises(KeyboardInterrupt):
-        site.hear(site.order())
+        site.hear(order)
     monkeypatch.undo()
-    assert (site.mailroom.cursor, site.journal.orders_of(site.study)) == (cursor, [])
+    assert (site.mailroom.cursor, site.journal.orders_of(site.study), site.events()) == (cursor, [], events)
 
 
 def test_a_second_different_order_for_one_collection_is_ignored(site: Any) -> None:
@@ -143,10 +144,11 @@ def test_a_replayed_proposal_cannot_undo_an_approval(site: Any) -> None:
 def test_an_order_that_is_refused_is_answered_with_a_code_and_a_reference(site: Any) -> None:
     site.propose()
     kept = site.ordered()
-    (refused,) = site.outbox()
+    *before, refused = site.outbox()
+    assert [message.kind for message in before] == ["heads-cosigned"]
     assert isinstance(refused, Refused)
     assert (kept.step, refused.code, refused.retryable) == (Step.REFUSED, "NOT_APPROVED", False)
-    assert site.events() == ["work-refused"]
+    assert site.events() == ["plan-received", "heads-witnessed", "work-refused"]
 
 
 def test_a_newer_attempt_ends_the_older_one_wherever_it_stands(site: Any) -> None:
@@ -156,7 +158,7 @@ def test_a_newer_attempt_ends_the_older_one_wherever_it_stands(site: Any) -> Non
     site.ordered(1, attempt=2)
     assert site.kept(1, attempt=1).step is Step.OVER
     assert old.collection not in site.unwanted, "the same work on the same model is let be finished"
-    assert [parcel.kind for parcel in site.journal.waiting()] == ["plan-approved"]
+    assert [parcel.kind for parcel in site.journal.waiting()] == ["plan-approved", "heads-cosigned"]
 
 
 def test_the_order_for_a_newer_round_stops_the_work_of_an_older_one(site: Any) -> None:
@@ -174,14 +176,17 @@ def test_a_vector_leaves_after_the_cohort_closed_with_us_and_its_shares_were_dea
     vector = site.outbox()[-1]
     assert isinstance(vector, MaskedVector)
     assert (kept.step, vector.order) == (Step.MASKED, kept.digest)
-    assert site.events() == ["plan-approval-given", "work-done", "secrets-shared", "contribution-released"]
+    assert site.events() == [
+        "plan-received", "plan-approval-given", "heads-witnessed", "work-done", "secrets-shared",
+        "contribution-released",
+    ]  # fmt: skip
 
 
-def test_a_whole_round_says_five_things(site: Any) -> None:
+def test_a_whole_round_says_five_things_besides_what_it_says_of_logs(site: Any) -> None:
     site.approve()
     kept = site.revealed()
     assert [message.kind for message in site.outbox()] == [
-        "plan-approved", "ready", "shares", "masked-vector", "survivors-seen", "shares-revealed",
+        "plan-approved", "heads-cosigned", "ready", "shares", "masked-vector", "survivors-seen", "shares-revealed",
     ]  # fmt: skip
     assert kept.step is Step.REVEALED
     assert site.unwanted == []
@@ -193,7 +198,7 @@ def test_a_cohort_without_us_stops_the_work(site: Any) -> None:
     site.hear(site.closing(kept, members=("charite", "karolinska", "utrecht"), absent=("st-olavs",)))
     assert site.kept().step is Step.LEFT_OUT
     assert kept.collection in site.unwanted
-    assert [message.kind for message in site.outbox()] == ["plan-approved"]
+    assert [message.kind for message in site.outbox()] == ["plan-approved", "heads-cosigned"]
 
 
 ENDS: dict[str, Callable[[Any], Any]] = {
@@ -222,7 +227,8 @@ def test_a_steward_who_stops_the_study_keeps_finished_work_here(site: Any) -> No
     kept = site.ready()
     site.outbound.decline(site.study, site.journal.plan(site.study).digest, "DECLINED_BY_STEWARD", "stop")
     site.hear(site.closing(kept))
-    assert [message.kind for message in site.outbox()] == ["plan-approved", "ready", "plan-declined", "refused"]
+    said = [message.kind for message in site.outbox()]
+    assert said == ["plan-approved", "heads-cosigned", "ready", "plan-declined", "refused"]
 
 
 def without_its_vector(result: Path) -> None:
@@ -289,7 +295,7 @@ def test_a_committed_round_ends_its_orders_and_removes_its_files(site: Any) -> N
     assert {kept.step for kept in site.journal.orders_of(site.study)} == {Step.OVER}
     assert list(site.folder.work.rglob("*.*")) == []
     assert [path.name[-20:] for path in site.folder.models.iterdir()] == [f"{NEXT_MODEL.digest[-8:]}.safetensors"]
-    assert [parcel.kind for parcel in site.journal.waiting()] == ["plan-approved"]
+    assert [parcel.kind for parcel in site.journal.waiting()] == ["plan-approved", "heads-cosigned", "trail-shown"]
 
 
 @pytest.mark.parametrize("contributed", [True, False], ids=["in the sum", "left out"])
@@ -355,7 +361,7 @@ def test_a_closed_study_leaves_nothing_behind_and_nothing_waiting(site: Any) -> 
         place.mkdir()
     site.hear(StudyClosed(study=site.study, code="COMPLETED"))
     assert site.journal.plan(site.study).state == "closed"
-    assert [parcel.kind for parcel in site.journal.waiting()] == ["plan-approved"]
+    assert [parcel.kind for parcel in site.journal.waiting()] == ["plan-approved", "heads-cosigned"]
     assert site.study in site.unwanted
     assert [*site.folder.cache.iterdir(), *site.folder.work.iterdir()] == []
 

@@ -59,10 +59,12 @@ def test_a_private_training_is_reserved_before_the_child_is_asked_and_committed_
     trains(careful, stub_child, [("copy", [str(careful.folder.journal), str(seen)]), *PRIVATELY])
     journal = Journal(seen, "st-olavs")
     assert [state for (state,) in journal._db.execute("SELECT state FROM budget")] == ["reserved"]
-    assert read_leaf(journal.trail()[-1]).event.event == "budget-reserved"
+    assert [read_leaf(leaf).event.event for leaf in journal.trail()[-2:]] == ["budget-reserved", "training-started"]
     journal.close()
     assert ledger(careful) == [("1/train/1#1", "committed")]
-    assert careful.events()[1:] == ["budget-reserved", "budget-committed", "work-done"]
+    assert careful.events()[2:] == [
+        "heads-witnessed", "budget-reserved", "training-started", "budget-committed", "work-done",
+    ]  # fmt: skip
     assert codes(careful) == ["ready"]
     careful.hear(careful.closing(careful.kept()))
     careful.hear(careful.routing(careful.kept()))

@@ -221,7 +221,7 @@ def test_the_next_step_of_an_attempt_whose_secrets_are_gone_is_refused(site: Any
     closing = site.closing(site.ready())
     site.sums = Sums(site.journal, site.outbound, site.own, site.sums.entropy, 3)
     site.mailroom = type(site.mailroom)(
-        site.journal, site.outbound, site.sums, site.folder, site.own, site.unwanted.append
+        site.journal, site.outbound, site.sums, site.witness, site.folder, site.own, site.unwanted.append
     )
     site.hear(closing)
     assert refusal(site) == ("KEYS_LOST", True)
@@ -299,7 +299,8 @@ def test_a_sum_that_goes_on_without_us_costs_nothing(site: Any, tell: Callable[[
     assert kept.step is Step.LEFT_OUT
     assert kept.collection in site.unwanted
     assert len(site.outbox()) == said
-    assert [parcel.kind for parcel in site.journal.waiting()] == ["plan-approved"], "what had not left stays here"
+    waiting = [parcel.kind for parcel in site.journal.waiting()]
+    assert waiting == ["plan-approved", "heads-cosigned"], "what had not left stays here"
     assert site.revealed(attempt=2).result == kept.result
 
 

@@ -120,7 +120,7 @@ def work(plan: StudyPlan, hospital_data: Path, tmp_path_factory: pytest.TempPath
         "plan": plan.model_dump(mode="json"), "study": study_id(plan), "dicom": str(hospital_data / "dicom"),
         "labels": str(hospital_data / "labels.csv"), "key_file": str(folder / "dataset.key"),
         "cache": str(folder / "cache"), "device": "cpu", "model": str(folder / "model.safetensors"),
-        "out": str(folder / "result" / "vector"),
+        "out": str(folder / "result" / "vector"), "withdrawn": {"before": [], "after": []},
     }  # fmt: skip
 
 

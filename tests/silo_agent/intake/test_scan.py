@@ -116,7 +116,7 @@ def test_the_cache_is_private(run: Callable[..., IntakeReport], tmp_path: Path) 
     files = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "cache").iterdir()}
     assert set(files.values()) == {0o600}
     arrays = {"images.npy", "labels.npy", "patients.npy", "split.npy"}
-    assert files.keys() == arrays | {"report.json", "refused.csv"}
+    assert files.keys() == arrays | {"report.json", "refused.csv", "known.bin", "withdrawn.bin"}
 
 
 def test_the_same_archive_gives_the_same_bytes(run: Callable[..., IntakeReport], tmp_path: Path) -> None:

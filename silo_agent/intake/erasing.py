@@ -1,0 +1,100 @@
+"""Taking patients out of a finished scan on disk: their images become zeros, a mask says which rows are gone.
+
+Without NumPy, because the daemon and `silo-agent withdraw` do it. The mask is on the disk before the first row is
+touched, and readers look at it last: whoever reads meanwhile may see half a row of zeros, and leaves it out.
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+import time
+from array import array
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from silo_agent.intake.withdrawn import numbers_of, read_known
+from silo_agent.state import write_private
+
+KNOWN, GONE = "known.bin", "withdrawn.bin"  # tags of the patients; one byte for each row, 1 if it is gone
+_ROW_FILES = ("images.npy", "labels.npy")
+_WAIT_SECONDS = 30.0  # for another process: it holds the lock while it renames two folders or zeroes some rows
+_NPY = b"\x93NUMPY\x01\x00"
+
+
+@contextmanager
+def alone(caches: Path) -> Iterator[None]:
+    """Let nobody else, in any process, replace or erase in a cache meanwhile. Raises `TimeoutError`."""
+    end = time.monotonic() + _WAIT_SECONDS
+    with os.fdopen(os.open(caches / ".lock", os.O_RDWR | os.O_CREAT, 0o600), "wb") as handle:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise TimeoutError(errno.ETIMEDOUT, f"another process holds {caches / '.lock'}") from None
+                time.sleep(0.02)
+        yield
+
+
+def erase(cache: Path, tags: Collection[bytes]) -> None:
+    """Erase whoever has one of these tags. Doing it again, also after a kill in the middle, ends the same.
+
+    To be called while `alone`. A scan whose files do not fit together is removed: the next one does without them.
+    """
+    shutil.rmtree(cache.with_name(f".{cache.name}.old"), ignore_errors=True)  # of a scan that was killed
+    if not cache.exists():
+        return
+    try:
+        gone = _rows(cache, tags)
+        if gone:
+            mask = _mask(cache, gone)
+            write_private(cache / GONE, mask)
+            for name in _ROW_FILES:
+                _zero(cache / name, gone, len(mask))
+    except (FileNotFoundError, ValueError):
+        shutil.rmtree(cache)
+
+
+def _rows(cache: Path, tags: Collection[bytes]) -> list[int]:
+    numbers = numbers_of(read_known((cache / KNOWN).read_bytes()), tags)
+    if not numbers:
+        return []
+    data = (cache / "patients.npy").read_bytes()
+    owners = array("q", data[_payload(data) :])
+    return [row for row, owner in enumerate(owners) if owner in numbers]
+
+
+def _mask(cache: Path, gone: list[int]) -> bytes:
+    mask = bytearray((cache / GONE).read_bytes())
+    if gone[-1] >= len(mask):
+        raise ValueError("a mask for fewer rows than there are")
+    for row in gone:
+        mask[row] = 1
+    return bytes(mask)
+
+
+def _zero(path: Path, gone: list[int], rows: int) -> None:
+    """Overwrite rows of a NumPy file in place, and have them on the disk."""
+    with path.open("r+b") as file:
+        start = _payload(file.read(len(_NPY) + 2))
+        width, rest = divmod(path.stat().st_size - start, rows)
+        if rest:
+            raise ValueError(f"{path.name} does not have {rows} rows")
+        nothing = bytes(width)
+        for row in gone:
+            file.seek(start + row * width)
+            if file.read(width) != nothing:
+                file.seek(start + row * width)
+                file.write(nothing)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _payload(data: bytes) -> int:
+    """Where the rows begin (NumPy's format, version 1.0)."""
+    if not data.startswith(_NPY) or len(data) < len(_NPY) + 2:
+        raise ValueError("not a NumPy file")
+    return len(_NPY) + 2 + int.from_bytes(data[len(_NPY) : len(_NPY) + 2], "little")

@@ -1,0 +1,98 @@
+"""Somebody withdraws consent: recorded in one transaction, effective from the next round.
+
+The rules it keeps. The Patient ID is hashed before anything else is done, and only hashes are kept. What is recorded is
+carried out by whoever comes first, the command or the daemon, from the journal alone: a kill leaves nothing, or a
+withdrawal that is completed. A round whose work has begun may finish with the patient; no later one sees them. Nothing
+of the privacy budget comes back, and no denominator changes: what was computed was computed.
+"""
+
+from datetime import datetime
+
+from compliance.events import PatientWithdrawn, WithdrawalEffective
+from silo_agent.errors import ConfigError
+from silo_agent.exposure import first_without, side_of
+from silo_agent.intake.erasing import alone, erase
+from silo_agent.intake.withdrawn import reference_of, tag_of
+from silo_agent.journal import Journal
+from silo_agent.private_trail import Decision, Effect, Withdrawal
+from silo_agent.results import residual_of
+from silo_agent.state import StateFolder
+from silo_agent.trainer import study_key
+
+
+def withdraw(
+    journal: Journal, folder: StateFolder, patient: str, decision: Decision, now: datetime
+) -> tuple[Withdrawal, bool]:
+    """Record that this patient withdraws, and take them out of every scan. Also whether it is new.
+
+    The first time counts, its decision too. Raises `ConfigError` for what is no Patient ID.
+    """
+    master = master_key(folder)
+    reference = _reference(master, patient)
+    with journal.transaction():
+        known = journal.private.find(reference)
+        withdrawal = known or _record(journal, master, reference, decision, now)
+    finish(journal, folder, now)
+    return withdrawal, known is None
+
+
+def master_key(folder: StateFolder) -> bytes:
+    try:
+        return folder.dataset_key_file.read_bytes()
+    except OSError as why:
+        raise ConfigError(f"{folder.dataset_key_file} cannot be read: {why.strerror}") from why
+
+
+def _reference(master: bytes, patient: str) -> str:
+    """As the intake reads a Patient ID: without blanks around it, and otherwise to the letter."""
+    wanted = patient.strip(" \0")
+    if not wanted:
+        raise ConfigError("no Patient ID was given")
+    try:
+        return reference_of(master, wanted)
+    except UnicodeEncodeError:
+        raise ConfigError("the Patient ID is not text in this terminal's encoding") from None
+
+
+def _record(journal: Journal, master: bytes, reference: str, decision: Decision, now: datetime) -> Withdrawal:
+    withdrawal = journal.private.withdraw(reference, now)
+    journal.record(PatientWithdrawn(private=withdrawal.private), now)
+    for kept in journal.plans():
+        if side_of(journal, master, kept.study, reference) is None:
+            continue
+        if kept.approval is None:  # its data are not fixed yet: they are looked at again, without the patient
+            journal.set_plan(kept.study, "received", only_from="scanned")
+        else:
+            effect = Effect(kept.study, first_without(journal, kept.study), decision)
+            journal.private.take_effect(withdrawal, effect)
+            told = WithdrawalEffective(
+                study=effect.study, round=effect.round, private=withdrawal.private, decision=decision
+            )
+            journal.record(told, now)
+    return withdrawal
+
+
+def finish(journal: Journal, folder: StateFolder, now: datetime, *, again: bool = False) -> None:
+    """Take whoever withdrew out of all scans, and throw away what they had a share in and was not sent yet.
+
+    Nothing is done if it was done before, but with `again`, for the start of the agent.
+    """
+    last = journal.private.last
+    if not (journal.private.unfinished or (again and last)):
+        return
+    for kept in journal.plans():
+        erase_from(journal, folder, kept.study)
+    for kept in journal.plans():
+        if journal.private.unfinished and journal.private.count_of(kept.study):
+            residual_of(folder, kept.study).unlink(missing_ok=True)
+    with journal.transaction():
+        journal.private.finished(last, now)
+
+
+def erase_from(journal: Journal, folder: StateFolder, study: str) -> None:
+    """Take whoever withdrew out of one study's scan: also after each scan, which may have begun before."""
+    if journal.private.last:
+        key = study_key(master_key(folder), study)
+        tags = {tag_of(key, one.reference) for one in journal.private.withdrawals()}
+        with alone(folder.cache):
+            erase(folder.cache / study, tags)

@@ -1,0 +1,316 @@
+"""Checks of logs, one by one: entries, heads, cosignatures, what others saw, incidents, members and approvals."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from boundary.names import COORDINATOR
+from boundary.roster import sign_roster
+from compliance.bundle import Bundle, Manifest
+from compliance.events import (
+    ContributionReleased,
+    HeadsWitnessed,
+    IncidentClosed,
+    IncidentOpened,
+    PlanApprovalGiven,
+    PlanPublished,
+    RosterIssued,
+    RoundClosed,
+    RoundOpened,
+    SeenHead,
+)
+from compliance.verification import logs, members, witnesses
+from compliance.verification.case import open_case
+from compliance.verification.findings import Severity, names, span
+from infra.golden import card, key, roster, sha
+from tests.compliance import made_study
+from tests.compliance.made_study import SILOS, approval_of, made_plan, trust
+from tests.compliance.verification_cases import (
+    changed,
+    clean_bundle,
+    dropped,
+    entry_for,
+    finds,
+    hidden,
+    numbers,
+    resigned,
+    retold,
+    unlogged,
+)
+
+BROKEN, INCOMPLETE, NOTE = Severity
+
+
+def with_log(**changes: Any) -> Bundle:
+    bundle = clean_bundle()
+    return replace(bundle, logs=bundle.logs | {"ucl": replace(bundle.logs["ucl"], **changes)})
+
+
+# --- entries -----------------------------------------------------------------------------------------
+def test_an_entry_that_no_version_writes_is_broken() -> None:
+    entries = clean_bundle().logs["ucl"].entries
+    found = finds(logs.entries, with_log(entries=(b'{"v":9,"entry":"of the future"} ...', *entries[1:])))
+    assert found == {BROKEN: ["ucl, entry 1: not JSON: Extra data: line 1 column 33 (char 32)"]}
+
+
+def test_a_shift_is_told_where_it_begins_and_where_it_ends() -> None:
+    entries = clean_bundle().logs["ucl"].entries
+    found = finds(logs.entries, with_log(entries=(*entries[:4], *entries[5:8], entries[4], *entries[8:])))
+    assert found[BROKEN] == [
+        "ucl, entry 5: calls itself entry 6",
+        "ucl, entry 8: calls itself entry 5",
+        "ucl, entry 9: calls itself entry 9",
+    ]
+    assert "the time goes back from" in found[NOTE][0]
+
+
+def test_a_clock_that_was_set_back_is_a_note_and_told_once() -> None:
+    log = clean_bundle().logs["ucl"]
+    event = ContributionReleased(
+        study=clean_bundle().study, round=5, phase="train", attempt=9, sharers=sha("s"), vector=sha("v"), size=1
+    )
+    for time in ("2025-01-01T00:00:00.000000Z", "2024-01-01T00:00:00.000000Z"):
+        log = replace(log, entries=(*log.entries, entry_for(log, event, time=time)))
+    found = finds(logs.entries, with_log(entries=log.entries))
+    assert found.keys() == {NOTE}
+    assert len(found[NOTE]) == 1
+
+
+def test_the_coordinator_hides_nothing() -> None:
+    assert finds(logs.entries, hidden(clean_bundle(), COORDINATOR)) == {
+        INCOMPLETE: ["coordinator: 1 entries are not shown"]
+    }
+    assert list(finds(logs.entries, hidden(clean_bundle(), "ucl"))) == [NOTE]
+
+
+def test_only_who_took_no_part_may_have_no_log() -> None:
+    bundle = clean_bundle()
+    only = unlogged(replace(bundle, approvals={}), *SILOS, COORDINATOR)
+    assert finds(logs.entries, only) == {
+        INCOMPLETE: ["coordinator: the log is not here"], NOTE: [f"{silo}: has no log here" for silo in SILOS],
+    }  # fmt: skip
+    approved = unlogged(bundle, *SILOS, COORDINATOR)
+    assert finds(logs.entries, approved) == {INCOMPLETE: [f"{one}: the log is not here" for one in case_parties()]}
+    seen = unlogged(replace(bundle, approvals={}), "charite", COORDINATOR)
+    assert "charite: the log is not here" in finds(logs.entries, seen)[INCOMPLETE]
+
+
+def case_parties() -> tuple[str, ...]:
+    return open_case(clean_bundle(), trust(), None).parties
+
+
+# --- heads -------------------------------------------------------------------------------------------
+def test_a_log_without_a_head_is_incomplete() -> None:
+    assert finds(logs.heads, with_log(heads=())) == {INCOMPLETE: ["ucl: no signed head"]}
+
+
+def test_a_head_of_somebody_else_is_broken() -> None:
+    heads = clean_bundle().logs["ucl"].heads
+    forged = heads[0].model_copy(update={"signature": heads[1].signature})
+    found = finds(logs.heads, with_log(heads=(forged, *heads[1:])))
+    assert found == {BROKEN: [f"ucl, head over {forged.size}: not signed with the key that is believed"]}
+
+
+def test_a_changed_entry_is_told_between_the_heads_around_it() -> None:
+    log = clean_bundle().logs["ucl"]
+    second, third = log.heads[1].size, log.heads[2].size
+    entries = (*log.entries[: third - 1], b"x" * 32, *log.entries[third:])
+    assert finds(logs.heads, with_log(entries=entries)) == {
+        BROKEN: [f"ucl, entries {second + 1} to {third}: their root is not the signed one"]
+    }
+    assert span(3, 3) == "entry 3"
+
+
+# --- cosignatures ------------------------------------------------------------------------------------
+def some_witnesses(*who: str) -> Bundle:
+    log = clean_bundle().logs["ucl"]
+    return with_log(cosignatures={n: {w: c for w, c in by.items() if w in who} for n, by in log.cosignatures.items()})
+
+
+def test_a_minority_of_witnesses_is_incomplete() -> None:
+    found = finds(witnesses.cosignatures, some_witnesses("charite", "leuven", "ucl"))
+    last = max(numbers(clean_bundle().logs["ucl"], made_study.say.UnmaskingHelped)) + 1
+    assert found[INCOMPLETE] == [f"ucl: entries 1 to {last}: cosigned by 2 of 5"]
+    assert INCOMPLETE not in finds(witnesses.cosignatures, some_witnesses("charite", "leuven", "st-olavs"))
+
+
+def test_no_cosignature_at_all_is_incomplete() -> None:
+    found = finds(witnesses.cosignatures, with_log(cosignatures={}))
+    assert found[INCOMPLETE][0].endswith("cosigned by 0 of 5")
+
+
+def test_only_those_who_take_part_are_counted() -> None:
+    """Two hospitals that have not approved and did nothing: two of the other three are a majority."""
+    bundle = some_witnesses("charite", "leuven")
+    approvals = {silo: one for silo, one in bundle.approvals.items() if silo in {"charite", "leuven", "ucl"}}
+    closed = changed(RoundClosed, contributing=("charite", "leuven", "ucl"))
+    few = retold(COORDINATOR, closed, replace(bundle, approvals=approvals))
+    assert not any("ucl" in line for line in finds(witnesses.cosignatures, few).get(INCOMPLETE, []))
+
+
+def test_a_study_without_a_round_needs_no_witness() -> None:
+    bundle = retold(COORDINATOR, dropped(RoundClosed), with_log(cosignatures={}))
+    found = finds(witnesses.cosignatures, bundle)
+    assert INCOMPLETE not in found
+    assert f"ucl: entries 1 to {len(bundle.logs['ucl'].entries)}: not cosigned yet" in found[NOTE]
+
+
+def test_a_cosignature_over_no_head_is_broken() -> None:
+    log = clean_bundle().logs["ucl"]
+    found = finds(
+        witnesses.cosignatures, with_log(cosignatures=log.cosignatures | {3: log.cosignatures[log.heads[0].size]})
+    )
+    assert "ucl, head over 3: the cosignature of charite does not verify" in found[BROKEN]
+
+
+# --- what others saw ---------------------------------------------------------------------------------
+def witnessing(party: str, head: SeenHead) -> Bundle:
+    bundle = clean_bundle()
+    log, event = bundle.logs[party], HeadsWitnessed(study=bundle.study, round=5, heads=(head,))
+    return replace(bundle, logs=bundle.logs | {party: replace(log, entries=(*log.entries, entry_for(log, event)))})
+
+
+def test_a_log_of_another_study_is_passed_over() -> None:
+    head = SeenHead(log="mayo", size=3, root=sha("root"))
+    assert finds(witnesses.seen_by_others, witnessing("charite", head)) == {}
+
+
+def test_what_the_coordinator_saw_after_the_report_is_passed_over() -> None:
+    head = SeenHead(log="ucl", size=3000, root=sha("root"))
+    bundle = witnessing(COORDINATOR, head)
+    size = len(bundle.logs[COORDINATOR].entries)
+    for known, count in ((size, 1), (size - 1, 0)):
+        manifest = Manifest(v=1, study=bundle.study, plan_digest=sha("p"), logs={COORDINATOR: known}, files={})
+        assert len(list(witnesses.seen_by_others(open_case(bundle, trust(), manifest)))) == count
+    assert finds(witnesses.seen_by_others, bundle) == {
+        BROKEN: [f"coordinator, entry {size}: saw 3000 entries of ucl, {len(bundle.logs['ucl'].entries)} are here"]
+    }
+
+
+def test_a_rewritten_log_is_found_by_each_witness_once() -> None:
+    log = clean_bundle().logs["ucl"]
+    bundle = with_log(entries=resigned(log, (b"x" * 32, *log.entries[1:])).entries)
+    found = finds(witnesses.seen_by_others, bundle)[BROKEN]
+    assert len(found) == 6
+    assert all("saw another history in the first" in line for line in found)
+
+
+# --- incidents ---------------------------------------------------------------------------------------
+def incident(*after: Any) -> Bundle:
+    opened = IncidentOpened(incident=1, log="ucl", code="LOG_FORKED", evidence=sha("evidence"))
+    return retold("charite", lambda events: [*events, opened, *after])
+
+
+CLOSED = IncidentClosed(incident=1, decision="ACCEPTED")
+WORK = ContributionReleased(
+    study=clean_bundle().study, round=5, phase="train", attempt=2, sharers=sha("s"), vector=sha("v"), size=1
+)
+
+
+def test_an_incident_stays_broken_until_somebody_has_closed_it() -> None:
+    assert "incident 1 about the log of ucl: LOG_FORKED" in finds(witnesses.incidents, incident())[BROKEN][0]
+    assert "LOG_FORKED, ACCEPTED" in finds(witnesses.incidents, incident(CLOSED))[NOTE][0]
+    again = retold("charite", lambda events: [CLOSED, *events], incident())
+    assert list(finds(witnesses.incidents, again)) == [BROKEN]
+
+
+def test_nobody_works_while_in_doubt() -> None:
+    assert "a contribution during incident 1" in finds(witnesses.incidents, incident(WORK, CLOSED))[BROKEN][0]
+    assert list(finds(witnesses.incidents, incident(CLOSED, WORK))) == [NOTE]
+
+
+# --- members -----------------------------------------------------------------------------------------
+def rosters(**changes: Any) -> Bundle:
+    return replace(clean_bundle(), roster=roster(**changes).data)
+
+
+def test_the_roster_is_the_one_that_was_issued() -> None:
+    bundle = retold(COORDINATOR, dropped(RosterIssued))
+    assert finds(members.members, bundle) == {BROKEN: ["roster.json: no entry of the coordinator's log has its digest"]}
+    assert finds(members.members, unlogged(bundle, COORDINATOR)) == {}
+    assert finds(members.members, replace(clean_bundle(), roster=b"")) == {}
+
+
+def test_a_roster_of_another_coordinator_is_broken() -> None:
+    found = finds(members.members, clean_bundle(), replace(trust(), coordinator=key("mallory").public))
+    assert "roster.json: the roster is not signed by" in found[BROKEN][0]
+
+
+def test_a_roster_with_another_member_or_none_is_broken() -> None:
+    others = [card(silo) for silo in SILOS if silo != "ucl"]
+    for some in (others, [*others, card("ucl", owner="mallory")]):
+        found = finds(members.members, rosters(members=tuple(some)))
+        assert "ucl: not on the roster with the key of the plan" in found[BROKEN]
+
+
+def test_a_coordinator_that_changed_its_key_is_told() -> None:
+    new = roster(members=tuple(card(silo) for silo in SILOS), coordinator="new").roster
+    introduced = sign_roster(new, key(COORDINATOR), key("new")).data
+    found = finds(members.members, replace(clean_bundle(), roster=introduced))
+    assert "roster.json: names another key of the coordinator than keys.toml" in found[BROKEN]
+
+
+# --- approvals ---------------------------------------------------------------------------------------
+def approvals(**changes: Any) -> Bundle:
+    bundle = clean_bundle()
+    return replace(bundle, approvals={s: one for s, one in (bundle.approvals | changes).items() if one is not None})
+
+
+def test_an_approval_that_is_not_here_is_incomplete() -> None:
+    assert finds(members.approvals, approvals(ucl=None)) == {INCOMPLETE: ["approvals.json: no approval of ucl"]}
+
+
+def test_an_approval_of_another_plan_or_hospital_or_steward_is_broken() -> None:
+    other, plan = approval_of(made_plan(title="Another"), "ucl"), clean_bundle().plan
+    late = approval_of(plan, "ucl", datetime(2026, 12, 1, tzinfo=UTC))
+    forged = approval_of(plan, "ucl").model_copy(update={"steward": key("mallory").public.text})
+    for signed, why in (
+        (other, "another plan digest"), (approval_of(plan, "leuven"), "leuven's, not"), (late, "in the future"),
+        (forged, "not by this hospital's steward"),
+        (approval_of(plan, "ucl").model_copy(update={"signature": b"x" * 64}), "does not verify"),
+    ):  # fmt: skip
+        found = finds(members.approvals, approvals(ucl=signed))
+        assert any(why in line for line in found[BROKEN]), found
+
+
+def test_a_steward_that_nobody_knows_must_have_signed_all_the_same() -> None:
+    nobody = replace(trust(), stewards={})
+    assert len(finds(members.approvals, clean_bundle(), nobody)[NOTE]) == 5
+    forged = approval_of(clean_bundle().plan, "ucl").model_copy(update={"signature": b"x" * 64})
+    assert any("does not verify" in line for line in finds(members.approvals, approvals(ucl=forged), nobody)[BROKEN])
+
+
+def test_the_coordinator_had_the_approval_before_the_round() -> None:
+    bundle = retold(COORDINATOR, dropped(PlanApprovalGiven, lambda event: event.silo == "ucl"))
+    found = finds(members.approvals, bundle)[BROKEN]
+    assert len(found) == 1
+    assert "round 1 opened, ucl had not approved by then" in found[0]
+    other = retold(COORDINATOR, changed(PlanApprovalGiven, lambda e: e.silo == "ucl", dataset_digest=sha("other")))
+    assert "round 1 opened, ucl had not approved by then" in finds(members.approvals, other)[BROKEN][0]
+
+
+def test_the_hospital_had_logged_it_before_its_work() -> None:
+    bundle = retold("ucl", dropped(PlanApprovalGiven))
+    assert finds(members.approvals, bundle) == {
+        BROKEN: ["ucl: its own log has no such approval before its first contribution"]
+    }
+    assert list(finds(members.approvals, hidden(clean_bundle(), "ucl", PlanApprovalGiven))) == [INCOMPLETE]
+    assert finds(members.approvals, unlogged(clean_bundle(), "ucl")) == {}
+
+
+def test_a_plan_is_published_before_its_rounds_and_ends_on_its_day() -> None:
+    found = finds(members.approvals, retold(COORDINATOR, dropped(PlanPublished)))[BROKEN]
+    assert "round 1 of a plan that was not published" in found[0]
+    plan = clean_bundle().plan
+    until = plan.purpose.model_copy(update={"expires": made_study.NOW.date() - timedelta(days=1)})
+    over = replace(clean_bundle(), plan=plan.model_copy(update={"purpose": until}))
+    assert any("closed after the plan's last day" in line for line in finds(members.approvals, over)[BROKEN])
+
+
+def test_without_the_coordinators_log_nothing_is_said_of_approvals() -> None:
+    assert finds(members.approvals, unlogged(clean_bundle(), COORDINATOR)) == {}
+    assert finds(members.approvals, retold(COORDINATOR, dropped(RoundOpened))) == {}
+
+
+def test_findings_name_people_or_nobody() -> None:
+    assert (names(()), names(("ucl", "charite"))) == ("nobody", "charite, ucl")

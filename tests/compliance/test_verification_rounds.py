@@ -1,0 +1,401 @@
+"""Checks of rounds, sums and budgets, one by one."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from boundary.guarantee import PatientPrivacy
+from boundary.names import COORDINATOR
+from compliance.accountant import epsilon
+from compliance.bundle import Bundle
+from compliance.events import (
+    BudgetCommitted,
+    BudgetReserved,
+    CohortDecided,
+    ContributionReleased,
+    ReceiptSigned,
+    RoundClosed,
+    RoundOpened,
+    RoundReceived,
+    StatisticsTaken,
+    StudyEnded,
+    SumOpened,
+    UnmaskingHelped,
+)
+from compliance.privacy import PoissonGaussian
+from compliance.verification import budgets, rounds, sums
+from compliance.verification.case import Check, open_case
+from compliance.verification.findings import Severity
+from infra.golden import key, sha
+from tests.compliance.made_study import SILOS, made_bundle, made_plan, plain_plan, trust
+from tests.compliance.verification_cases import Events, changed, clean_bundle, dropped, finds, hidden, retold, unlogged
+
+BROKEN, INCOMPLETE, NOTE = Severity
+
+
+def of_round(number: int) -> Any:
+    return lambda event: event.round == number
+
+
+def train(number: int) -> Any:
+    return lambda event: (event.round, event.phase) == (number, "train")
+
+
+def only(check: Check, bundle: Bundle, severity: Severity, said: str) -> None:
+    """The check finds exactly this."""
+    found = finds(check, bundle)
+    assert list(found) == [severity]
+    assert len(found[severity]) == 1
+    assert said in found[severity][0]
+
+
+def any_of(check: Check, bundle: Bundle, said: str) -> None:
+    found = finds(check, bundle).get(BROKEN, [])
+    assert any(said in line for line in found), found
+
+
+ALL: tuple[Check, ...] = (
+    rounds.chain, rounds.records, rounds.receipts, rounds.received, sums.cohorts, sums.models, sums.hospitals,
+    budgets.budgets,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("check", ALL)
+def test_a_clean_study_has_nothing_to_find(check: Check) -> None:
+    assert finds(check, clean_bundle()) == {}
+
+
+@pytest.mark.parametrize("check", ALL[:-1])
+def test_without_the_coordinators_log_nothing_is_claimed(check: Check) -> None:
+    assert finds(check, unlogged(clean_bundle(), COORDINATOR)) == {}
+
+
+# --- the chain ---------------------------------------------------------------------------------------
+def test_a_round_is_missing_or_there_twice() -> None:
+    only(rounds.chain, retold(COORDINATOR, dropped(RoundClosed, of_round(2))), BROKEN, "round 3 closed as number 2")
+    again = retold(COORDINATOR, lambda events: [*events, next(e for e in events if isinstance(e, RoundClosed))])
+    only(rounds.chain, again, BROKEN, "round 1 closed as number 6")
+
+
+def test_a_round_begins_with_the_model_of_the_one_before() -> None:
+    other = changed(RoundClosed, of_round(3), model_in=sha("another"))
+    found = finds(rounds.chain, retold(COORDINATOR, other))[BROKEN]
+    assert "round 3 closed, and not opened once before it with the model" in found[0]
+    assert "round 3 is not made from the model of the one before" in found[1]
+
+
+def test_a_round_is_opened_once_and_before_it_is_closed() -> None:
+    not_opened = "not opened once before"
+    only(rounds.chain, retold(COORDINATOR, dropped(RoundOpened, of_round(3))), BROKEN, not_opened)
+    opened = RoundOpened(study=clean_bundle().study, round=3, model=sha("model 2"))
+    only(rounds.chain, retold(COORDINATOR, lambda events: [opened, *events]), BROKEN, not_opened)
+    early = retold(COORDINATOR, lambda events: [opened, *dropped(RoundOpened, of_round(3))(events)])
+    only(rounds.chain, early, BROKEN, not_opened)
+
+
+def test_no_round_comes_after_the_end_or_beyond_the_plan() -> None:
+    ended = StudyEnded(study=clean_bundle().study, reason="ALL_ROUNDS_DONE")
+
+    def before_the_last(events: Events) -> Events:
+        at = next(n for n, e in enumerate(events) if isinstance(e, RoundClosed) and e.round == 5)
+        return [*events[:at], ended, *events[at:]]
+
+    only(rounds.chain, retold(COORDINATOR, before_the_last), BROKEN, "round 5 closed after the study had ended")
+    plan = clean_bundle().plan
+    fewer = plan.model_copy(update={"training": plan.training.model_copy(update={"rounds": 4})})
+    only(rounds.chain, replace(clean_bundle(), plan=fewer), BROKEN, "5 rounds, the plan has 4")
+
+
+def test_a_round_that_was_not_closed_is_a_note() -> None:
+    opened = RoundOpened(study=clean_bundle().study, round=6, model=sha("model 5"))
+    found = retold(COORDINATOR, lambda events: [*events, opened])
+    only(rounds.chain, found, NOTE, "round 6 was opened and not closed")
+
+
+# --- records -----------------------------------------------------------------------------------------
+def recorded(number: int, **changes: Any) -> Bundle:
+    bundle = clean_bundle()
+    return replace(
+        bundle,
+        rounds=tuple(one.model_copy(update=changes) if one.round == number else one for one in bundle.rounds),
+    )
+
+
+def test_a_record_is_the_one_that_was_logged() -> None:
+    only(rounds.records, recorded(2, clipped=7), BROKEN, "rounds/0002.json: not what coordinator, entry")
+    any_of(rounds.records, recorded(2, model_in=sha("x")), "rounds/0002.json: contradicts coordinator, entry")
+    any_of(rounds.records, recorded(2, ready=("charite",)), "names others in its sum")
+    fewer = replace(clean_bundle(), rounds=clean_bundle().rounds[1:])
+    only(rounds.records, fewer, INCOMPLETE, "rounds/0001.json: not readable here")
+
+
+def test_a_record_of_no_round_is_broken() -> None:
+    only(rounds.records, retold(COORDINATOR, dropped(RoundClosed, of_round(5))), BROKEN, "rounds/0005.json: no entry")
+
+
+# --- receipts ----------------------------------------------------------------------------------------
+def signed(number: int, **signatures: Any) -> Bundle:
+    bundle = clean_bundle()
+    one = bundle.receipts[number]
+    kept = {party: said for party, said in (one.signatures | signatures).items() if said is not None}
+    return replace(bundle, receipts=bundle.receipts | {number: replace(one, signatures=kept)})
+
+
+def test_a_receipt_has_the_names_of_all_that_worked() -> None:
+    only(rounds.receipts, signed(2, charite=None, leuven=None), INCOMPLETE, "round 2: not signed by charite, leuven")
+    only(rounds.receipts, signed(2, coordinator=None), INCOMPLETE, "round 2: not signed by coordinator")
+    only(rounds.receipts, signed(2, charite=b"x" * 64), BROKEN, "the signature of charite does not verify")
+    only(rounds.receipts, signed(2, ucl=b"x" * 64), BROKEN, "the signature of ucl does not verify")
+    receipt = clean_bundle().receipts[2].receipt
+    only(rounds.receipts, signed(2, mayo=receipt.sign(key("mayo"))), BROKEN, "the signature of mayo does not verify")
+    assert finds(rounds.receipts, signed(2, ucl=receipt.sign(key("ucl")))) == {}
+
+
+def test_a_receipt_says_what_the_log_says() -> None:
+    bundle = clean_bundle()
+    other = retold(COORDINATOR, changed(RoundClosed, of_round(2), absent=()))
+    any_of(rounds.receipts, other, "round 2: says something else than coordinator, entry")
+    none = replace(bundle, receipts={number: one for number, one in bundle.receipts.items() if number != 2})
+    only(rounds.receipts, none, INCOMPLETE, "round 2: no receipt")
+    unread = replace(bundle, rounds=bundle.rounds[1:])
+    assert finds(rounds.receipts, unread) == {}
+    only(rounds.receipts, retold(COORDINATOR, dropped(RoundClosed, of_round(5))), BROKEN, "round that is not closed")
+
+
+def test_nobody_signed_another_receipt() -> None:
+    other = retold("ucl", changed(ReceiptSigned, of_round(3), receipt=sha("another")))
+    only(rounds.receipts, other, BROKEN, "signed another receipt than the one here")
+
+
+def test_the_hospitals_were_told_what_was_logged() -> None:
+    other = retold("ucl", changed(RoundReceived, of_round(3), model=sha("another")))
+    only(rounds.received, other, BROKEN, "was told something else of round 3")
+    fewer = retold(COORDINATOR, dropped(RoundClosed, of_round(5)))
+    found = finds(rounds.received, fewer)[BROKEN]
+    assert len(found) == 5
+    assert all("was told of round 5, which is not closed" in line for line in found)
+    assert finds(rounds.received, replace(clean_bundle(), rounds=())) == {}
+
+
+# --- cohorts -----------------------------------------------------------------------------------------
+TWO = ("charite", "leuven")
+
+
+def test_no_sum_is_over_too_few() -> None:
+    bundle = retold(COORDINATOR, changed(SumOpened, train(5), surviving=TWO))
+    any_of(sums.cohorts, bundle, "the train sum of round 5, attempt 1 is over 2 hospitals, 3 are needed")
+    doubled = retold(COORDINATOR, changed(SumOpened, train(5), surviving=(*TWO, "leuven")))
+    any_of(sums.cohorts, doubled, "is over 2 hospitals")
+
+
+def test_a_quorum_of_the_plan_counts_as_well() -> None:
+    plan = clean_bundle().plan
+    more = plan.model_copy(update={"aggregation": plan.aggregation.model_copy(update={"quorum": 5})})
+    any_of(sums.cohorts, replace(clean_bundle(), plan=more), "is over 4 hospitals, 5 are needed")
+
+
+def test_a_sum_is_over_those_that_were_ready() -> None:
+    strangers = retold(COORDINATOR, changed(CohortDecided, train(5), members=SILOS[:4]))
+    only(sums.cohorts, strangers, BROKEN, "the train sum of round 5, attempt 1 is over others than were ready")
+    undecided = retold(COORDINATOR, dropped(CohortDecided, train(5)))
+    only(sums.cohorts, undecided, BROKEN, "is over others than were ready")
+
+
+def test_no_two_sums_of_a_phase_are_over_different_hospitals() -> None:
+    first = SumOpened(
+        study=clean_bundle().study, round=5, phase="train", attempt=1, survivors=sha("s"), surviving=SILOS[:4]
+    )
+
+    def twice(events: Events) -> Events:
+        at = next(n for n, e in enumerate(events) if isinstance(e, SumOpened) and train(5)(e))
+        return [*events[:at], first, *events[at:]]
+
+    only(sums.cohorts, retold(COORDINATOR, twice), BROKEN, "was opened after another of the same round and phase")
+
+    def again(events: Events) -> Events:
+        return [one for event in events for one in ([event] * 2 if isinstance(event, SumOpened) else [event])]
+
+    assert finds(sums.cohorts, retold(COORDINATOR, again)) == {}  # a driver that was restarted between
+
+
+def test_statistics_come_out_of_a_sum() -> None:
+    study = clean_bundle().study
+    taken = StatisticsTaken(study=study, survivors=sha("s"), result=sha("r"))
+    about: dict[str, Any] = {"study": study, "round": 1, "phase": "statistics", "attempt": 1}
+    decided = CohortDecided(**about, members=SILOS, absent=(), reason="ALL_THERE")
+    opened = SumOpened(**about, survivors=sha("s"), surviving=SILOS)
+    without = retold(COORDINATOR, lambda events: [*events, taken])
+    only(sums.cohorts, without, BROKEN, "statistics of no sum that was opened")
+    assert finds(sums.cohorts, retold(COORDINATOR, lambda events: [*events, decided, opened, taken])) == {}
+
+
+# --- models ------------------------------------------------------------------------------------------
+def test_a_model_comes_out_of_the_sum_that_was_opened() -> None:
+    only(sums.models, retold(COORDINATOR, dropped(SumOpened, train(5))), BROKEN, "round 5: the log opened no such sum")
+    fewer = retold(COORDINATOR, changed(SumOpened, train(5), surviving=SILOS[:4]))
+    only(sums.models, fewer, BROKEN, "the sum is over charite, karolinska, leuven, st-olavs, not over those it names")
+    other = retold(COORDINATOR, changed(SumOpened, train(5), survivors=sha("others")))
+    only(sums.models, other, BROKEN, "rounds/0005.json: the transcript is not of that sum and this model")
+    assert finds(sums.models, replace(clean_bundle(), rounds=())) == {}
+
+
+def test_a_round_is_the_work_of_enough_and_of_nobody_else() -> None:
+    few = retold(COORDINATOR, changed(RoundClosed, of_round(5), contributing=TWO))
+    any_of(sums.models, few, "round 5 is the work of 2 hospitals")
+    more = retold(COORDINATOR, changed(RoundClosed, of_round(5), contributing=(*SILOS, "mayo")))
+    any_of(sums.models, more, "round 5: mayo are not in the plan")
+
+
+# --- hospitals ---------------------------------------------------------------------------------------
+def test_what_a_hospital_helped_with_was_told() -> None:
+    other = retold("ucl", changed(UnmaskingHelped, train(5), survivors=sha("others")))
+    only(sums.hospitals, other, BROKEN, "helped to unmask the train sum of round 5, attempt 1 over")
+    secret = UnmaskingHelped(
+        study=clean_bundle().study, round=5, phase="train", attempt=7, survivors=sha("s"), surviving=SILOS, lost=()
+    )
+    untold = retold("ucl", lambda events: [*events, secret])
+    only(sums.hospitals, untold, BROKEN, "helped to unmask the train sum of round 5, attempt 7")
+    small = retold("ucl", lambda events: [*events, secret.model_copy(update={"round": 6, "surviving": TWO})])
+    only(sums.hospitals, small, BROKEN, "round 6, attempt 7 over 2 hospitals")
+    under_way = retold("ucl", lambda events: [*events, secret.model_copy(update={"round": 6})])
+    assert finds(sums.hospitals, under_way) == {}
+    given_up = retold("ucl", lambda events: [*events, secret.model_copy(update={"round": 4, "attempt": 1})])
+    assert finds(sums.hospitals, given_up) == {}
+
+
+def test_a_hospital_gave_what_it_is_said_to_have_given() -> None:
+    gone = dropped(ContributionReleased, train(5))
+    only(sums.hospitals, retold("ucl", gone), BROKEN, "ucl: its log has no contribution to round 5")
+    covered = hidden(retold("ucl", gone), "ucl")
+    only(sums.hospitals, covered, INCOMPLETE, "ucl: its log has no contribution to round 5")
+    shorter = retold("ucl", lambda events: dropped(RoundReceived, of_round(5))(gone(events)))
+    only(sums.hospitals, shorter, INCOMPLETE, "no contribution to round 5")
+
+
+def test_a_sum_that_too_few_helped_to_open_is_broken_where_all_is_shown() -> None:
+    bundle = clean_bundle()
+    for silo in TWO:
+        bundle = retold(silo, dropped(UnmaskingHelped, train(5)), bundle)
+    only(sums.hospitals, bundle, BROKEN, "round 5: 3 hospitals helped to unmask its sum, 4 are needed")
+    only(sums.hospitals, hidden(bundle, "leuven"), NOTE, "round 5: 3 hospitals helped")
+    undecided = retold(COORDINATOR, dropped(CohortDecided, train(5)), bundle)
+    assert finds(sums.hospitals, undecided) == {}
+
+
+# --- budgets -----------------------------------------------------------------------------------------
+def spending(**data: Any) -> Bundle:
+    return retold("ucl", changed(BudgetReserved, of_round(3), **data))
+
+
+def reserved(number: int) -> BudgetReserved:
+    case = open_case(clean_bundle(), trust(), None)
+    return next(one.event for one in case.logs["ucl"].of(BudgetReserved) if one.event.round == number)
+
+
+def test_a_number_that_is_too_low_is_under_reported() -> None:
+    true = reserved(3).epsilon_study
+    only(budgets.budgets, spending(epsilon_study=true * (1 - 3e-6)), BROKEN, "says epsilon")
+    assert finds(budgets.budgets, spending(epsilon_study=true * (1 - 5e-7))) == {}
+    only(budgets.budgets, spending(epsilon_lifetime=0.01), BROKEN, "a lifetime of 0.01, this release alone is")
+
+
+def test_a_number_that_is_too_high_is_broken_where_all_is_shown() -> None:
+    more = spending(epsilon_study=7.5)
+    only(budgets.budgets, more, BROKEN, "says epsilon 7.5")
+    little = made_plan(disclose=())
+    shown = retold("ucl", changed(BudgetReserved, of_round(3), epsilon_study=7.5), made_bundle(little))
+    found = finds(budgets.budgets, hidden(shown, "ucl"))
+    assert found.keys() == {NOTE}
+    assert any("says epsilon 7.5" in line for line in found[NOTE])
+    assert finds(budgets.budgets, shown)[BROKEN]
+
+
+def test_a_release_that_was_left_out_shows_in_the_next() -> None:
+    found = finds(budgets.budgets, retold("ucl", dropped(BudgetReserved, of_round(2))))[BROKEN]
+    assert any("a release that was not reserved" in line for line in found)
+    assert sum("says epsilon" in line for line in found) == 3
+
+
+def test_a_release_is_committed_once_and_as_it_was_reserved() -> None:
+    again = retold(
+        "ucl",
+        lambda events: [
+            one for event in events for one in ([event] * 2 if isinstance(event, BudgetCommitted) else [event])
+        ],
+    )
+    assert len(finds(budgets.budgets, again)[BROKEN]) == 5
+    other = PoissonGaussian(noise_multiplier=9.0, sampling_rate=0.5, steps=10)
+    only(budgets.budgets, retold("ucl", changed(BudgetCommitted, of_round(3), release=other)), BROKEN, "not reserved")
+
+
+def test_a_training_that_was_started_twice_is_spent_twice() -> None:
+    """What crashed stays spent; the log says so and the accountant agrees."""
+    first, last = reserved(5), clean_bundle().plan.privacy
+    assert isinstance(last, PatientPrivacy)
+    cost = epsilon([first.release] * 6, first.delta_study)
+    again = first.model_copy(update={"epsilon_study": cost, "epsilon_lifetime": cost})
+    found = finds(budgets.budgets, retold("ucl", lambda events: [*events, again]))
+    assert found == {BROKEN: [found[BROKEN][0]]}
+    assert f"epsilon {cost:.6g}, the plan allows 8" in found[BROKEN][0]
+
+
+TERMS: dict[str, dict[str, Any]] = {
+    "fewer steps": {"steps": 9},
+    "another rate": {"sampling_rate": 0.5},
+    "another noise than the plan's": {"noise_multiplier": 3.0},
+}
+
+
+@pytest.mark.parametrize("what", TERMS)
+def test_a_release_is_the_one_of_the_plan(what: str) -> None:
+    plan = clean_bundle().plan
+    if what == "another noise than the plan's":
+        fixed = plan.privacy.model_copy(update={"epsilon": None, "noise_multiplier": 2.0})
+        plan = plan.model_copy(update={"privacy": fixed})
+    release = reserved(3).release.model_copy(update=TERMS[what])
+    bundle = replace(spending(release=release), plan=plan)
+    any_of(budgets.budgets, bundle, "steps, noise")
+
+
+def test_a_delta_that_is_of_no_size_is_not_the_plans() -> None:
+    any_of(budgets.budgets, spending(delta_study=0.7), "steps, noise")
+    any_of(budgets.budgets, spending(delta_study=0.05), "steps, noise")
+
+
+def test_a_study_without_a_guarantee_spends_nothing() -> None:
+    bundle = replace(clean_bundle(), plan=plain_plan())
+    any_of(budgets.budgets, bundle, "a private release in a study without a guarantee")
+    for silo in SILOS:
+        bundle = retold(silo, lambda events: dropped(BudgetCommitted)(dropped(BudgetReserved)(events)), bundle)
+    assert finds(budgets.budgets, bundle) == {}
+
+
+def test_numbers_that_nobody_can_account_for_are_broken() -> None:
+    most = reserved(3).release.model_copy(update={"steps": 10**9})
+    any_of(budgets.budgets, spending(release=most), "no epsilon can be worked out")
+    kinds = [
+        reserved(3).model_copy(
+            update={"release": PoissonGaussian(noise_multiplier=float(n), sampling_rate=1.0, steps=1)}
+        )
+        for n in range(20, 40)
+    ]
+    any_of(budgets.budgets, retold("ucl", lambda events: [*kinds, *events]), "more than 8 mechanisms")
+
+
+def test_a_contribution_was_paid_for() -> None:
+    late = retold("ucl", lambda events: sorted(events, key=lambda event: isinstance(event, BudgetCommitted)))
+    found = finds(budgets.budgets, late)
+    assert len(found[BROKEN]) == 4  # ucl dropped out of round 2
+    assert "a contribution to round 1, nothing was spent for it before" in found[BROKEN][0]
+    covered = finds(budgets.budgets, hidden(late, "ucl"))
+    assert len(covered[INCOMPLETE]) == 4
+    open_round = retold(COORDINATOR, dropped(RoundClosed, of_round(5)), late)
+    assert len(finds(budgets.budgets, open_round)[BROKEN]) == 3
+
+
+def test_what_the_plan_does_not_show_is_noted_for_those_that_worked() -> None:
+    plan = made_plan(disclose=())
+    bundle = replace(clean_bundle(), plan=plan)
+    assert len(finds(budgets.budgets, bundle)[NOTE]) == 5
+    assert finds(budgets.budgets, retold(COORDINATOR, dropped(RoundClosed), bundle)) == {}
