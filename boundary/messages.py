@@ -329,6 +329,13 @@ class ShownHead(Frozen):
     ]  # fmt: skip
 
 
+def _one_of_each(heads: tuple[ShownHead, ...]) -> tuple[ShownHead, ...]:
+    """Two heads of one log could be the two sides of a fork, and a witness would put its name under both."""
+    if len({head.checkpoint.log for head in heads}) != len(heads):
+        raise ValueError("names a log twice")
+    return heads
+
+
 class HeadsShown(Message):
     """The logs of all parties after a round, 0 for before the first, as far as they were shown by then."""
 
@@ -336,7 +343,10 @@ class HeadsShown(Message):
     sender = "coordinator"
     study: StudyId
     round: Annotated[int, Field(ge=0, le=10_000)]
-    heads: Annotated[tuple[ShownHead, ...], BeforeValidator(list_in), Field(max_length=MAX_HOSPITALS + 1)]
+    heads: Annotated[
+        tuple[ShownHead, ...], BeforeValidator(list_in), Field(max_length=MAX_HOSPITALS + 1),
+        AfterValidator(_one_of_each),
+    ]  # fmt: skip
 
     @property
     def digest(self) -> Digest:

@@ -46,7 +46,7 @@ def _headline(study: Study, report: dict[str, Any], page: str) -> str:
 
 
 def _controls(report: dict[str, Any], verdict: str) -> str:
-    return ", ".join(row["control"] for row in report["controls"] if row["verdict"] == verdict) or "none"
+    return ", ".join(row["id"] for row in report["controls"] if row["verdict"] == verdict) or "none"
 
 
 def copies_in(url: str, bundle: Path) -> dict[str, bytes]:

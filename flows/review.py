@@ -80,7 +80,7 @@ def _show(coordinator: Coordinator, issued: Issued, report: dict[str, Any]) -> t
 
 def _summary(issued: Issued, report: dict[str, Any], page: str | None) -> str:
     rows = [
-        f"| {row['control']} | {row['severity']} | **{row['verdict']}** | {row['reason']} |"
+        f"| {row['id']} | {row['severity']} | **{row['verdict']}** | {row['reason']} |"
         for row in sorted(report["controls"], key=lambda row: _ORDER.index(row["verdict"]))
     ]
     where = f"[The report in MLflow]({page}). " if page else ""
@@ -201,6 +201,7 @@ async def _ask(coordinator: Coordinator, study: Study, wanted: Decision) -> Stat
     try:
         answer: Any = await pause_flow_run(wait_for_input=form, timeout=DECISION_SECONDS, poll_interval=5)
     except FlowPauseTimeout:
+        log.warning("nobody decided in time: nothing is released")
         return Failed(name="NotDecided", message="nobody decided in time; that is a no. Run the flow again to ask anew")
     decision = wanted.model_copy(update={"choice": answer.decision})
     known = coordinator.settings.officers.get(answer.officer)

@@ -126,6 +126,21 @@ class Facts:
     def logs(self) -> tuple[ReadLog, ...]:
         return self.coordinator, *(hospital.log for hospital in self.hospitals)
 
+    @property
+    def approved(self) -> tuple[str, ...]:
+        """Whose steward's signed approval is here and holds."""
+        return tuple(one.silo for one in self.hospitals if one.approval is not None and not one.approval_problem)
+
+    @property
+    def no_guarantee(self) -> str:
+        """What to say of a plan without one, and who approved that."""
+        given, asked = len(self.approved), len(self.hospitals)
+        return (
+            "the plan gives no guarantee per patient, approved by each steward"
+            if given == asked
+            else f"the plan gives no guarantee per patient, and {given} of {asked} approvals of it are shown"
+        )
+
     def hospital(self, silo: str) -> HospitalFacts:
         return next(one for one in self.hospitals if one.silo == silo)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from compliance.evidence.drawing import svg
 from compliance.evidence.figures import draw
+from compliance.evidence.opening import LOUD
 from compliance.evidence.tables import Cell, Figure, Section, Table, moment
 from compliance.evidence.verdicts import Verdict
 
@@ -52,7 +53,7 @@ def _hashed(text: str) -> str:
 
 def _top(report: dict[str, Any]) -> str:
     """What somebody needs who reads for a minute."""
-    said = [f"<p>{escape(sentence)}</p>" for sentence in report["summary"]]
+    said = [f"<p{_loud(sentence)}>{escape(sentence)}</p>" for sentence in report["summary"]]
     counts = "".join(f"<li><b>{report['verdicts'][word]}</b>{_verdict(word)}</li>" for word in IN_ORDER)
     contents = "".join(
         f'<li data-section="s{one["number"]}">{one["number"]} {escape(one["title"])}</li>' for one in report["sections"]
@@ -92,7 +93,7 @@ def _section(section: Section) -> str:
 
 
 def _loud(note: str) -> str:
-    return ' class="loud"' if note.startswith("THIS STUDY") else ""
+    return ' class="loud"' if note.startswith(LOUD) else ""
 
 
 def _figure(figure: Figure) -> str:

@@ -125,7 +125,12 @@ def _is_signed(head: Checkpoint, key: PublicIdentity) -> bool:
 def _gaps(heads: list[Checkpoint], log: ReadLog) -> list[Problem]:
     longest = max((head.size for head in heads), default=0)
     if longest > log.size:
-        return [Problem(f"{log.party} signed {longest} entries, {log.size} are here", (Pointer(log.party, longest),))]
+        return [
+            Problem(
+                f"the log of {log.party} was signed over {longest} entries, {log.size} are here",
+                (Pointer(log.party, longest),),
+            )
+        ]
     return []
 
 
@@ -138,9 +143,12 @@ def _as_others_saw(log: ReadLog, tree: Tree, seen: Iterable[Entry[HeadsWitnessed
                 continue
             told.add((head.size, head.root))
             if head.size > tree.size:
-                yield Problem(f"{entry.at.log} saw {head.size} entries of {log.party}", (entry.at,)), True
+                yield (
+                    Problem(f"the log of {log.party} was seen with {head.size} entries by {entry.at.log}", (entry.at,)),
+                    True,
+                )
             elif "sha256:" + tree.root(head.size).hex() != head.root:
-                sentence = f"{entry.at.log} saw another log of {log.party} with {head.size} entries"
+                sentence = f"another log of {log.party} with {head.size} entries was seen by {entry.at.log}"
                 yield Problem(sentence, (entry.at, Pointer(log.party, head.size))), False
 
 

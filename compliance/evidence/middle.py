@@ -14,7 +14,7 @@ from compliance.events import (
     WorkRefused,
 )
 from compliance.evidence.facts import Facts, HospitalFacts, RoundFacts
-from compliance.evidence.opening import NO_GUARANTEE
+from compliance.evidence.opening import LOUD
 from compliance.evidence.reading import Entry
 from compliance.evidence.tables import Cell, Figure, Section, Table, figure, names, section, table
 
@@ -25,7 +25,7 @@ def privacy(facts: Facts) -> Section:
         return section(
             6,
             "Privacy per patient",
-            NO_GUARANTEE,
+            LOUD + facts.no_guarantee + ".",
             tables=[_releases_without(facts)],
             notes=["Masked sums hide one hospital's vector. They do not limit what a model remembers of a patient."],
         )

@@ -12,7 +12,7 @@ from compliance.evidence.tables import Cell, Section, moment, section, table
 from compliance.evidence.verdicts import Judged
 
 NOT_CERTIFICATION = "This is evidence, not certification."
-NO_GUARANTEE = "THIS STUDY GIVES NO GUARANTEE PER PATIENT: its plan adds no noise, and every steward approved that."
+LOUD = "NO GUARANTEE PER PATIENT: "
 MOST_POINTERS = 12  # of one control in a table; all are in report.json
 
 # 45 CFR 164.514(b)(2)(i)(A) to (R), and what the agent does with each. About the software; no log has it.
@@ -45,7 +45,7 @@ def cover(bundle: Bundle, facts: Facts, rows: tuple[Judged, ...], counts: dict[s
         "It shows what was logged and that it was not changed since, not that a party logged the truth.",
     ]
     if not facts.is_private:
-        notes.insert(0, NO_GUARANTEE)
+        notes.insert(0, LOUD + facts.no_guarantee + ".")
     return section(
         1,
         "Cover",

@@ -11,15 +11,19 @@ from compliance.evidence.reading import Entry, Pointer
 from compliance.evidence.verdicts import Finding, Tally, Verdict
 from compliance.terms import PlanTerms
 
-_NO_GUARANTEE = "The plan gives no guarantee per patient, approved by each steward."
 _NOBODY = "no hospital trained"
 _SAME = 1e-6  # relative; a sampling rate comes from a whole number of patients
+
+
+def _not_applicable(facts: Facts) -> Finding:
+    approvals = tuple(entry.at for hospital in facts.hospitals for entry in hospital.given)
+    return Finding(Verdict.NOT_APPLICABLE, f"T{facts.no_guarantee[1:]}.", approvals)
 
 
 def check_epsilon(facts: Facts) -> Finding:
     """PRV-01. Epsilon is recomputed from all reservations; the cap is the plan's."""
     if not facts.is_private:
-        return Finding(Verdict.NOT_APPLICABLE, _NO_GUARANTEE)
+        return _not_applicable(facts)
     cap = getattr(facts.plan.privacy, "epsilon", None)
     tally = Tally()
     for hospital in facts.hospitals:
@@ -33,7 +37,7 @@ def _epsilon_of(hospital: HospitalFacts, cap: float | None, tally: Tally) -> Non
     silo, spending = hospital.silo, hospital.spending
     at = [spent.at for spent in spending.after]
     if cap is not None and spending.last is not None and spending.last.epsilon > cap:
-        tally.wrong(f"{silo} spent epsilon {spending.last.epsilon:.4g}, the cap is {cap:g}", at)
+        tally.wrong(f"hospital {silo} spent epsilon {spending.last.epsilon:.4g}, the cap is {cap:g}", at)
     if spending.understated:
         tally.wrong(f"the log of {silo} says less than its own reservations come to", at)
     if not _is_all_shown(hospital, tally):
@@ -41,7 +45,7 @@ def _epsilon_of(hospital: HospitalFacts, cap: float | None, tally: Tally) -> Non
     if spending.overstated:
         tally.wrong(f"the log of {silo} says more than all its reservations come to", at)
     if spending.unpaid:
-        tally.wrong(f"{silo} trained in round {spending.unpaid[0]} without a reservation", _sent(hospital))
+        tally.wrong(f"hospital {silo} trained in round {spending.unpaid[0]} without a reservation", _sent(hospital))
     tally.good(at)
 
 
@@ -62,13 +66,13 @@ def _is_all_shown(hospital: HospitalFacts, tally: Tally) -> bool:
 def check_unit(facts: Facts) -> Finding:
     """PRV-02. Every training that left was reserved as a release whose unit is the patient."""
     if not facts.is_private:
-        return Finding(Verdict.NOT_APPLICABLE, _NO_GUARANTEE)
+        return _not_applicable(facts)
     tally = Tally()
     for hospital in facts.hospitals:
         if not _is_all_shown(hospital, tally):
             continue
         if hospital.spending.unpaid:
-            tally.wrong(f"{hospital.silo} trained without a release per patient", _sent(hospital))
+            tally.wrong(f"hospital {hospital.silo} trained without a release per patient", _sent(hospital))
         tally.good(spent.at for spent in hospital.spending.after)
     return tally.finding("every release is accounted for one patient with all images of that patient", _NOBODY)
 
@@ -76,7 +80,7 @@ def check_unit(facts: Facts) -> Finding:
 def check_mechanism(facts: Facts) -> Finding:
     """PRV-03. Each reservation is the plan's mechanism: its sampling rate, its steps, at least its noise."""
     if not isinstance(facts.plan.privacy, PatientPrivacy):
-        return Finding(Verdict.NOT_APPLICABLE, _NO_GUARANTEE)
+        return _not_applicable(facts)
     tally = Tally()
     terms = cache(partial(_terms, facts.plan.privacy, facts.plan.training.rounds))
     for hospital in facts.hospitals:
@@ -85,7 +89,7 @@ def check_mechanism(facts: Facts) -> Finding:
         for entry in hospital.log.of(BudgetReserved):
             fault = _fault(entry, terms(entry.event.delta_study))
             if fault:
-                tally.wrong(f"{hospital.silo} reserved {fault}", [entry.at])
+                tally.wrong(f"hospital {hospital.silo} reserved {fault}", [entry.at])
             tally.good([entry.at])
     return tally.finding("every release has the sampling rate, steps and noise that follow from the plan", _NOBODY)
 
@@ -114,7 +118,7 @@ def _fault(entry: Entry[BudgetReserved], terms: PlanTerms | None) -> str | None:
 def check_noise_source(facts: Facts) -> Finding:
     """PRV-05. A log cannot show where random numbers came from."""
     if not facts.is_private:
-        return Finding(Verdict.NOT_APPLICABLE, _NO_GUARANTEE)
+        return _not_applicable(facts)
     return Finding(
         Verdict.NOT_MEASURED,
         "No entry shows which generator drew samples and noise; compare each hospital's software with its release.",
@@ -129,17 +133,29 @@ def check_other_releases(facts: Facts) -> Finding:
         if not hospital.log.is_there or hospital.log.broken:
             tally.unknown(f"the log of {silo} cannot be read in full")
             continue
-        for entry in hospital.log.of(ContributionReleased):
-            if facts.is_private and entry.event.phase == "train":
-                continue
+        sent = [one for one in hospital.log.of(ContributionReleased) if _is_open(facts, one.event.phase)]
+        for missing in _sums_with(facts, silo) - {(one.event.round, one.event.phase) for one in sent}:
+            tally.unknown(f"hospital {silo} does not show what it sent in round {missing[0]}")
+        for entry in sent:
             approved = approval_before(hospital, entry, facts.plan_digest)
             if approved is None:
-                tally.wrong(f"{silo} sent a sum without noise that its steward had not approved", [entry.at])
+                tally.wrong(f"hospital {silo} sent a sum without noise that its steward had not approved", [entry.at])
             else:
                 tally.good([approved.at])
     return tally.finding(
         "every sum without noise was in the plan its hospital had approved before", "no such sum was sent"
     )
+
+
+def _is_open(facts: Facts, phase: str) -> bool:
+    """Whether no guarantee covers what is sent in this phase."""
+    return not (facts.is_private and phase == "train")
+
+
+def _sums_with(facts: Facts, silo: str) -> set[tuple[int, str]]:
+    """(round, phase) of the sums without a guarantee in which the coordinator says a hospital was."""
+    sums = [opened.event for one in facts.rounds for opened in one.sums]
+    return {(said.round, said.phase) for said in sums if silo in said.surviving and _is_open(facts, said.phase)}
 
 
 def approval_before(hospital: HospitalFacts, entry: Entry[Event], plan_digest: str) -> Entry[PlanApprovalGiven] | None:

@@ -28,9 +28,9 @@ def check_refused_files(facts: Facts) -> Finding:
             continue
         at = [counted.at, hospital.given[-1].at] if hospital.given else [counted.at]
         if not counted.event.usable:
-            tally.wrong(f"{hospital.silo} trained on data that did not meet the plan", at)
+            tally.wrong(f"hospital {hospital.silo} trained on data that did not meet the plan", at)
         if not hospital.given or hospital.given[-1].event.dataset_digest != counted.event.dataset_digest:
-            tally.wrong(f"{hospital.silo} approved another data set than the one it counted", at)
+            tally.wrong(f"hospital {hospital.silo} approved another data set than the one it counted", at)
         tally.good(at)
     return tally.finding("each hospital approved exactly the data set that was left after refusal", "nobody trained")
 
@@ -44,16 +44,20 @@ def check_enough_patients(facts: Facts) -> Finding:
             continue
         most = counted.event.patients
         if most < least:
-            tally.wrong(f"{hospital.silo} has up to {most} patients, the plan asks for {least}", [counted.at])
+            tally.wrong(f"hospital {hospital.silo} has up to {most} patients, the plan asks for {least}", [counted.at])
         elif most - CELL + 1 < least:
-            tally.unknown(f"{hospital.silo} has up to {most} patients, too close to {least} to tell", [counted.at])
+            tally.unknown(
+                f"hospital {hospital.silo} has up to {most} patients, too close to {least} to tell", [counted.at]
+            )
         tally.good([counted.at])
     return tally.finding(f"every hospital that took part has at least the plan's {least} patients", "nobody trained")
 
 
 def _sending(facts: Facts) -> list[HospitalFacts]:
-    """Whose work left, or of whom we cannot tell."""
-    return [one for one in facts.hospitals if one.log.of(ContributionReleased) or not one.log.is_there]
+    """Whose work left by anybody's account, or of whom we cannot tell."""
+    named = {silo for one in facts.rounds for silo in one.contributing}
+    sent = {one.silo for one in facts.hospitals if one.log.of(ContributionReleased) or not one.log.is_there}
+    return [one for one in facts.hospitals if one.silo in named | sent]
 
 
 def _counted(hospital: HospitalFacts, tally: Tally) -> Entry[IntakeCounted] | None:
@@ -61,7 +65,7 @@ def _counted(hospital: HospitalFacts, tally: Tally) -> Entry[IntakeCounted] | No
     before = hospital.given[-1].at if hospital.given else None
     counted = [one for one in hospital.log.of(IntakeCounted) if before is None or one.at < before]
     if not counted:
-        tally.unknown(f"{hospital.silo} does not show what it counted", [one.at for one in hospital.given])
+        tally.unknown(f"hospital {hospital.silo} does not show what it counted", [one.at for one in hospital.given])
         return None
     return counted[-1]
 
@@ -77,7 +81,8 @@ def check_logs(facts: Facts) -> Finding:
     for incident in facts.incidents:
         if incident.closed is None:
             tally.wrong(
-                f"{incident.opened.at.log} has an open incident about {incident.opened.event.log}", [incident.opened.at]
+                f"an incident about the log of {incident.opened.event.log} is open at {incident.opened.at.log}",
+                [incident.opened.at],
             )
     for log in facts.logs:
         found, last = facts.integrity[log.party], _last_of_a_round(log.of(RoundReceived), facts, log.party)
@@ -189,7 +194,9 @@ def _took_effect(hospital: HospitalFacts, withdrawn: Entry[PatientWithdrawn], ta
     if not later:
         return
     if not effective or effective[0].at > later[0].at or effective[0].event.round > later[0].event.round:
-        tally.wrong(f"{hospital.silo} trained after a withdrawal before it took effect", [withdrawn.at, later[0].at])
+        tally.wrong(
+            f"hospital {hospital.silo} trained after a withdrawal before it took effect", [withdrawn.at, later[0].at]
+        )
 
 
 def check_legal_basis(facts: Facts) -> Finding:

@@ -12,7 +12,7 @@ from compliance.evidence import closing, middle, opening
 from compliance.evidence.controls import counts, judged, open_items
 from compliance.evidence.crosswalk import clauses_by_control
 from compliance.evidence.facts import Facts, facts_of
-from compliance.evidence.opening import NO_GUARANTEE, NOT_CERTIFICATION
+from compliance.evidence.opening import LOUD, NOT_CERTIFICATION
 from compliance.evidence.tables import Section, table
 from compliance.evidence.verdicts import Judged, Severity, Verdict
 
@@ -100,7 +100,7 @@ def _summary(facts: Facts, rows: tuple[Judged, ...]) -> list[str]:
     unmeasured = [row.control.id for row in open_items(rows) if row.finding.verdict is Verdict.NOT_MEASURED]
     said = [first]
     if not facts.is_private:
-        said.append(NO_GUARANTEE)
+        said.append(LOUD + facts.no_guarantee + ".")
     said.append(f"{found['PASS']} of {len(rows)} controls were checked by a machine and hold.")
     said.append(f"For {len(unmeasured)} there is no evidence in this bundle: {', '.join(unmeasured)}.")
     said.append(f"{found['NEEDS-HUMAN']} wait for a person's judgement.")

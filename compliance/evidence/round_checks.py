@@ -1,5 +1,6 @@
 """SEC and APR: how each round's sum was opened, who had approved it, who signed for it."""
 
+from boundary.receipt import Receipt
 from boundary.secagg.context import survivors_of, transcript_of
 from compliance.events import ContributionReleased, SumOpened, SurvivorsAgreed
 from compliance.evidence.facts import Facts, HospitalFacts, RoundFacts
@@ -89,18 +90,15 @@ def check_signed(facts: Facts) -> Finding:
         for party in one.receipt.invalid:
             tally.wrong(f"the signature of {party} under round {one.number} does not verify", at)
         for party in one.receipt.absent:
-            tally.unknown(f"{party} did not sign round {one.number}", at)
-        if one.closed and not _says_the_same(facts, one):
+            tally.unknown(f"the signature of {party} under round {one.number} is missing", at)
+        if one.closed and not _says_the_same(facts, one, one.receipt.receipt.receipt):
             tally.wrong(f"the receipt of round {one.number} is about another round than the one that was logged", at)
         tally.good(at)
     return tally.finding("the coordinator and every contributing hospital signed every round's receipt", _NO_ROUND)
 
 
-def _says_the_same(facts: Facts, one: RoundFacts) -> bool:
+def _says_the_same(facts: Facts, one: RoundFacts, said: Receipt) -> bool:
     closed = one.closed[0].event
-    if one.receipt is None:
-        return False
-    said = one.receipt.receipt.receipt
     return (said.study, said.plan_digest, said.round) == (facts.study, facts.plan_digest, one.number) and (
         (said.model_in, said.model_out, said.contributing, said.absent)
         == (closed.model_in, closed.model_out, closed.contributing, closed.absent)
@@ -144,7 +142,7 @@ def _was_approved(facts: Facts, one: RoundFacts, silo: str, tally: Tally) -> Non
     hospital = _known(facts, silo)
     at = [entry.at for entry in one.closed]
     if hospital is None:
-        tally.wrong(f"{silo} contributed to round {one.number} and is not in the plan", at)
+        tally.wrong(f"hospital {silo} contributed to round {one.number} and is not in the plan", at)
     elif not hospital.log.is_there or hospital.log.broken:
         tally.unknown(f"the log of {silo} cannot be read in full", at)
     elif hospital.approval is None:
@@ -152,10 +150,13 @@ def _was_approved(facts: Facts, one: RoundFacts, silo: str, tally: Tally) -> Non
     elif hospital.approval_problem:
         tally.wrong(f"the approval of {silo} does not hold: {hospital.approval_problem}", _where(hospital))
     else:
-        for sent in in_round(hospital.log.of(ContributionReleased), one.number):
+        found = in_round(hospital.log.of(ContributionReleased), one.number)
+        if not found:
+            tally.unknown(f"hospital {silo} does not show what it sent in round {one.number}", at)
+        for sent in found:
             approved = approval_before(hospital, sent, facts.plan_digest)
             if approved is None:
-                tally.wrong(f"{silo} sent in round {one.number} without an approval of this plan", [sent.at])
+                tally.wrong(f"hospital {silo} sent in round {one.number} without an approval of this plan", [sent.at])
             else:
                 tally.good([approved.at])
         if one.opened and one.opened[0].time[:10] > facts.plan.purpose.expires.isoformat():

@@ -4,8 +4,9 @@ A party that rewrites its own log can sign it again. What others saw of it befor
 """
 
 from collections.abc import Iterator
+from itertools import groupby
 
-from boundary.checkpoint import Cosignature
+from boundary.checkpoint import Checkpoint, Cosignature
 from boundary.errors import BadSignature
 from boundary.names import COORDINATOR
 from compliance.events import ContributionReleased, HeadsWitnessed, IncidentClosed, IncidentOpened, UnmaskingHelped
@@ -18,9 +19,10 @@ def cosignatures(case: Case) -> Iterator[Finding]:
     for party, log in case.logs.items():
         others = case.taking_part - {party}
         witnesses: dict[int, set[str]] = {}
+        heads = {size: list(same) for size, same in groupby(log.copy.heads, key=lambda head: head.size)}
         for size, said in log.copy.cosignatures.items():
             for witness, cosignature in said.items():
-                if _is_genuine(case, log, size, cosignature):
+                if _is_genuine(case, heads.get(size, []), cosignature):
                     witnesses.setdefault(size, set()).add(witness)
                 else:
                     where = f"{party}, head over {size}"
@@ -37,15 +39,14 @@ def cosignatures(case: Case) -> Iterator[Finding]:
             yield note(party, f"{span(covered + 1, log.size)}: not cosigned yet", means)
 
 
-def _is_genuine(case: Case, log: Log, size: int, cosignature: Cosignature) -> bool:
-    owner, witness = case.keys[log.party], case.keys[cosignature.witness]
-    for head in log.copy.heads:
-        if head.size == size:
-            try:
-                cosignature.check(head, owner, witness)
-            except BadSignature:
-                continue
-            return True
+def _is_genuine(case: Case, heads: list[Checkpoint], cosignature: Cosignature) -> bool:
+    """Whether it is over one of these heads, which are of one log and one size."""
+    for head in heads:
+        try:
+            cosignature.check(head, case.keys[head.log], case.keys[cosignature.witness])
+        except BadSignature:
+            continue
+        return True
     return False
 
 

@@ -211,7 +211,9 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     ).map(tuple),
     "trail-shown.receipt": st.none() | signatures,
     "heads-shown.heads": st.lists(
-        st.builds(ShownHead, checkpoint=checkpoints, proof=st.lists(hashes, max_size=3).map(tuple)), max_size=3
+        st.builds(ShownHead, checkpoint=checkpoints, proof=st.lists(hashes, max_size=3).map(tuple)),
+        max_size=3,
+        unique_by=lambda head: head.checkpoint.log,
     ).map(tuple),
 }
 MESSAGES = {

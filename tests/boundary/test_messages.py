@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boundary.canonical import canonical_bytes, parse_canonical
+from boundary.checkpoint import Checkpoint
 from boundary.errors import MalformedMessage
 from boundary.messages import (
     REGISTRY,
@@ -16,6 +17,7 @@ from boundary.messages import (
     Message,
     OfCollection,
     from_body,
+    heads_digest,
     slot_of,
     study_of,
     to_body,
@@ -41,6 +43,9 @@ SAID_BY_A_HOSPITAL = {
     "survivors-seen",
     "shares-revealed",
     "refused",
+    "trail-shown",
+    "heads-cosigned",
+    "log-disputed",
 }
 
 
@@ -126,7 +131,8 @@ ANYTHING_GOES = {  # free text and free numbers of a plan: other values are othe
     "ethics_reference",
     "column",
 }
-OPTIONAL = {("pair",), ("normalisation",)}
+OPTIONAL = {("share", "pair"), ("work-order", "normalisation"), ("trail-shown", "receipt")}
+OF_A_LOG = {"checkpoint", "known", "shown", "cosigned"}  # whose size is a number of entries: all of 2^53 may be meant
 QUOTED = {"ready", "parts", "vectors", "seen"}  # bytes here, an envelope only where `quoted.py` opens them
 
 
@@ -137,9 +143,12 @@ def test_every_leaf_of_every_message_is_checked(fed: ModuleType, kind: str, wron
     for path in leaves(body):
         if path and (path[-1] in ANYTHING_GOES or "classes" in path):
             continue
-        if (wrong is WRONG_VALUES["null"] and path in OPTIONAL) or (
+        if (wrong is WRONG_VALUES["null"] and (kind, *path) in OPTIONAL) or (
             wrong is WRONG_VALUES["empty text"] and path and path[0] in QUOTED
         ):
+            continue
+        if wrong is WRONG_VALUES["a number beyond all limits"] and (OF_A_LOG & set(path) or path == ("first",)):
+            assert is_refused(kind, replaced(body, path, lambda _: 2**53)), path
             continue
         assert is_refused(kind, replaced(body, path, wrong)), path
 
@@ -168,6 +177,15 @@ KEY = "hpke-mlkem768-x25519:"
 
 def share_of(silo: str, size: int) -> dict[str, str]:
     return {"silo": silo, "share": encode_base64(bytes(size))}
+
+
+def head_of(log: str, size: int) -> dict[str, Any]:
+    return {"log": log, "size": size, "root": "sha256:" + "0" * 64, "signature": encode_base64(bytes(64))}
+
+
+def cosigned_at(time: float) -> dict[str, Any]:
+    said = {"witness": "ucl", "time": time, "signature": encode_base64(bytes(64))}
+    return {"log": "charite", "size": 3, "cosignature": said}
 
 
 BAD_BODIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -205,6 +223,33 @@ BAD_BODIES: dict[str, tuple[str, dict[str, Any]]] = {
     "a code with free text": ("refused", {"code": "patient John Smith"}),
     "a study without its digest": ("study-closed", {"study": "ct-contrast"}),
     "an unknown phase": ("ready", {"collection": {"study": "a-00000000", "round": 1, "phase": "x", "attempt": 1}}),
+    "an empty log": ("trail-shown", {"checkpoint": head_of("ucl", 0)}),
+    "a log in free text": ("log-disputed", {"known": head_of("my log", 3)}),
+    "a head without its root": ("log-disputed", {"shown": head_of("ucl", 3) | {"root": "sha256:"}}),
+    "a head with half a signature": ("log-disputed", {"shown": head_of("ucl", 3) | {"signature": "A" * 44}}),
+    "entry 0": ("trail-shown", {"first": 0}),
+    "an entry that is neither a hash nor longer": ("trail-shown", {"entries": [encode_base64(bytes(31))]}),
+    "an entry over 256 KiB": ("trail-shown", {"entries": [encode_base64(bytes(256 * 1024 + 1))]}),
+    "4097 entries": ("trail-shown", {"entries": [encode_base64(bytes(32))] * 4097}),
+    "a receipt that is no signature": ("round-committed", {"receipt": encode_base64(bytes(63))}),
+    "a commitment without a receipt": ("round-committed", {"receipt": None}),
+    "a proof of 31 bytes": ("heads-shown", {"heads": [{"checkpoint": head_of("ucl", 3), "proof": ["AA=="]}]}),
+    "a proof of 65 hashes": (
+        "heads-shown",
+        {"heads": [{"checkpoint": head_of("ucl", 3), "proof": [encode_base64(bytes(32))] * 65}]},
+    ),
+    "more heads than there are parties": (
+        "heads-shown",
+        {"heads": [{"checkpoint": head_of(f"h{at}", 3), "proof": []} for at in range(202)]},
+    ),
+    "two heads of one log": (
+        "heads-shown",
+        {"heads": [{"checkpoint": head_of("ucl", size), "proof": []} for size in (3, 4)]},
+    ),
+    "heads after round -1": ("heads-shown", {"round": -1}),
+    "cosigned before 1970": ("heads-cosigned", {"cosigned": [cosigned_at(-1)]}),
+    "cosigned at half a second": ("heads-cosigned", {"cosigned": [cosigned_at(0.5)]}),
+    "a dispute in free text": ("log-disputed", {"code": "they lied"}),
     "attempt 1001": ("ready", {"collection": {"study": "a-00000000", "round": 1, "phase": "train", "attempt": 1001}}),
 }
 
@@ -240,6 +285,10 @@ SLOTS = {
     "shares-revealed": "{study}/2/train/3",
     "refused": "{study}/2/train/3",
     "round-committed": "{study}/2",
+    "trail-shown": "{study}/2",
+    "heads-shown": "{study}/2",
+    "heads-cosigned": "{study}/2",
+    "log-disputed": "{study}/2",
     "study-closed": "{study}",
 }
 
@@ -249,6 +298,22 @@ def test_a_message_has_one_slot(fed: ModuleType, kind: str) -> None:
     message = fed.messages()[kind]
     assert slot_of(message) == SLOTS[kind].format(study=fed.study())
     assert study_of(message) == fed.study()
+
+
+def test_the_digest_of_heads_is_of_logs_sizes_and_roots_in_any_order() -> None:
+    heads = [Checkpoint.model_validate(head_of(log, 3)) for log in ("ucl", "charite")]
+    assert heads_digest(heads) == heads_digest(heads[::-1])
+    signed_anew = [head.model_copy(update={"signature": bytes([1]) * 64}) for head in heads]
+    assert heads_digest(signed_anew) == heads_digest(heads)
+    others = [
+        [],
+        heads[:1],
+        [*heads, Checkpoint.model_validate(head_of("st-olavs", 3))],
+        [heads[0].model_copy(update={"size": 4}), heads[1]],
+        [heads[0].model_copy(update={"root": "sha256:" + "1" * 64}), heads[1]],
+        [heads[0].model_copy(update={"log": "ucm"}), heads[1]],
+    ]
+    assert len({heads_digest(some) for some in [heads, *others]}) == 7
 
 
 @pytest.mark.parametrize("tell", [slot_of, study_of])

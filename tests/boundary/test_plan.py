@@ -321,7 +321,7 @@ OTHER_VALUES: dict[type, Any] = {
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of values that no plan could have
-@pytest.mark.parametrize(("which", "leaves"), [("plan", 48), ("private_plan", 54)])
+@pytest.mark.parametrize(("which", "leaves"), [("plan", 49), ("private_plan", 55)])
 def test_every_leaf_is_in_the_digest(fed: ModuleType, which: str, leaves: int) -> None:
     plan: StudyPlan = getattr(fed, which)()
     places = leaf_places(plan)

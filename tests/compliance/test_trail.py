@@ -9,10 +9,13 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from boundary.canonical import canonical_bytes
 from boundary.errors import BoundaryError, CallerFault, MalformedMessage
-from compliance.events import EVENTS, AnyEvent, Event
+from boundary.names import encode_base64
+from compliance.events import EVENTS, AnyEvent, Event, IntakeCounted, SeenHead, in_tens
+from compliance.merkle import HASH_BYTES
 from compliance.privacy import PoissonGaussian
 from compliance.trail import LEAF_VERSION, Leaf, leaf_bytes, read_leaf
 
@@ -21,9 +24,12 @@ SILOS = st.lists(st.sampled_from(("charite", "st-olavs", "ucl")), max_size=3, un
 COUNTS = st.integers(1, 2**53 - 1)
 EPSILONS = st.floats(0, 2**53 - 1)
 DELTAS = st.floats(0, 1, exclude_min=True, exclude_max=True)
+FINGERPRINTS = st.binary(min_size=32, max_size=32).map(lambda raw: raw.hex(" ", 2))
+TENS = st.integers(0, (2**53 - 1) // 10).map(lambda count: 10 * count)
+SALTS = st.binary(min_size=16, max_size=16)
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "silo": st.sampled_from(("charite", "3", "a" * 40)),
-    "fingerprint": st.binary(min_size=32, max_size=32).map(lambda raw: raw.hex(" ", 2)),
+    "fingerprint": FINGERPRINTS,
     "roster_version": COUNTS,
     "roster_digest": DIGESTS,
     "study": st.binary(min_size=4, max_size=4).map(lambda raw: "ct-contrast-" + raw.hex()),
@@ -63,6 +69,32 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "cap": st.sampled_from(("study", "lifetime")),
     "asked": EPSILONS,
     "left": EPSILONS,
+    "record": DIGESTS,
+    "coordinator": FINGERPRINTS,
+    "officer": FINGERPRINTS,
+    "usable": st.booleans(),
+    "patients": TENS,
+    "used": TENS,
+    "excluded": st.dictionaries(st.sampled_from(("NO_LABEL", "BURNED_IN", "A0")), TENS),
+    "start": COUNTS,
+    "transcript": DIGESTS,
+    "receipt": DIGESTS,
+    "heads": st.lists(
+        st.builds(SeenHead, log=st.sampled_from(("coordinator", "ucl")), size=COUNTS, root=DIGESTS), max_size=3
+    ).map(tuple),
+    "incident": COUNTS,
+    "log": st.sampled_from(("coordinator", "ucl")),
+    "evidence": DIGESTS,
+    "private": DIGESTS,
+    "manifest": DIGESTS,
+    "what": st.sampled_from(("blobs", "caches", "results", "sidecars")),
+    "files": st.integers(0, 2**53 - 1),
+    "bytes": st.integers(0, 2**53 - 1),
+}
+DECISIONS: dict[str, tuple[str, ...]] = {  # what `decision` may be depends on what was decided
+    "incident-closed": ("ACCEPTED", "RESTORED_BACKUP"),
+    "withdrawal-effective": ("keep", "retrain", "retire"),
+    "release-decided": ("release", "reject"),
 }
 
 
@@ -77,12 +109,14 @@ def test_the_registry_holds_every_event_by_its_name(fed: ModuleType) -> None:
 @given(data=st.data())
 def test_a_leaf_is_read_as_it_was_written(name: str, data: st.DataObject, fed: ModuleType) -> None:
     kind = EVENTS[name]
-    event: Any = data.draw(st.builds(kind, **{field: FIELDS[field] for field in kind.model_fields}))
-    sequence = data.draw(COUNTS)
-    leaf = leaf_bytes(event, log="coordinator", sequence=sequence, time=fed.NOW, actor="ucl")
+    fields = FIELDS | {"decision": st.sampled_from(DECISIONS.get(name, ("",)))}
+    event: Any = data.draw(st.builds(kind, **{field: fields[field] for field in kind.model_fields}))
+    sequence, salt = data.draw(COUNTS), data.draw(SALTS)
+    leaf = leaf_bytes(event, log="coordinator", sequence=sequence, time=fed.NOW, actor="ucl", salt=salt)
     assert read_leaf(leaf) == Leaf(
-        log="coordinator", sequence=sequence, time="2026-11-20T12:00:00.123456Z", actor="ucl", event=event
+        log="coordinator", sequence=sequence, time="2026-11-20T12:00:00.123456Z", actor="ucl", salt=salt, event=event
     )
+    assert len(leaf) > HASH_BYTES, "an entry is never taken for the hash of one"
     assert canonical_bytes(json.loads(leaf)) == leaf
 
 
@@ -121,15 +155,22 @@ REFUSED: dict[str, Callable[[ModuleType], bytes]] = {
     "no JSON": lambda _: b"round closed",
     "a list": lambda _: b"[]",
     "non-canonical JSON": lambda fed: fed.leaf(fed.events()["round-closed"]) + b"\n",
-    "another version": lambda fed: changed(fed, v=2),
-    "true for version 1": lambda fed: changed(fed, v=True),
+    "the version before salts": lambda fed: changed(fed, v=1),
+    "a later version": lambda fed: changed(fed, v=3),
+    "a version in words": lambda fed: changed(fed, v="2"),
+    "true for a version": lambda fed: changed(fed, v=True),
+    "a salt of 15 bytes": lambda fed: changed(fed, salt=encode_base64(bytes(15))),
+    "a salt of 17 bytes": lambda fed: changed(fed, salt=encode_base64(bytes(17))),
+    "no salt": lambda fed: changed(fed, salt=""),
+    "a salt that is no text": lambda fed: changed(fed, salt=None),
+    "a salt in another form": lambda fed: changed(fed, salt=encode_base64(bytes(16))[:-3] + "B=="),
     "unknown event": lambda fed: changed(fed, event="round-forgotten"),
     "the data of another event": lambda fed: changed(fed, event="hospital-invited"),
     "an event that is no text": lambda fed: changed(fed, event=None),
     "extra key": lambda fed: changed(fed, note="patient 17"),
     "extra key in the data": lambda fed: with_data(fed, note="patient 17"),
     "data that is no object": lambda fed: changed(fed, data=[]),
-    "a key is missing": lambda _: canonical_bytes({"v": 1, "event": "round-closed", "data": {}}),
+    "a key is missing": lambda _: canonical_bytes({"v": 2, "event": "round-closed", "data": {}}),
     "sequence 0": lambda fed: changed(fed, seq=0),
     "true for sequence 1": lambda fed: changed(fed, seq=True),
     "half a sequence": lambda fed: changed(fed, seq=1.5),
@@ -164,17 +205,50 @@ UNWRITABLE: dict[str, dict[str, Any]] = {
     "a sequence beyond 2^53": {"sequence": 2**53},
     "an actor in free text": {"actor": "Dr. Hansen"},
     "a log without a name": {"log": ""},
+    "a salt too short to hide anything": {"salt": bytes(15)},
     "a time without an offset": {"time": datetime(2026, 11, 20)},  # noqa: DTZ001 - that is what is refused
 }
 
 
 @pytest.mark.parametrize("changes", UNWRITABLE.values(), ids=UNWRITABLE)
 def test_nothing_is_written_that_could_not_be_read(fed: ModuleType, changes: dict[str, Any]) -> None:
-    said: dict[str, Any] = {"log": "coordinator", "sequence": 1, "time": fed.NOW, "actor": "coordinator"}
+    said: dict[str, Any] = {
+        "log": "coordinator", "sequence": 1, "time": fed.NOW, "actor": "coordinator", "salt": bytes(16),
+    }  # fmt: skip
     leaf_bytes(fed.events()["study-ended"], **said)
     with pytest.raises((ValueError, CallerFault, MalformedMessage)):
         leaf_bytes(fed.events()["study-ended"], **said | changes)
 
 
 def test_a_leaf_says_its_version(fed: ModuleType) -> None:
-    assert json.loads(fed.leaf(fed.events()["study-ended"]))["v"] == LEAF_VERSION == 1
+    assert json.loads(fed.leaf(fed.events()["study-ended"]))["v"] == LEAF_VERSION == 2
+
+
+def test_one_event_under_two_salts_is_two_entries(fed: ModuleType) -> None:
+    """Who holds a hash cannot try what it is of."""
+    said: dict[str, Any] = {"log": "coordinator", "sequence": 1, "time": fed.NOW, "actor": "coordinator"}
+    event = fed.events()["patient-withdrawn"]
+    assert len({leaf_bytes(event, **said, salt=bytes([salt]) * 16) for salt in range(3)}) == 3
+
+
+@given(st.integers(0, 10**9))
+def test_counts_are_told_as_the_next_ten(count: int) -> None:
+    told = in_tens(count)
+    assert told % 10 == 0
+    assert count <= told < count + 10
+    assert (told == 0) is (count == 0)
+
+
+COUNTED: dict[str, Any] = {
+    "study": "ct-contrast-0123abcd", "dataset_digest": "sha256:" + "0" * 64, "usable": True, "patients": 20,
+    "used": 30, "excluded": {"NO_LABEL": 10},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "exact", [{"patients": 17}, {"used": 1}, {"excluded": {"NO_LABEL": 3}}, {"excluded": {"no label": 10}}]
+)
+def test_an_exact_count_cannot_be_written(exact: dict[str, Any]) -> None:
+    IntakeCounted(**COUNTED)
+    with pytest.raises(ValidationError):
+        IntakeCounted(**(COUNTED | exact))

@@ -24,6 +24,7 @@ from compliance.events import (
     WorkRefused,
 )
 from compliance.keys_file import keys_text
+from compliance.trail import read_leaf
 from compliance.verification.findings import Severity, Verdict
 from compliance.verify_command import run
 from infra.golden import NOW, key, sha
@@ -171,7 +172,7 @@ def unapproved_round() -> Files:
 
 
 def _events(party: str) -> list[object]:
-    return [made_study.read_leaf(entry).event for entry in clean_bundle().logs[party].entries]
+    return [read_leaf(entry).event for entry in clean_bundle().logs[party].entries]
 
 
 def another_study() -> Files:
@@ -324,7 +325,7 @@ def test_copies_are_compared(what: str) -> None:
 
 
 # --- any byte ----------------------------------------------------------------------------------------
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_no_byte_can_be_changed(data: st.DataObject) -> None:
     """In any file, at any place, into any other: there is no byte in a bundle that does not count."""

@@ -53,7 +53,7 @@ def test_every_kind_is_read_alike_and_without_asking_the_slow_one(
     assert [leaves.read(entry, party, ACTORS) for party, entry in written + LEAVES] == expected
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(st.data())
 def test_a_changed_entry_is_read_alike(data: st.DataObject) -> None:
     party, entry = data.draw(st.sampled_from(LEAVES))
@@ -66,7 +66,7 @@ def test_a_changed_entry_is_read_alike(data: st.DataObject) -> None:
     assert quickly(changed, party) == slowly(changed)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_an_entry_with_another_value_is_read_alike(data: st.DataObject) -> None:
     party, entry = data.draw(st.sampled_from(LEAVES))
@@ -107,7 +107,7 @@ def test_what_is_odd_is_read_alike(what: str) -> None:
 
 
 # --- the JSON under it -------------------------------------------------------------------------------
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(VALUES)
 def test_what_is_taken_for_canonical_is(value: Any) -> None:
     for data in (json.dumps(value).encode(), quick_json._ENCODE(value).encode(errors="replace")):

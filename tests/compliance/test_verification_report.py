@@ -116,7 +116,6 @@ def test_a_file_that_follows_from_nothing_is_incomplete() -> None:
 def test_the_report_of_this_repository_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = clean_bundle()
     made = report_files(bundle)
-    assert rebuilt.rebuilt(bundle) == made
     real = files_of(bundle, made)
     for path, data in real.items():
         (tmp_path / "bundle" / path).parent.mkdir(parents=True, exist_ok=True)

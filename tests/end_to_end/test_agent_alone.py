@@ -104,7 +104,7 @@ def test_the_agent_starts_and_its_child_reads_and_trains(alone: Path, tmp_path: 
     common = {"plan": plan, "study": "demo-00000000", "device": "cpu", "cache": str(tmp_path / "cache")}
     scan = common | {
         "do": "scan", "dicom": str(sites[0].dicom), "labels": str(sites[0].labels),
-        "key_file": str(state / "dataset.key"),
+        "key_file": str(state / "dataset.key"), "withdrawn": {"before": [], "after": []},
     }  # fmt: skip
     train = common | {"do": "train", "model": str(tmp_path / "model"), "out": str(tmp_path / "out" / "vector")}
     (tmp_path / "model").write_bytes(_initial(alone, plan))

@@ -6,15 +6,20 @@ SQLite always, PostgreSQL where its programs are installed.
 import os
 import pwd
 import shutil
+import signal
+import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 
+import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -213,3 +218,49 @@ def _await_ready(programs: Path, folder: Path) -> None:
             return
         time.sleep(0.05)
     raise TimeoutError("PostgreSQL did not start")
+
+
+@pytest.fixture(scope="session")
+def prefect() -> Iterator[None]:
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Callable[[], None]]]:
+    """(its URL, how to start it): it is down until a test starts it."""
+    folder, port, running = tmp_path_factory.mktemp("mlflow"), free_port(), []
+
+    def start() -> None:
+        if running:
+            return
+        environment = dict(os.environ) | {
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }  # fmt: skip
+        command = [
+            str(Path(sys.executable).parent / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port),
+            "--workers", "1", "--serve-artifacts", "--backend-store-uri", f"sqlite:///{folder / 'm.db'}",
+            "--artifacts-destination", str(folder / "artifacts"),
+        ]  # fmt: skip
+        with (folder / "log").open("wb") as log:
+            running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
+        for _ in range(600):
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200:
+                    return
+            except httpx.HTTPError:
+                time.sleep(0.2)
+        raise TimeoutError((folder / "log").read_text())
+
+    yield f"http://127.0.0.1:{port}", start
+    for process in running:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(20)

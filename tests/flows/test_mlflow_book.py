@@ -1,18 +1,10 @@
 """MLflow as the reading room: a real server, away at first, and never a doubled point."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
@@ -35,44 +27,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning", "ignore::ResourceWarning"),
 ]
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Callable[[], None]]]:
-    """(its URL, how to start it): it is down until a test starts it."""
-    folder, port, running = tmp_path_factory.mktemp("mlflow"), free_port(), []
-
-    def start() -> None:
-        if running:
-            return
-        environment = dict(os.environ) | {
-            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        }  # fmt: skip
-        command = [
-            str(Path(sys.executable).parent / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port),
-            "--workers", "1", "--serve-artifacts", "--backend-store-uri", f"sqlite:///{folder / 'm.db'}",
-            "--artifacts-destination", str(folder / "artifacts"),
-        ]  # fmt: skip
-        with (folder / "log").open("wb") as log:
-            running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
-        for _ in range(600):
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200:
-                    return
-            except httpx.HTTPError:
-                time.sleep(0.2)
-        raise TimeoutError((folder / "log").read_text())
-
-    yield f"http://127.0.0.1:{port}", start
-    for process in running:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(20)
 
 
 Make = Callable[..., SimulatedFederation]

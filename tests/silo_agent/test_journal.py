@@ -1,10 +1,12 @@
 """The agent's memory: what is promised is kept, what fails leaves nothing, and every step has its entry."""
 
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +23,7 @@ from compliance.events import WorkDone
 from compliance.merkle import EMPTY_ROOT, Tree, leaf_hash
 from compliance.trail import read_leaf
 from silo_agent.errors import ConfigError, UpgradeNeeded
-from silo_agent.journal import LEDGER_SCHEMA, SCHEMA_VERSION, Journal, KeptOrder
+from silo_agent.journal import _EVIDENCE, LEDGER_SCHEMA, SCHEMA_VERSION, Journal, KeptOrder
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 STUDY = "ct-contrast-0123abcd"
@@ -53,11 +55,12 @@ def finish(journal: Journal, kept: KeptOrder) -> None:
         journal.put_out(f"ready/{kept.collection}", STUDY, "ready", b"envelope")
 
 
+EVIDENCE_TABLES = re.findall(r"CREATE TABLE (\w+)", ";".join(_EVIDENCE))[::-1]  # who is referred to goes last
+
+
 def snapshot(path: Path) -> list[Any]:
     with sqlite3.connect(path) as db:
-        tables = (
-            "facts", "plans", "orders", "outbox", "trail", "spent", "budget", "tree", "heads", "agreed", "incidents",
-        )  # fmt: skip
+        tables = ("facts", "plans", "orders", "outbox", "trail", "spent", "budget", *EVIDENCE_TABLES)
         found = [db.execute(f"SELECT * FROM {table}").fetchall() for table in tables]  # noqa: S608 - our own names
     db.close()
     return found
@@ -133,12 +136,26 @@ class Killed(Faulty):
 
 def finish_in_a_process_that_dies(path: Path, at: int) -> int:
     """Its wait status."""
-    child = os.fork()
-    if child == 0:
+
+    def act() -> None:
         journal = Journal(path, "st-olavs")
         journal._db = Killed(journal._db, at)  # type: ignore[assignment]
         finish(journal, order())
-        os._exit(0)
+
+    return in_a_process(act)
+
+
+def in_a_process(act: Callable[[], None]) -> int:
+    """Its wait status. An error in it does not come back with a second pytest."""
+    child = os.fork()
+    if child == 0:
+        try:
+            act()
+            os._exit(0)
+        except BaseException:  # noqa: BLE001 - whatever it is, it ends here
+            traceback.print_exc()
+        finally:
+            os._exit(1)
     return os.waitpid(child, 0)[1]
 
 
@@ -430,7 +447,8 @@ def test_the_journal_of_an_older_agent_is_brought_up_to_date_and_keeps_what_it_h
 
 def made_older(journal: Journal, version: int) -> None:
     """Take away what each version after the first has brought, and close."""
-    for tables in (("spent",), ("budget",), ("tree", "heads", "agreed", "incidents"))[version - 1 :]:
+    withdrawals = ("withdrawn_from", "withdrawn", "private_trail", "cohorts")
+    for tables in (("spent",), ("budget",), ("tree", "heads", "agreed", "incidents", *withdrawals))[version - 1 :]:
         for table in tables:
             journal._db.execute(f"DROP TABLE {table}")
     journal._db.execute(f"PRAGMA user_version={version}")
@@ -457,13 +475,13 @@ def test_a_trail_without_salt_and_tree_cannot_be_gone_on_with_and_is_left_as_it_
 
 def open_in_a_process_that_dies(path: Path, at: int) -> int:
     """Its wait status."""
-    child = os.fork()
-    if child == 0:
+
+    def act() -> None:
         connect = sqlite3.connect
         sqlite3.connect = lambda *how, **more: Killed(connect(*how, **more), at)  # type: ignore[assignment]
         Journal(path, "st-olavs")
-        os._exit(0)
-    return os.waitpid(child, 0)[1]
+
+    return in_a_process(act)
 
 
 def test_an_update_that_is_killed_half_way_is_begun_anew(journal: Journal, path: Path) -> None:

@@ -363,7 +363,7 @@ def test_a_closed_study_leaves_nothing_behind_and_nothing_waiting(site: Any) -> 
     assert site.journal.plan(site.study).state == "closed"
     assert [parcel.kind for parcel in site.journal.waiting()] == ["plan-approved", "heads-cosigned"]
     assert site.study in site.unwanted
-    assert [*site.folder.cache.iterdir(), *site.folder.work.iterdir()] == []
+    assert [one.name for one in (*site.folder.cache.iterdir(), *site.folder.work.iterdir())] == [".lock"]
 
 
 def test_a_study_we_never_heard_of_may_be_closed(site: Any) -> None:

@@ -65,5 +65,6 @@ def test_a_start_sweeps_what_a_crash_left(site: Any) -> None:
     assert (waiting.exists(), left_over.exists()) == (True, False)
     site.journal.set_plan(site.study, "closed")
     (site.folder.cache / site.study).mkdir()
+    (site.folder.cache / ".another-study.partial").mkdir()
     sweep(site.folder, site.journal)
-    assert [*site.folder.work.iterdir(), *site.folder.cache.iterdir()] == []
+    assert [one.name for one in (*site.folder.work.iterdir(), *site.folder.cache.iterdir())] == [".lock"]

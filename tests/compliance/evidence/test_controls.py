@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from boundary.checkpoint import Checkpoint
 from boundary.names import COORDINATOR
 from boundary.receipt import Receipt
 from compliance import events as say
@@ -16,7 +18,7 @@ from compliance.bundle import Bundle, LogCopy, SignedReceipt
 from compliance.evidence.controls import CONTROLS, counts, judged, open_items
 from compliance.evidence.facts import facts_of
 from compliance.evidence.verdicts import Finding, Tally, Verdict
-from compliance.merkle import leaf_hash
+from compliance.merkle import Tree, leaf_hash
 from compliance.privacy import PoissonGaussian
 from infra.golden import key, sha
 from tests.compliance.made_study import (
@@ -24,6 +26,8 @@ from tests.compliance.made_study import (
     GUARANTEE,
     SILOS,
     WITHDRAWN,
+    Step,
+    Witnessed,
     both,
     instead,
     made_bundle,
@@ -113,6 +117,13 @@ def forged_cosignature() -> Bundle:
 def other_heads(party: str, of: str) -> Bundle:
     bundle = as_it_is()
     return with_log(bundle, party, heads=bundle.logs[of].heads)
+
+
+def foreign_head() -> Bundle:
+    tree = Tree()
+    for entry in as_it_is().logs["ucl"].entries:
+        tree.append(leaf_hash(entry))
+    return with_log(as_it_is(), "ucl", heads=(Checkpoint.sign("ucl", tree.size, tree.root(), key("leuven")),))
 
 
 def rewritten(party: str) -> Bundle:
@@ -216,6 +227,7 @@ CASES: dict[str, dict[str, tuple[str, Callable[[], Bundle]]]] = {
             ),
         ),
         "a log missing": ("NOT-MEASURED", lambda: without_log("ucl")),
+        "what was sent withheld": ("NOT-MEASURED", lambda: hidden(say.ContributionReleased, log="ucl")),
     },
     "PRV-05": {
         "always": ("NOT-MEASURED", as_it_is),
@@ -273,7 +285,9 @@ CASES: dict[str, dict[str, tuple[str, Callable[[], Bundle]]]] = {
         "another plan": ("FAIL", lambda: edited(instead(say.PlanApprovalGiven, "ucl", plan_digest=sha("another")))),
         "never logged": ("FAIL", lambda: edited(without(say.PlanApprovalGiven, log="ucl"))),
         "a stranger in the round": ("FAIL", lambda: with_stranger(say.RoundClosed, "contributing", 1)),
-        "a round after the plan expired": ("FAIL", lambda: made_bundle(expired_plan())),
+        "an approval after the plan expired": ("FAIL", lambda: made_bundle(plan_until(19))),
+        "a round after the plan expired": ("FAIL", lambda: made_bundle(plan_until(20), edit=rounds_later)),
+        "what was sent withheld": ("NOT-MEASURED", lambda: hidden(say.ContributionReleased, log="ucl")),
         "the signed approval missing": ("NOT-MEASURED", lambda: made_bundle(approvals={})),
         "a log missing": ("NOT-MEASURED", lambda: without_log("ucl")),
         "no round": ("NOT-MEASURED", lambda: made_bundle(receipts={}, rounds=(), logs={})),
@@ -284,6 +298,10 @@ CASES: dict[str, dict[str, tuple[str, Callable[[], Bundle]]]] = {
         "other data approved": ("FAIL", lambda: intake(dataset_digest=sha("other data"))),
         "not approved at all": ("FAIL", lambda: edited(without(say.PlanApprovalGiven, log="ucl"))),
         "intake withheld": ("NOT-MEASURED", lambda: hidden(say.IntakeCounted, log="ucl")),
+        "intake and all that was sent withheld": (
+            "NOT-MEASURED",
+            lambda: hidden(say.IntakeCounted, say.ContributionReleased, log="ucl"),
+        ),
         "a log missing": ("NOT-MEASURED", lambda: without_log("ucl")),
     },
     "DAT-02": {
@@ -304,6 +322,7 @@ CASES: dict[str, dict[str, tuple[str, Callable[[], Bundle]]]] = {
         "a rewritten entry": ("FAIL", lambda: rewritten("ucl")),
         "a damaged entry": ("FAIL", lambda: damaged("ucl")),
         "heads of another log": ("FAIL", lambda: other_heads("ucl", "leuven")),
+        "a head under another key": ("FAIL", foreign_head),
         "a forged cosignature": ("FAIL", forged_cosignature),
         "a roster nobody signed": ("FAIL", lambda: made_bundle(roster=b"{}")),
         "another record": ("FAIL", another_record),
@@ -374,11 +393,16 @@ def incident() -> say.IncidentOpened:
     return say.IncidentOpened(incident=1, log="leuven", code="LOG_FORKED", evidence=sha("two heads"))
 
 
-def expired_plan() -> Any:
+def plan_until(day: int) -> Any:
     plan = made_plan()
-    return plan.model_copy(
-        update={"purpose": plan.purpose.model_copy(update={"expires": plan.purpose.expires.replace(2026, 11, 19)})}
-    )
+    expires = plan.purpose.expires.replace(2026, 11, day)
+    return plan.model_copy(update={"purpose": plan.purpose.model_copy(update={"expires": expires})})
+
+
+def rounds_later(steps: list[Step]) -> list[Step]:
+    """Everything after the approvals a day later."""
+    begun = next(at for at, step in enumerate(steps) if isinstance(step, Witnessed))
+    return [*steps[:begun], *(replace(step, time=step.time + timedelta(days=1)) for step in steps[begun:])]
 
 
 def effective_for(number: int) -> Any:

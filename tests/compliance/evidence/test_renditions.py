@@ -5,8 +5,8 @@ import re
 import uuid
 from base64 import b64encode
 from functools import cache
-from itertools import pairwise
 from html.parser import HTMLParser
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -255,7 +255,7 @@ def test_an_audit_event_leads_back_to_its_entry() -> None:
 
 
 def test_only_uploads_claim_a_profile_and_have_what_it_asks() -> None:
-    """IHE BALP Create: rest, create, C, success, a client and a server with network, an entity of type 2 with a role."""
+    """IHE BALP Create: rest, create, success, a client and a server with network, an entity of type 2 with a role."""
     claiming = [one for one in resources() if "meta" in one]
     sent = sum(isinstance(entry.event, say.ContributionReleased) for log in facts_logs() for entry in log.everything())
     assert len(claiming) == sent

@@ -135,8 +135,12 @@ def test_two_failures_that_block_nothing_are_counted() -> None:
 
 def test_a_study_without_a_guarantee_says_so_loudly() -> None:
     found = build(made_bundle(plain_plan()))
-    assert any(sentence.startswith("THIS STUDY GIVES NO GUARANTEE PER PATIENT") for sentence in found["summary"])
-    assert section(1, found)["notes"][0].startswith("THIS STUDY")
+    assert any(
+        sentence == "NO GUARANTEE PER PATIENT: the plan gives no guarantee per patient, approved by each steward."
+        for sentence in found["summary"]
+    )
+    assert section(1, found)["notes"][0].startswith("NO GUARANTEE PER PATIENT: ")
+    assert "and 3 of 5 approvals of it are shown" in troubled()["summary"][1]
     assert 'class="loud"' in render_html(found)
     assert [row[0] for row in cells(6, "Released", found)][-1].startswith("masked sums of model changes")
 
@@ -148,8 +152,12 @@ def test_everything_wrong_at_once_is_told() -> None:
     assert [row[4].split(": ")[-1] for row in cells(10, "Incidents", found)] == ["ACCEPTED", "OPEN"]
     assert cells(10, "Releases refused", found)[0][3:5] == [9.25, 0.5]
     assert {row[0]: row[2] for row in cells(10, "Withdrawals", found)} == {
-        "charite": "5 s; not all took effect", "karolinska": None, "leuven": "none took effect", "st-olavs": None, "ucl": None,
-    }  # fmt: skip
+        "charite": "5 s; not all took effect",
+        "karolinska": None,
+        "leuven": "none took effect",
+        "st-olavs": None,
+        "ucl": None,
+    }
     assert {row[0]: row[1] for row in cells(10, "Withdrawals", found)}["karolinska"] == "not all shown"
     assert cells(11, "What does not fit", found)[-1][0] == "roster"
     assert cells(7, "Receipts", found)[1][1] == "no receipt"

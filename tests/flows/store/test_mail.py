@@ -118,9 +118,12 @@ def test_an_order_and_a_commitment_let_their_recipient_read_the_model(federation
         model=BLOB,
         encoding=ENCODING,
         normalisation=None,
+        heads=DIGEST,
         due=now,
     )
-    done = RoundCommitted(study=STUDY, round=3, model=BLOB, transcript=DIGEST, contributing=("st-olavs",), absent=())
+    done = RoundCommitted(
+        study=STUDY, round=3, model=BLOB, transcript=DIGEST, contributing=("st-olavs",), absent=(), receipt=bytes(64)
+    )
     with writing(federation.store) as connection:
         holdings.record(connection, BLOB, owner="coordinator", now=now)
         mail.post(connection, federation.coordinator.says(order, to="st-olavs"), now=now)

@@ -138,7 +138,7 @@ def test_a_scan_that_dies_leaves_the_cache_before_it(
     with pytest.raises(KeyboardInterrupt):
         run()
     assert load_cache(tmp_path / "cache")[1] == before
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [".lock"]
 
 
 def test_progress_ends_with_all_files(run: Callable[..., IntakeReport]) -> None:
