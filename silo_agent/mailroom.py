@@ -25,7 +25,7 @@ from boundary.messages import (
 from boundary.names import COORDINATOR
 from boundary.plan import digest_of, to_json
 from boundary.protocol import IN_MEMORY, Heard, Step
-from compliance.events import PlanReceived, RoundReceived, StudyEnded
+from compliance.events import DataPurged, PlanReceived, RoundReceived, StudyEnded
 from silo_agent.errors import WrongCoordinator
 from silo_agent.inbound import OwnSide, check_order, check_proposal
 from silo_agent.journal import Journal, KeptOrder
@@ -112,7 +112,11 @@ class Mailroom:
                     carry_over(self.folder, committed.study, committed.round)
                 forget_rounds(self.folder, committed.study, committed.round, keep_model=committed.model.digest)
             case StudyClosed() as closed:
-                forget_study(self.folder, closed.study)
+                files, size = forget_study(self.folder, closed.study)
+                if files:
+                    purged = DataPurged(study=closed.study, what="caches", files=files, bytes=size)
+                    with self.journal.transaction():
+                        self.journal.record(purged, self.own().now)
                 _log.info("study %s is closed (%s); its cached images were removed", closed.study, closed.code)
             case _:
                 pass

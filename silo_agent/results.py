@@ -102,17 +102,22 @@ def forget_rounds(folder: StateFolder, study: str, upto: int, *, keep_model: str
             model.unlink(missing_ok=True)
 
 
-def forget_study(folder: StateFolder, study: str) -> None:
-    """Remove everything of a study but its entries in the journal."""
+def forget_study(folder: StateFolder, study: str) -> tuple[int, int]:
+    """Remove everything of a study but its entries in the journal; give how many files that were, and their bytes."""
     with alone(folder.cache):
-        for place in (folder.work / study, folder.cache / study, *folder.cache.glob(f".{study}.*")):
+        places = (folder.work / study, folder.cache / study, *folder.cache.glob(f".{study}.*"))
+        models = [*folder.models.glob(f"{study}.*")]
+        sizes = [path.stat().st_size for place in places for path in place.rglob("*") if path.is_file()]
+        sizes += [model.stat().st_size for model in models]
+        for place in places:
             shutil.rmtree(place, ignore_errors=True)
-    for model in folder.models.glob(f"{study}.*"):
+    for model in models:
         model.unlink(missing_ok=True)
+    return len(sizes), sum(sizes)
 
 
 def sweep(folder: StateFolder, journal: Journal) -> None:
-    """At the start: remove what a crash left of closed studies, of scans, and of vectors that have left or never will."""
+    """At the start: remove what a crash left of closed studies, scans, and vectors that have left or never will."""
     for plan in journal.plans():
         if plan.state == "closed":
             forget_study(folder, plan.study)

@@ -59,18 +59,18 @@ def erase(cache: Path, tags: Collection[bytes]) -> None:
 
 
 def _rows(cache: Path, tags: Collection[bytes]) -> list[int]:
-    numbers = numbers_of(read_known((cache / KNOWN).read_bytes()), tags)
-    if not numbers:
-        return []
+    """The rows of whoever has one of these tags. The files must agree on how many rows and patients there are."""
+    known = read_known((cache / KNOWN).read_bytes())
     data = (cache / "patients.npy").read_bytes()
     owners = array("q", data[_payload(data) :])
+    if set(owners) != set(range(len(known))) or len(owners) != len((cache / GONE).read_bytes()):
+        raise ValueError("the rows are not of the patients that are listed")
+    numbers = numbers_of(known, tags)
     return [row for row, owner in enumerate(owners) if owner in numbers]
 
 
 def _mask(cache: Path, gone: list[int]) -> bytes:
     mask = bytearray((cache / GONE).read_bytes())
-    if gone[-1] >= len(mask):
-        raise ValueError("a mask for fewer rows than there are")
     for row in gone:
         mask[row] = 1
     return bytes(mask)

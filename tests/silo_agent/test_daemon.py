@@ -637,7 +637,8 @@ def test_a_round_through_a_real_relay_that_goes_away_in_the_middle(
 
     try:
         live(folder, config, act, train=[PROGRESS, ("sleep", 2), *TRAIN])
-        assert [*folder.work.iterdir(), *folder.cache.iterdir(), *folder.models.iterdir()] == []
+        assert [*folder.work.iterdir(), *folder.models.iterdir()] == []
+        assert {path.name for path in folder.cache.iterdir()} <= {".lock"}
         left = [kind for _, kind, state, _ in journal.left() if state == "acknowledged"]
         assert left == [*FIRST, *SAID, "trail-shown"]
     finally:

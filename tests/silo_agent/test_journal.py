@@ -447,8 +447,7 @@ def test_the_journal_of_an_older_agent_is_brought_up_to_date_and_keeps_what_it_h
 
 def made_older(journal: Journal, version: int) -> None:
     """Take away what each version after the first has brought, and close."""
-    withdrawals = ("withdrawn_from", "withdrawn", "private_trail", "cohorts")
-    for tables in (("spent",), ("budget",), ("tree", "heads", "agreed", "incidents", *withdrawals))[version - 1 :]:
+    for tables in (("spent",), ("budget",), EVIDENCE_TABLES)[version - 1 :]:
         for table in tables:
             journal._db.execute(f"DROP TABLE {table}")
     journal._db.execute(f"PRAGMA user_version={version}")
