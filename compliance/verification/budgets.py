@@ -30,10 +30,17 @@ class _Account:
 
     steps: Counter[tuple[float, float]] = field(default_factory=Counter)
     waiting: Counter[tuple[int, PrivacyEvent]] = field(default_factory=Counter)
+    single: dict[tuple[PrivacyEvent, float], float] = field(default_factory=dict)
 
     def add(self, said: BudgetReserved) -> None:
         self.steps[said.release.noise_multiplier, said.release.sampling_rate] += said.release.steps
         self.waiting[said.round, said.release] += 1
+
+    def alone(self, release: PrivacyEvent, delta: float) -> float:
+        """What one release costs; a study repeats it. Raises `NotAccountable`."""
+        if (release, delta) not in self.single:
+            self.single[release, delta] = epsilon([release], delta)
+        return self.single[release, delta]
 
     def spent(self, delta: float) -> float:
         """Raises `NotAccountable`."""
@@ -83,7 +90,7 @@ def _account_of(case: Case, silo: str, log: Log) -> Iterator[Finding]:
 def _recomputed(case: Case, where: str, log: Log, account: _Account, said: BudgetReserved) -> Iterator[Finding]:
     try:
         found = account.spent(said.delta_study)
-        alone = epsilon([said.release], said.delta_lifetime)
+        alone = account.alone(said.release, said.delta_lifetime)
     except ComplianceError as why:
         yield broken(where, f"no epsilon can be worked out: {why}", "what its patients were promised is unknown")
         return

@@ -16,11 +16,12 @@ from compliance.merkle import HASH_BYTES, Tree, leaf_hash
 from compliance.records import RoundRecord
 from compliance.verification.findings import Finding, at, broken, note
 from compliance.verification.leaves import read
+from compliance.verification.signatures import Forged, forged_aside
 
 E = TypeVar("E", bound=Event)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry(Generic[E]):
     """An entry that is shown, by its number in its log."""
 
@@ -65,13 +66,17 @@ class Log:
 
 @dataclass(frozen=True)
 class Case:
-    """One bundle under one reviewer's keys. `keys` has every party of the plan: the reviewer's, else the plan's."""
+    """One bundle under one reviewer's keys. `keys` has every party of the plan: the reviewer's, else the plan's.
+
+    `forged` names the heads, cosignatures and receipts that do not verify under them.
+    """
 
     bundle: Bundle
     trust: Trust
     keys: Mapping[str, PublicIdentity]
     logs: Mapping[str, Log]
     manifest: Manifest | None
+    forged: Forged
 
     @property
     def study(self) -> str:
@@ -132,9 +137,11 @@ Check = Callable[[Case], Iterable[Finding]]
 def open_case(bundle: Bundle, trust: Trust, manifest: Manifest | None) -> Case:
     of_plan = {one.silo: PublicIdentity(one.signing_key) for one in bundle.plan.hospitals}
     keys = of_plan | {silo: key for silo, key in trust.hospitals.items() if silo in of_plan}
+    keys |= {COORDINATOR: trust.coordinator}
     actors = frozenset(parties_of(bundle.plan))
-    logs = {party: open_log(copy, actors) for party, copy in bundle.logs.items()}
-    return Case(bundle, trust, keys | {COORDINATOR: trust.coordinator}, logs, manifest)
+    with forged_aside(bundle, keys) as wrong:
+        logs = {party: open_log(copy, actors) for party, copy in bundle.logs.items()}
+        return Case(bundle, trust, keys, logs, manifest, wrong())
 
 
 def open_log(copy: LogCopy, actors: frozenset[str]) -> Log:

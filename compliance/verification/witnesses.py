@@ -4,14 +4,12 @@ A party that rewrites its own log can sign it again. What others saw of it befor
 """
 
 from collections.abc import Iterator
-from itertools import groupby
 
-from boundary.checkpoint import Checkpoint, Cosignature
-from boundary.errors import BadSignature
 from boundary.names import COORDINATOR
 from compliance.events import ContributionReleased, HeadsWitnessed, IncidentClosed, IncidentOpened, UnmaskingHelped
 from compliance.verification.case import Case, Entry, Log
 from compliance.verification.findings import Finding, at, broken, incomplete, note, span
+from compliance.verification.signatures import cosignature_claim
 
 
 def cosignatures(case: Case) -> Iterator[Finding]:
@@ -19,10 +17,9 @@ def cosignatures(case: Case) -> Iterator[Finding]:
     for party, log in case.logs.items():
         others = case.taking_part - {party}
         witnesses: dict[int, set[str]] = {}
-        heads = {size: list(same) for size, same in groupby(log.copy.heads, key=lambda head: head.size)}
         for size, said in log.copy.cosignatures.items():
-            for witness, cosignature in said.items():
-                if _is_genuine(case, heads.get(size, []), cosignature):
+            for witness in said:
+                if cosignature_claim(party, size, witness) not in case.forged:
                     witnesses.setdefault(size, set()).add(witness)
                 else:
                     where = f"{party}, head over {size}"
@@ -37,17 +34,6 @@ def cosignatures(case: Case) -> Iterator[Finding]:
         elif covered < log.size:
             means = "signed by this party only, a majority has not seen it; no round rests on it"
             yield note(party, f"{span(covered + 1, log.size)}: not cosigned yet", means)
-
-
-def _is_genuine(case: Case, heads: list[Checkpoint], cosignature: Cosignature) -> bool:
-    """Whether it is over one of these heads, which are of one log and one size."""
-    for head in heads:
-        try:
-            cosignature.check(head, case.keys[head.log], case.keys[cosignature.witness])
-        except BadSignature:
-            continue
-        return True
-    return False
 
 
 def _needed(case: Case, log: Log) -> int:

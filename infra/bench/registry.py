@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from infra.bench import audit, demo, footprint, masked, memory, private, rounds, tiny, upload
+from infra.bench import audit, demo, footprint, masked, memory, private, rounds, tiny, upload, verification
 from infra.bench.rows import Row
 
 
@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "private-step": Benchmark(private.private_step, "noise, and a private step beside Opacus' own, time and memory", 2),
     "private-learning": Benchmark(private.private_learning, "AUROC without noise, at epsilon 8 and at epsilon 3", 3),
     "privacy-audit": Benchmark(audit.privacy_audit, "membership inference without noise and at epsilon 8", 4),
+    "verification": Benchmark(verification.verification, "verifying 100,000 entries; appending one to a log", 2),
     "agent-footprint": Benchmark(footprint.agent_footprint, "the hospital's daemon: start-up and memory", 0.5),
     "demo": Benchmark(demo.demo, "`wardround demo` on its clock", 2),
 }

@@ -18,6 +18,7 @@ from typing import Any
 from boundary.approval import Approval, sign_approval
 from boundary.canonical import digest
 from boundary.checkpoint import Checkpoint, Cosignature
+from boundary.guarantee import PatientPrivacy
 from boundary.messages import BlobRef
 from boundary.names import COORDINATOR
 from boundary.plan import StudyPlan, digest_of, study_id
@@ -98,7 +99,8 @@ class _Study:
         self._cosigned: dict[str, dict[int, dict[str, Cosignature]]] = {party: {} for party in _PARTIES}
         self._receipts: dict[int, SignedReceipt] = {}
         self._records: list[RoundRecord] = []
-        terms = PlanTerms.of(plan.privacy, 1, _MOST_PATIENTS)  # type: ignore[arg-type] - a private plan
+        assert isinstance(plan.privacy, PatientPrivacy)  # noqa: S101 - _plan's is
+        terms = PlanTerms.of(plan.privacy, 1, _MOST_PATIENTS)
         self._release, self._delta = terms.event, terms.delta
 
     def with_entries(self, wanted: int) -> tuple[Bundle, Trust]:

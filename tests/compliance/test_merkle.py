@@ -315,18 +315,15 @@ def test_a_proof_that_was_tampered_with_proves_nothing(tamper: Callable[[Proof, 
                 check_inclusion(leaf_hash(ENTRIES[index]), index, new, TREE.root(new), bad)
 
 
-def test_a_proof_for_other_sizes_proves_nothing() -> None:
-    for new in range(2, 20):
+def test_a_proof_from_another_size_proves_nothing() -> None:
+    """The later size is another matter: RFC 6962 leaves it to the signature that has size and root together."""
+    for new in range(2, 33):
         for old in range(1, new):
             proof = consistency_proof(old, new, TREE.look)
-            for other_old, other_new in ((old + 1, new), (old - 1, new), (old, new + 1), (old, new - 1)):
-                if other_new < other_old:
-                    continue
-                try:
-                    check_consistency(other_old, other_new, TREE.root(old), TREE.root(new), proof)
-                except BrokenProof:
-                    continue
-                assert False, f"{old} to {new} was taken for {other_old} to {other_new}"  # noqa: B011, PT015
+            for other in range(1, new + 1):
+                if other != old:
+                    with pytest.raises(BrokenProof):
+                        check_consistency(other, new, TREE.root(other), TREE.root(new), proof)
 
 
 TRIVIAL: dict[str, tuple[int, int, bytes, bytes, Proof, str]] = {
