@@ -56,9 +56,9 @@ class Desk:
         return found
 
     def heard_since(
-        self, connection: Connection, kinds: tuple[str, ...], study: str, after: int
+        self, connection: Connection, kinds: tuple[str, ...], study: str | None, after: int
     ) -> list[tuple[int, Envelope]]:
-        """What hospitals of the plan said of these kinds behind a sequence, in order. As `heard`."""
+        """What hospitals of the plan said of these kinds behind a sequence, in order, in one study or in all."""
         found = []
         keys = {hospital.silo: hospital.signing_key for hospital in self.plan.hospitals}
         for sequence, silo, data in mail.since(connection, COORDINATOR, kinds, study, after):

@@ -13,7 +13,7 @@ from boundary.checkpoint import Checkpoint, Cosignature, log_name
 from boundary.envelope import Envelope
 from boundary.errors import BoundaryError, PeerFault, UnknownMember
 from boundary.identity import PublicIdentity
-from boundary.messages import HeadsCosigned, HeadsShown, LogDisputed, ShownHead, TrailShown
+from boundary.messages import HeadsCosigned, HeadsShown, LogDisputed, ShownHead, TrailShown, heads_digest, study_of
 from boundary.names import COORDINATOR
 from boundary.plan import StudyPlan
 from boundary.receipt import Receipt
@@ -42,18 +42,24 @@ class Trails:
 
     # --- what hospitals say --------------------------------------------------------------------------
     def take_in(self, connection: Connection) -> None:
-        """Everything of logs that hospitals have said since the last time."""
-        for sequence, envelope in self.desk.heard_since(connection, _KINDS, self.study.study, self._taken):
+        """Everything of logs that hospitals have said since the last time.
+
+        A hospital has one log and shows it in all its studies: what it showed in another one comes first if it did so.
+        """
+        for sequence, envelope in self.desk.heard_since(connection, _KINDS, None, self._taken):
             self._taken = sequence
+            is_ours = study_of(envelope.message) == self.study.study
             match envelope.message:
                 case TrailShown() as said:
                     self._take_trail(connection, envelope, said)
-                case HeadsCosigned() as said:
+                    if is_ours:
+                        self._take_receipt(connection, envelope.sender, said)
+                case HeadsCosigned() as said if is_ours:
                     self._take_cosignatures(connection, envelope.sender, said)
-                case LogDisputed() as said:
+                case LogDisputed() as said if is_ours:
                     self._take_dispute(connection, envelope.sender, said)
-                case other:
-                    raise TypeError(f"{other.kind} is not about logs")
+                case _:  # the driver of that study hears it
+                    pass
 
     def check(self, connection: Connection) -> None:
         """Raises `LogInDoubt` while an incident is open."""
@@ -76,8 +82,6 @@ class Trails:
             found = Contradiction(known=known, shown=said.checkpoint)
             now = self.desk.now()
             witnessed.open_incident(connection, envelope.sender, why.code, found, actor=COORDINATOR, now=now)
-            return
-        self._take_receipt(connection, envelope.sender, said)
 
     def _extend(self, connection: Connection, name: str, silo: str, said: TrailShown) -> None:
         """Let our copy of the log go on. Raises for whatever does not fit; then the caller undoes it."""
@@ -160,26 +164,29 @@ class Trails:
     def show(self, connection: Connection, number: int, silos: tuple[str, ...]) -> str:
         """Tell these hospitals of all logs as they are after round `number`; returns what orders are bound to.
 
-        What was told before for this round counts.
+        What was told before for this round counts, for whom was not told of it then too.
         """
         slot = f"{self.study.study}/{number}"
+        told = {silo: self.desk.told(connection, silo, HeadsShown.kind, slot) for silo in silos}
+        before = next((said for said in told.values() if isinstance(said, HeadsShown)), None)
+        if before is None:
+            heads = self._heads(connection, number)
+        else:
+            heads = {self._name(head.checkpoint.log): head.checkpoint for head in before.heads}
         for silo in silos:
-            told = self.desk.told(connection, silo, HeadsShown.kind, slot)
-            if isinstance(told, HeadsShown):
-                return told.digest
-        heads = self._heads(connection, number)
-        digest = ""
-        for silo in silos:
-            before = witnessed.last_shown(connection, silo)
-            shown = []
-            for name, checkpoint in heads.items():
-                proof = Log(connection, name).proof(before.get(name, 0), checkpoint.size)
-                shown.append(ShownHead(checkpoint=checkpoint, proof=tuple(proof)))
-                witnessed.mark_shown(connection, silo, name, checkpoint.size)
-            message = HeadsShown(study=self.study.study, round=number, heads=tuple(shown))
-            self.desk.tell(connection, silo, message)
-            digest = message.digest
-        return digest
+            if told[silo] is None:
+                self._tell(connection, silo, number, heads)
+        return heads_digest(heads.values())
+
+    def _tell(self, connection: Connection, silo: str, number: int, heads: dict[str, Checkpoint]) -> None:
+        known, shown = witnessed.last_shown(connection, silo), []
+        if any(known.get(name, 0) > checkpoint.size for name, checkpoint in heads.items()):
+            return  # of more than that, in another study: to it these logs would have shrunk
+        for name, checkpoint in heads.items():
+            proof = Log(connection, name).proof(known.get(name, 0), checkpoint.size)
+            shown.append(ShownHead(checkpoint=checkpoint, proof=tuple(proof)))
+            witnessed.mark_shown(connection, silo, name, checkpoint.size)
+        self.desk.tell(connection, silo, HeadsShown(study=self.study.study, round=number, heads=tuple(shown)))
 
     def _heads(self, connection: Connection, number: int) -> dict[str, Checkpoint]:
         """Each log's newest head by the log's name, ours last: it covers that we witnessed the others."""

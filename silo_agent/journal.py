@@ -6,7 +6,7 @@ entry in the same transaction; what has to leave stays in the outbox until the r
 
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -58,7 +58,7 @@ _EVIDENCE = (
     # the newest head of each other party's log that we verified, and what did not fit to it
     "CREATE TABLE heads (log TEXT PRIMARY KEY, checkpoint BLOB NOT NULL)",
     """CREATE TABLE agreed (
-    study TEXT, round INTEGER, phase TEXT, survivors TEXT,
+    study TEXT, round INTEGER, phase TEXT, survivors TEXT, silos TEXT NOT NULL,
     PRIMARY KEY (study, round, phase, survivors)) WITHOUT ROWID""",
     """CREATE TABLE incidents (
     incident INTEGER PRIMARY KEY, log TEXT NOT NULL, code TEXT NOT NULL, opened_at TEXT NOT NULL,
@@ -255,10 +255,11 @@ class Journal:
         row = self._db.execute("SELECT checkpoint FROM heads WHERE log = ?", (log,)).fetchone()
         return None if row is None else Checkpoint.model_validate_json(row[0])
 
-    def keep_head(self, head: Checkpoint) -> None:
+    def keep_head(self, log: str, head: Checkpoint) -> None:
+        """`log` is the log's name, for a hospital's with its key in it (`boundary.checkpoint.log_name`)."""
         self._db.execute(
             "INSERT INTO heads VALUES (?, ?) ON CONFLICT (log) DO UPDATE SET checkpoint = excluded.checkpoint",
-            (head.log, head.model_dump_json().encode()),
+            (log, head.model_dump_json().encode()),
         )
 
     def open_incident(self, log: str, code: str, evidence: bytes, now: datetime) -> int:
@@ -280,7 +281,8 @@ class Journal:
         for found in self.incidents(only_open=True):
             if found.incident == number:
                 self._db.execute("UPDATE incidents SET closed_at = ? WHERE incident = ?", (timestamp(now), number))
-                self._db.execute("DELETE FROM heads WHERE log = ?", (found.log,))
+                names = (found.log, f"wardround/{found.log}/%")
+                self._db.execute("DELETE FROM heads WHERE log = ? OR log LIKE ?", names)
                 return found
         raise ConfigError(f"no incident {number} is open: see `silo-agent incidents`")
 
@@ -397,17 +399,17 @@ class Journal:
         others = self._db.execute(wanted, (same, len(same) + 1, f"{same}#")).fetchone()
         return None if others is None else frozenset()
 
-    def agree(self, order: KeptOrder, survivors: str) -> None:
-        """Remember which set of survivors we signed: the round's receipt must be about one of them."""
-        about = (order.study, order.round, order.phase, survivors)
-        self._db.execute("INSERT OR IGNORE INTO agreed VALUES (?, ?, ?, ?)", about)
+    def agree(self, order: KeptOrder, survivors: str, silos: Iterable[str]) -> None:
+        """Remember which survivors we signed, and who they are: the round's receipt must be about one such set."""
+        about = (order.study, order.round, order.phase, survivors, ",".join(sorted(silos)))
+        self._db.execute("INSERT OR IGNORE INTO agreed VALUES (?, ?, ?, ?, ?)", about)
 
-    def agreed(self, study: str, number: int) -> set[str]:
-        """The sets of survivors of a round's train sums that we signed, one for each attempt."""
+    def agreed(self, study: str, number: int) -> dict[str, frozenset[str]]:
+        """The survivors of a round's train sums that we signed, one digest for each attempt, and who they are."""
         rows = self._db.execute(
-            "SELECT survivors FROM agreed WHERE study = ? AND round = ? AND phase = 'train'", (study, number)
+            "SELECT survivors, silos FROM agreed WHERE study = ? AND round = ? AND phase = 'train'", (study, number)
         )
-        return {survivors for (survivors,) in rows}
+        return {survivors: frozenset(silos.split(",")) for survivors, silos in rows}
 
     # --- outbox --------------------------------------------------------------------------------------
     def put_out(

@@ -7,7 +7,7 @@ transaction as the audit entry and the step that allows them.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -166,12 +166,12 @@ class Outbound:
         message = MaskedVector(collection=collection, order=order.digest, sharers=sharers, vector=blob)
         self._step(order, Heard.SHARES_ROUTED, event, message, blob_path=masked, blob=blob)
 
-    def agreed(self, order: KeptOrder, collection: Collection, survivors: str) -> None:
-        """D2."""
+    def agreed(self, order: KeptOrder, collection: Collection, survivors: str, silos: Iterable[str]) -> None:
+        """D2. `silos` are the survivors, by name."""
         event = SurvivorsAgreed(**_about(collection), survivors=survivors)
         message = SurvivorsSeen(collection=collection, order=order.digest, survivors=survivors)
         with self.journal.transaction():
-            self.journal.agree(order, survivors)
+            self.journal.agree(order, survivors, silos)
             self._step(order, Heard.SURVIVORS_NAMED, event, message)
 
     def revealed(self, order: KeptOrder, collection: Collection, shares: Revealed) -> None:

@@ -142,7 +142,7 @@ class Sums:
                     return False
                 attempt = self._attempt(order)
                 survivors = attempt.session.agree(attempt.vector, vectors)
-                self.outbound.agreed(order, told.collection, survivors)
+                self.outbound.agreed(order, told.collection, survivors, vectors)
             case AgreementShown():
                 self._reveal(told, order, plan)
         return True

@@ -3,6 +3,9 @@
 What does not fit is an incident: it is kept with the signed heads, the coordinator is told, and no order is taken until
 a person here has closed it. Among the logs that are shown is our own: if it has entries that we do not have, our
 journal was restored from an older copy, and with it the ledger of what was spent.
+
+What was shown while something did not fit is kept: when a person has closed the incidents about it, it is cosigned at
+the next order, so that the round it was shown for can be gone on with.
 """
 
 import logging
@@ -11,8 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from boundary.canonical import canonical_bytes, parse_json
-from boundary.checkpoint import Checkpoint, Cosignature
-from boundary.errors import BoundaryError, OutOfTurn, PeerFault
+from boundary.checkpoint import Checkpoint, Cosignature, log_name
+from boundary.errors import BoundaryError, OutOfTurn, PeerFault, UnknownMember
 from boundary.identity import PublicIdentity
 from boundary.messages import (
     MAX_SHOWN_ENTRIES,
@@ -24,6 +27,8 @@ from boundary.messages import (
     ShownHead,
     TrailShown,
     WorkOrder,
+    from_body,
+    to_body,
 )
 from boundary.names import COORDINATOR
 from boundary.plan import Disclosed, plan_from_json
@@ -97,14 +102,17 @@ class Witness:
         silo, study, number = self.own().silo, committed.study, committed.round
         if silo not in committed.contributing:
             return None
-        agreed = self.journal.agreed(study, number)
-        models = {
+        models = {  # of orders that were worked on: one that was refused may have named any model
             parse_json(order.envelope)["body"]["model"]["digest"]
             for order in self.journal.orders_of(study)
-            if (order.round, order.phase) == (number, "train")
+            if (order.round, order.phase) == (number, "train") and order.result is not None
         }
-        if committed.transcript not in {transcript_of(one, committed.model.digest) for one in agreed}:
-            _log.error("round %d of %s: no sum that we helped to open gave this model; no receipt", number, study)
+        sums: dict[str, frozenset[str]] = {
+            transcript_of(survivors, committed.model.digest): silos
+            for survivors, silos in self.journal.agreed(study, number).items()
+        }
+        if sorted(sums.get(committed.transcript, frozenset())) != sorted(committed.contributing) or not models:
+            _log.error("round %d of %s: no sum of these that we agreed to gave this model; no receipt", number, study)
             return None
         receipt = Receipt(
             study=study,
@@ -126,23 +134,46 @@ class Witness:
 
     # --- everybody's ---------------------------------------------------------------------------------
     def hear(self, told: HeadsShown) -> None:
-        """Verify all heads, then cosign all of them; or open an incident about the first that does not fit."""
-        if self.journal.plan(told.study) is None:
+        """Verify all heads, then cosign all of them; or open an incident about each that does not fit.
+
+        Those that do fit are remembered even then: the next proofs begin where these heads end.
+        """
+        kept = self.journal.plan(told.study)
+        if kept is None:
             _log.warning("logs were shown for %s, which was never proposed here", told.study)
             return
-        for head in told.heads:
-            known = self.journal.head(head.checkpoint.log)
+        if self._is_in_doubt(told, anew=False):
+            self.journal.set_fact(_held(told.study), canonical_bytes(to_body(told)))
+            return
+        omitted = self._omitted(told, kept)
+        if omitted:
+            _log.error("%s/%d: the logs of %s were not shown again", told.study, told.round, ", ".join(omitted))
+            return
+        self._cosign(told)
+
+    def _is_in_doubt(self, told: HeadsShown, *, anew: bool) -> bool:
+        """Judge all heads, ours first, and remember those that fit. With `anew` as if none were known."""
+        first, is_doubted = (self.own().silo, COORDINATOR), False
+        for head in sorted(told.heads, key=lambda head: (*(head.checkpoint.log != log for log in first),)):
+            known = None
             try:
-                self._judge(head, known)
+                name = self._name(head.checkpoint.log)
+                known = self.journal.head(name)
+                self._judge(head, None if anew else known)
             except BoundaryError as why:
                 self._open_incident(told, head.checkpoint, known, why)
-                return
+                is_doubted = True
+            else:
+                if known is None or known.size < head.checkpoint.size:
+                    self.journal.keep_head(name, head.checkpoint)
+        return is_doubted
+
+    def _cosign(self, told: HeadsShown) -> None:
         own = self.own()
         now, key = own.now, self.outbound.key
         cosigned = []
         for head in told.heads:
             checkpoint = head.checkpoint
-            self.journal.keep_head(checkpoint)
             said = Cosignature.sign(checkpoint, self._key(checkpoint.log), own.silo, key, now)
             cosigned.append(CosignedHead(log=checkpoint.log, size=checkpoint.size, cosignature=said))
         self.journal.record(
@@ -154,9 +185,22 @@ class Witness:
         self.journal.set_fact(
             _heads_of(told.study), canonical_bytes({"round": told.round, "heads": told.digest})
         )  # fmt: skip
+        self.journal.set_fact(_held(told.study), b"")
         self.outbound.say(
             HeadsCosigned(study=told.study, round=told.round, heads=told.digest, cosigned=tuple(cosigned))
         )
+
+    def _omitted(self, told: HeadsShown, kept: KeptPlan) -> list[str]:
+        """Whose logs are missing: the coordinator's, or one of the plan that we know of. None can be hidden later."""
+        shown = {head.checkpoint.log for head in told.heads}
+        silos = plan_from_json(parse_json(kept.plan)).silos
+        return [party for party in (COORDINATOR, *silos) if party not in shown and self._is_expected(party)]
+
+    def _is_expected(self, party: str) -> bool:
+        try:
+            return party == COORDINATOR or self.journal.head(self._name(party)) is not None
+        except UnknownMember:
+            return False
 
     def _judge(self, head: ShownHead, known: Checkpoint | None) -> None:
         checkpoint = head.checkpoint
@@ -174,6 +218,10 @@ class Witness:
         roster = self.own().roster.roster
         return roster.coordinator.identity if log == COORDINATOR else roster.member(log).identity
 
+    def _name(self, log: str) -> str:
+        """A hospital that enrols with a new key begins a new log. Raises `UnknownMember`."""
+        return COORDINATOR if log == COORDINATOR else log_name(log, self._key(log))
+
     def _open_incident(
         self, told: HeadsShown, shown: Checkpoint, known: Checkpoint | None, why: BoundaryError
     ) -> None:  # fmt: skip
@@ -190,13 +238,25 @@ class Witness:
     # --- before work ---------------------------------------------------------------------------------
     def check(self, order: WorkOrder) -> None:
         """Raises `LogInDoubt` while an incident is open, `OutOfTurn` for an order on other logs than we cosigned."""
-        doubts = self.journal.incidents(only_open=True)
-        if doubts:
-            raise LogInDoubt(f"incident {doubts[0].incident} about the log of {doubts[0].log} is open")
+        self._expect_no_doubt()
+        study = order.collection.study
+        if not self._stands(order) and (held := self.journal.fact(_held(study))):
+            told = from_body(HeadsShown.kind, parse_json(held))
+            if isinstance(told, HeadsShown) and not self._is_in_doubt(told, anew=True):
+                self._cosign(told)
+            self._expect_no_doubt()
+        if not self._stands(order):
+            raise OutOfTurn("the order stands on other logs than this hospital was shown and cosigned")
+
+    def _expect_no_doubt(self) -> None:
+        for doubt in self.journal.incidents(only_open=True):
+            raise LogInDoubt(f"incident {doubt.incident} about the log of {doubt.log} is open")
+
+    def _stands(self, order: WorkOrder) -> bool:
+        """Whether the order is bound to what we cosigned last, after the round before it."""
         fact = self.journal.fact(_heads_of(order.collection.study))
         said = {} if fact is None else parse_json(fact)
-        if (said.get("round"), said.get("heads")) != (order.collection.round - 1, order.heads):
-            raise OutOfTurn("the order stands on other logs than this hospital was shown and cosigned")
+        return (said.get("round"), said.get("heads")) == (order.collection.round - 1, order.heads)
 
 
 def close_incident(journal: Journal, number: int, now: datetime) -> Incident:
@@ -209,3 +269,8 @@ def close_incident(journal: Journal, number: int, now: datetime) -> Incident:
 
 def _heads_of(study: str) -> str:
     return f"heads {study}"
+
+
+def _held(study: str) -> str:
+    """What was shown while something in it did not fit."""
+    return f"heads in doubt {study}"

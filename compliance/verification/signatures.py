@@ -1,4 +1,4 @@
-"""All signatures of a bundle that there are many of: under heads, cosignatures, receipts. Which of them do not verify?
+"""The signatures of which a bundle has many: under heads, cosignatures, receipts. Those that do not verify are named.
 
 They take half of the time that a long study takes, and need nothing but the files. So where there are many a second
 process checks them while this one reads the entries. It shares no more than the answer, a few names of forgeries.

@@ -130,17 +130,16 @@ def said(connection: Connection, recipient: str, kind: str, slot: str) -> dict[s
 
 
 def since(
-    connection: Connection, recipient: str, kinds: tuple[str, ...], study: str, after: int
+    connection: Connection, recipient: str, kinds: tuple[str, ...], study: str | None, after: int
 ) -> list[tuple[int, str, bytes]]:  # fmt: skip
-    """(sequence, sender, envelope) of these kinds about a study, behind `after`, in order."""
+    """(sequence, sender, envelope) of these kinds about a study, None for all, behind `after`, in order."""
     wanted = (
         select(envelopes.c.sequence, envelopes.c.sender, envelopes.c.data)
-        .where(
-            envelopes.c.recipient == recipient, envelopes.c.sequence > after,
-            envelopes.c.study == study, envelopes.c.kind.in_(kinds),
-        )
+        .where(envelopes.c.recipient == recipient, envelopes.c.sequence > after, envelopes.c.kind.in_(kinds))
         .order_by(envelopes.c.sequence)
-    )  # fmt: skip
+    )
+    if study is not None:
+        wanted = wanted.where(envelopes.c.study == study)
     return [(sequence, sender, bytes(data)) for sequence, sender, data in connection.execute(wanted)]
 
 

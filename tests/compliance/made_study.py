@@ -448,8 +448,7 @@ class Book:
 
     def write(self, step: Said) -> None:
         sequence = len(self.entries[step.log]) + 1
-        salt = hashlib.sha256(f"salt {step.log} {sequence}".encode()).digest()[:SALT_BYTES]
-        leaf = leaf_bytes(step.event, log=step.log, sequence=sequence, time=step.time, actor=step.actor, salt=salt)
+        leaf = _leaf(step, sequence)
         self.entries[step.log].append(leaf)
         self.events[step.log].append(step.event)
         self.trees[step.log].append(leaf_hash(leaf))
@@ -459,8 +458,7 @@ class Book:
         for witness in PARTIES:
             for head in heads:
                 if head.log != witness or witness != COORDINATOR:  # a hospital is shown its own head too
-                    said = Cosignature.sign(head, key(head.log).public, witness, key(witness), step.time)
-                    self.cosigned[head.log][head.size][witness] = said
+                    self.cosigned[head.log][head.size][witness] = _cosigned(head, witness, step.time)
         seen = tuple(say.SeenHead(log=head.log, size=head.size, root=head.root) for head in heads)
         if step.logged:
             for witness in PARTIES:
@@ -469,7 +467,7 @@ class Book:
 
     def _head(self, party: str) -> Checkpoint:
         tree = self.trees[party]
-        head = Checkpoint.sign(party, tree.size, tree.root(), key(party))
+        head = _head(party, tree.size, tree.root())
         if head not in self.heads[party]:
             self.heads[party].append(head)
         self.cosigned[party].setdefault(head.size, {})
@@ -489,6 +487,37 @@ class Book:
             )
             for party in PARTIES
         }
+
+
+_LEAVES: dict[tuple[Any, ...], bytes] = {}
+
+
+def _leaf(step: Said, sequence: int) -> bytes:
+    """Most entries of two stories are the same: each is written once."""
+    about = (step.log, step.actor, step.time, sequence, type(step.event), step.event.model_dump_json())
+    if about not in _LEAVES:
+        salt = hashlib.sha256(f"salt {step.log} {sequence}".encode()).digest()[:SALT_BYTES]
+        _LEAVES[about] = leaf_bytes(
+            step.event, log=step.log, sequence=sequence, time=step.time, actor=step.actor, salt=salt
+        )
+    return _LEAVES[about]
+
+
+@cache
+def _head(party: str, size: int, root: bytes) -> Checkpoint:
+    return Checkpoint.sign(party, size, root, key(party))
+
+
+@cache
+def _cosigned(head: Checkpoint, witness: str, time: datetime) -> Cosignature:
+    return Cosignature.sign(head, key(head.log).public, witness, key(witness), time)
+
+
+@cache
+def _story(plan: StudyPlan) -> Story:
+    story = Story(plan)
+    story.tell()
+    return story
 
 
 def approval_of(plan: StudyPlan, silo: str, at: datetime = NOW) -> SignedApproval:
@@ -514,10 +543,9 @@ def made_bundle(
 ) -> Bundle:
     """The study as a bundle; see the head of this file."""
     plan = plan or made_plan()
-    story = Story(plan)
-    story.tell()
+    story = _story(plan)
     book = Book(story.study)
-    for step in edit(story.steps):
+    for step in edit(list(story.steps)):
         if isinstance(step, Said):
             book.write(step)
         else:

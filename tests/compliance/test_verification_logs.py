@@ -1,8 +1,12 @@
 """Checks of logs, one by one: entries, heads, cosignatures, what others saw, incidents, members and approvals."""
 
+import gc
+import multiprocessing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+import pytest
 
 from boundary.names import COORDINATOR
 from boundary.roster import sign_roster
@@ -19,7 +23,7 @@ from compliance.events import (
     RoundOpened,
     SeenHead,
 )
-from compliance.verification import logs, members, witnesses
+from compliance.verification import logs, members, signatures, witnesses
 from compliance.verification.case import open_case
 from compliance.verification.findings import Severity, names, span
 from infra.golden import card, key, roster, sha
@@ -161,6 +165,43 @@ def test_a_cosignature_over_no_head_is_broken() -> None:
         witnesses.cosignatures, with_log(cosignatures=log.cosignatures | {3: log.cosignatures[log.heads[0].size]})
     )
     assert "ucl, head over 3: the cosignature of charite does not verify" in found[BROKEN]
+
+
+# --- all signatures, aside -----------------------------------------------------------------------------
+def forgeries() -> Bundle:
+    heads = clean_bundle().logs["ucl"].heads
+    receipts = clean_bundle().receipts
+    none = replace(receipts[2], signatures=receipts[2].signatures | {"leuven": b"x" * 64})
+    forged = heads[0].model_copy(update={"signature": b"x" * 64})
+    return replace(with_log(heads=(forged, *heads[1:])), receipts=receipts | {2: none})
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_another_process_finds_the_same_forgeries(monkeypatch: pytest.MonkeyPatch, collecting: bool) -> None:
+    bundle = forgeries()
+    alone = open_case(bundle, trust(), None).forged
+    first = bundle.logs["ucl"].heads[0]
+    assert alone == {("head", "ucl", first.size, first.root), ("receipt", "", 2, "leuven")}
+    monkeypatch.setattr(signatures, "MANY", 0)
+    (gc.enable if collecting else gc.disable)()
+    assert open_case(bundle, trust(), None).forged == alone
+    assert gc.isenabled() is collecting
+    gc.enable()
+
+
+def test_a_process_that_was_killed_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signatures, "MANY", 0)
+    monkeypatch.setattr(signatures, "tell", lambda say, _bundle, _keys: say.close())
+    assert len(open_case(forgeries(), trust(), None).forged) == 2
+
+
+def test_what_the_other_process_says() -> None:
+    case = open_case(clean_bundle(), trust(), None)
+    hear, say = multiprocessing.Pipe(duplex=False)
+    signatures.tell(say, forgeries(), case.keys)
+    assert len(hear.recv()) == 2
+    assert say.closed
+    hear.close()
 
 
 # --- what others saw ---------------------------------------------------------------------------------

@@ -369,9 +369,11 @@ def head(size: int = 3) -> Checkpoint:
 
 def test_the_newest_head_of_a_log_is_kept_and_goes_with_a_closed_incident(journal: Journal) -> None:
     assert journal.head("charite") is None
-    for one in (head(3), newest := head(5)):
-        journal.keep_head(one)
-    assert journal.head("charite") == newest
+    for name in ("charite", "wardround/charite/0123456789abcdef", "wardround/charite-2/0123456789abcdef"):
+        for one in (head(3), newest := head(5)):
+            journal.keep_head(name, one)
+        assert journal.head(name) == newest
+    newest = journal.head("charite")
     with journal.transaction():
         number = journal.open_incident("charite", "LOG_FORKED", b"evidence", NOW)
     assert journal.head("charite") == newest, "what we knew of it is what it is held against"
@@ -379,6 +381,8 @@ def test_the_newest_head_of_a_log_is_kept_and_goes_with_a_closed_incident(journa
         closed = journal.close_incident(number, NOW)
     assert (closed.log, closed.code, closed.evidence) == ("charite", "LOG_FORKED", b"evidence")
     assert journal.head("charite") is None
+    assert journal.head("wardround/charite/0123456789abcdef") is None, "whatever key it has"
+    assert journal.head("wardround/charite-2/0123456789abcdef") is not None
     assert [one.closed_at is None for one in journal.incidents()] == [False]
     assert journal.incidents(only_open=True) == []
 

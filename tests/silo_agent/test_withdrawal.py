@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 from boundary.canonical import digest
 from boundary.messages import StudyClosed
 from boundary.plan import study_id
-from compliance.events import IntakeCounted, PatientWithdrawn, WithdrawalEffective
+from compliance.events import IntakeCounted, PatientWithdrawn, TrainingStarted, WithdrawalEffective
 from compliance.trail import read_leaf
 from infra.hospitals.writing import Identity, LabelRow, write_image, write_labels
 from silo_agent import trainer
 from silo_agent.cli import app
-from silo_agent.errors import ConfigError, ContractNotMet
+from silo_agent.errors import ConfigError, ContractNotMet, RelayRefused
 from silo_agent.exposure import exposures_of
 from silo_agent.intake.cache import load_cache
 from silo_agent.intake.erasing import GONE
@@ -217,9 +217,7 @@ def test_what_is_no_patient_id_is_refused_and_not_repeated(ward: Ward, what: str
     assert ward.journal.private.last == 0
 
 
-def test_a_patient_nobody_knows_is_recorded_and_refused_when_their_files_come(
-    make_site: Any, tmp_path: Path
-) -> None:
+def test_a_patient_nobody_knows_is_recorded_and_refused_when_their_files_come(make_site: Any, tmp_path: Path) -> None:
     write_archive(tmp_path / "archive", MRNS[:8])
     ward = Ward(make_site(), tmp_path / "archive")
     ward.work()
@@ -286,6 +284,16 @@ def test_what_was_ordered_and_not_begun_is_without_them_already(ward: Ward) -> N
     assert ward.events(WithdrawalEffective)[0].round == 1
 
 
+def test_counting_images_is_no_round_that_saw_them(ward: Ward) -> None:
+    who, about = ward.one(holdout=False), {"study": ward.site.study, "round": 1, "order": DATASET_DIGEST, "start": 1}
+    with ward.journal.transaction():
+        ward.journal.record(TrainingStarted(phase="statistics", **about), ward.site.now)  # type: ignore[arg-type]
+    (told,) = ward.told(who)
+    assert (told.effect.round, told.counted, told.rounds) == (1, True, ())
+    assert "in the study's intensity statistics" in "\n".join(lines([told]))
+    assert not ward.told(ward.one(holdout=True))[0].counted
+
+
 def test_a_round_that_was_over_is_followed_by_the_next(ward: Ward) -> None:
     ward.train(1)
     ward.commit(1)
@@ -318,6 +326,17 @@ def test_somebody_who_withdraws_while_approved_data_are_scanned_anew_is_not_trai
     assert ward.told(who)[0].effect.round == 1
     assert not np.load(ward.cache / "images.npy")[load_cache(ward.cache)[0].withdrawn].any()
     assert load_cache(ward.cache)[0].withdrawn.sum() == 2
+
+
+def test_what_such_a_scan_left_is_erased_though_no_training_follows(ward: Ward) -> None:
+    who = ward.one(holdout=False)
+    shutil.rmtree(ward.cache)
+    ward.child.before = lambda do: ward.withdraw(who) if do == "scan" else None
+    ward.site.ordered(1)
+    no_model = Relay(RelayRefused(404, "UNKNOWN_BLOB", "gone"))
+    asyncio.run(table_of(ward.site, ward.child, no_model).do_next())  # type: ignore[arg-type]
+    assert codes(ward.site) == ["MODEL_UNAVAILABLE"]
+    assert who not in in_cache(ward.cache, holdout=False)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -361,6 +380,33 @@ def test_a_damaged_scan_is_removed_and_made_anew_without_them(ward: Ward, file: 
         (ward.cache / file).write_bytes(data[: len(data) // 3])
     ward.withdraw(who)
     assert not ward.cache.exists()
+    assert who not in ward.train()
+
+
+def test_a_command_that_was_killed_is_completed_by_the_running_agent(ward: Ward) -> None:
+    who = ward.one(holdout=False)
+    images = (ward.cache / "images.npy").read_bytes()
+    ward.withdraw(who)
+    (ward.cache / "images.npy").write_bytes(images)
+    (ward.cache / GONE).write_bytes(bytes(20))
+    ward.journal._db.execute("UPDATE withdrawn SET erased_at = NULL")
+    ward.work()
+    assert who not in in_cache(ward.cache, holdout=False)
+
+
+def test_a_scan_of_a_killed_agent_that_takes_its_place_late_is_not_trained_on(ward: Ward) -> None:
+    """Found by reading: the child outlives its agent for some seconds, and knows nothing of who withdrew since."""
+    who = ward.one(holdout=False)
+    images = (ward.cache / "images.npy").read_bytes()
+    ward.withdraw(who)
+
+    def late(do: str) -> None:
+        if do != "train":
+            (ward.cache / "images.npy").write_bytes(images)
+            (ward.cache / GONE).write_bytes(bytes(20))
+
+    late("scan")
+    ward.child.after = late
     assert who not in ward.train()
 
 
@@ -483,7 +529,9 @@ def found_in(root: Path, who: str) -> list[Path]:
 def test_the_identity_is_nowhere(ward: Ward, capfd: Any, caplog: Any) -> None:
     who = ward.one(holdout=False)
     caplog.set_level("DEBUG")
-    run = CliRunner().invoke(app, ["withdraw", "--decision", "keep", "--state", str(ward.site.root)], input=f"{who}\n" * 2)
+    run = CliRunner().invoke(
+        app, ["withdraw", "--decision", "keep", "--state", str(ward.site.root)], input=f"{who}\n" * 2
+    )
     assert run.exit_code == 0, run.output
     shutil.rmtree(ward.cache)
     ward.train(1)

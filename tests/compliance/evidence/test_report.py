@@ -16,6 +16,7 @@ from compliance import events as say
 from compliance.evidence.controls import CONTROLS
 from compliance.evidence.crosswalk import clauses_by_control, rows
 from compliance.evidence.fhir import audit_events
+from compliance.evidence.files import report_files
 from compliance.evidence.html import render_html
 from compliance.evidence.pdf import render_pdf
 from compliance.evidence.processing_record import processing_record
@@ -55,6 +56,7 @@ def fields(number: int, of: dict[str, Any] | None = None) -> dict[str, Any]:
     return dict(section(number, of)["fields"])
 
 
+@cache
 def troubled() -> dict[str, Any]:
     """Everything that can go wrong at once, without a guarantee."""
     study = made_bundle(plain_plan()).study
@@ -93,6 +95,15 @@ def test_the_same_bundle_gives_the_same_bytes_in_every_form() -> None:
     read_back = parse_json(report_bytes(again))
     assert render_html(report()) == render_html(read_back)
     assert render_pdf(report()) == render_pdf(read_back)
+
+
+def test_the_files_are_these_forms_by_their_paths() -> None:
+    files = report_files(as_it_is())
+    assert files["report/report.json"] == canonical_bytes(report())
+    assert files["report/report.html"] == render_html(report()).encode()
+    assert set(files) == {
+        f"report/{name}" for name in ("report.json", "report.html", "report.pdf", "audit-events.json", "article-30.md")
+    }
 
 
 def test_there_are_twelve_sections_in_their_order() -> None:
