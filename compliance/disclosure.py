@@ -8,6 +8,7 @@ from compliance.events import (
     BudgetCommitted,
     BudgetRefused,
     BudgetReserved,
+    DataPurged,
     IntakeCounted,
     PatientWithdrawn,
     TrainingStarted,
@@ -22,6 +23,7 @@ _ON_REQUEST: dict[type[AnyEvent], Disclosed] = {
     BudgetRefused: "budget",
     TrainingStarted: "budget",  # how long a training takes follows the number of patients drawn for it
     IntakeCounted: "intake",
+    DataPurged: "intake",  # the bytes of a cache are those of its images
     PatientWithdrawn: "withdrawals",
     WithdrawalEffective: "withdrawals",
 }

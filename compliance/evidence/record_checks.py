@@ -9,7 +9,9 @@ from compliance.events import (
     PlanApprovalGiven,
     RoundReceived,
     SecretsShared,
+    TrainingStarted,
     WithdrawalEffective,
+    WorkDone,
 )
 from compliance.evidence.facts import Facts, HospitalFacts, RoundFacts
 from compliance.evidence.reading import Entry
@@ -158,7 +160,7 @@ def check_withdrawals(facts: Facts) -> Finding:
             tally.unknown(f"withdrawals at {hospital.silo} may be among the entries it does not show")
         for entry in withdrawn:
             seen = True
-            _took_effect(hospital, entry, tally)
+            _took_effect(facts, hospital, entry, tally)
         tally.good([one.at for one in withdrawn[:1]])
     found = tally.finding(
         "every withdrawal took effect before the next round at its hospital", "no withdrawal is shown"
@@ -169,34 +171,32 @@ def check_withdrawals(facts: Facts) -> Finding:
 
 
 def next_round(hospital: HospitalFacts, withdrawn: Entry[PatientWithdrawn]) -> int:
-    """The first round after the one that was under way: work on it had begun here, and its end was not known."""
+    """The first round after the one that was under way, as far as the entries that are shown tell."""
     over = [one.event.round for one in hospital.log.of(RoundReceived) if one.at < withdrawn.at]
-    begun = [
-        one.event.round
-        for one in hospital.log.of(SecretsShared)
-        if one.at < withdrawn.at and one.event.phase != "statistics"
-    ]
-    return max([0, *over, *begun]) + 1
+    for kind in (TrainingStarted, WorkDone, SecretsShared):
+        entries: tuple[Entry[TrainingStarted | WorkDone | SecretsShared], ...] = hospital.log.of(kind)
+        over += [one.event.round for one in entries if one.at < withdrawn.at and one.event.phase != "statistics"]
+    return max([0, *over]) + 1
 
 
-def _took_effect(hospital: HospitalFacts, withdrawn: Entry[PatientWithdrawn], tally: Tally) -> None:
+def _took_effect(facts: Facts, hospital: HospitalFacts, withdrawn: Entry[PatientWithdrawn], tally: Tally) -> None:
+    """Whether a withdrawal that is about this study holds from the next round on.
+
+    One without an entry about the study is of somebody who is not in it: the hospital's word. Where the starts of
+    trainings are not shown, one may have been under way when somebody withdrew.
+    """
     following = next_round(hospital, withdrawn)
-    effective = [
-        one
-        for one in hospital.log.of(WithdrawalEffective)
-        if one.event.private == withdrawn.event.private and one.at > withdrawn.at
-    ]
-    later = [
-        one
-        for one in hospital.log.of(ContributionReleased)
-        if one.event.phase == "train" and one.event.round >= following
-    ]
-    if not later:
-        return
-    if not effective or effective[0].at > later[0].at or effective[0].event.round > later[0].event.round:
-        tally.wrong(
-            f"hospital {hospital.silo} trained after a withdrawal before it took effect", [withdrawn.at, later[0].at]
-        )
+    for effective in hospital.log.of(WithdrawalEffective):
+        about = (effective.event.study, effective.event.private)
+        if about != (facts.study, withdrawn.event.private) or effective.event.round <= following:
+            continue
+        if effective.event.round == following + 1 and not hospital.log.of(TrainingStarted):
+            tally.unknown(f"{hospital.silo} does not show whether round {following} had begun when somebody withdrew")
+        else:
+            tally.wrong(
+                f"hospital {hospital.silo} trained after a withdrawal before it took effect",
+                [withdrawn.at, effective.at],
+            )
 
 
 def check_legal_basis(facts: Facts) -> Finding:

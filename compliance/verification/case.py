@@ -1,8 +1,6 @@
 """What all checks look at: the bundle with its logs opened, their trees built, and the keys that are believed."""
 
-import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, TypeVar, cast
@@ -79,6 +77,7 @@ class Case:
     logs: Mapping[str, Log]
     manifest: Manifest | None
     forged: Forged
+    files: Mapping[str, bytes]
 
     @property
     def study(self) -> str:
@@ -136,26 +135,17 @@ class Case:
 Check = Callable[[Case], Iterable[Finding]]
 
 
-def open_case(bundle: Bundle, trust: Trust, manifest: Manifest | None) -> Case:
+def open_case(
+    bundle: Bundle, trust: Trust, manifest: Manifest | None, files: Mapping[str, bytes] | None = None
+) -> Case:
+    """`files` are those that the bundle was read from: in them every record has its canonical form already."""
     of_plan = {one.silo: PublicIdentity(one.signing_key) for one in bundle.plan.hospitals}
     keys = of_plan | {silo: key for silo, key in trust.hospitals.items() if silo in of_plan}
     keys |= {COORDINATOR: trust.coordinator}
     actors = frozenset(parties_of(bundle.plan))
-    with forged_aside(bundle, keys) as wrong, _without_collector():
+    with forged_aside(bundle, keys) as wrong:
         logs = {party: open_log(copy, actors) for party, copy in bundle.logs.items()}
-        return Case(bundle, trust, keys, logs, manifest, wrong())
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Entries are many, stay, and refer to nothing in a circle: looking for garbage among them takes a sixth of it."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
+        return Case(bundle, trust, keys, logs, manifest, wrong(), files or {})
 
 
 def open_log(copy: LogCopy, actors: frozenset[str]) -> Log:
@@ -169,22 +159,24 @@ def open_log(copy: LogCopy, actors: frozenset[str]) -> Log:
             withheld += 1
             continue
         tree.append(leaf_hash(data))
-        where = at(copy.party, number)
         try:
             leaf = read(data, copy.party, actors)
         except BoundaryError as why:
-            faults.append(broken(where, str(why), "the log holds what no version of this software writes"))
+            where, means = at(copy.party, number), "the log holds what no version of this software writes"
+            faults.append(broken(where, str(why), means))
             continue
         if leaf.log != copy.party:
-            faults.append(broken(where, f"an entry of the log of {leaf.log}", "two logs were mixed up"))
+            found = f"an entry of the log of {leaf.log}"
+            faults.append(broken(at(copy.party, number), found, "two logs were mixed up"))
         if leaf.sequence - number != ahead:  # told once where it begins, not for all that follow
             ahead = leaf.sequence - number
             means = "entries were taken out, put in or moved"
-            faults.append(broken(where, f"calls itself entry {leaf.sequence}", means))
-        if leaf.time < latest and not is_late:
+            faults.append(broken(at(copy.party, number), f"calls itself entry {leaf.sequence}", means))
+        if leaf.time >= latest:
+            latest = leaf.time
+        elif not is_late:
             is_late = True
             means = "the clock of this party was set back; order is by number, not by time"
-            faults.append(note(where, f"the time goes back from {latest} to {leaf.time}", means))
-        latest = max(latest, leaf.time)
+            faults.append(note(at(copy.party, number), f"the time goes back from {latest} to {leaf.time}", means))
         by_kind.setdefault(type(leaf.event), []).append(Entry(number, leaf.time, leaf.event))
     return Log(copy, tree, withheld, tuple(faults), by_kind)

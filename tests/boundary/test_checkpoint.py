@@ -150,7 +150,9 @@ def noted(body: str, key: SigningIdentity = OWNER) -> str:
     return f"{body}\n\u2014 {name} {encode_base64(key_id(name, 0x01, key) + signature)}\n"
 
 
-def bodied(size: str = "42", root: str = base64.b64encode(ROOT).decode(), name: str = name_by_hand("ucl", OWNER)) -> str:
+def bodied(
+    size: str = "42", root: str = base64.b64encode(ROOT).decode(), name: str = name_by_hand("ucl", OWNER)
+) -> str:
     return f"{name}\n{size}\n{root}\n"
 
 

@@ -203,7 +203,7 @@ def test_a_proof_takes_as_many_look_ups_as_the_tree_is_high_squared(size: int, d
 
 @given(st.integers(0, 2**53 - 1))
 def test_an_entry_closes_as_many_subtrees_as_its_number_has_ones_at_its_end(size: int) -> None:
-    made = closed_by(size, bytes(32), lambda level, position: bytes([level % 256]) * 32)
+    made = closed_by(size, bytes(32), lambda level, _: bytes([level % 256]) * 32)
     assert [level for level, _, _ in made] == list(range(len(made)))
     assert len(made) == (size ^ (size + 1)).bit_length()
     assert all(position == size >> level for level, position, _ in made)

@@ -1,5 +1,6 @@
 """A bundle that was tampered with, in every way we could think of, is found out; one that was not is verified."""
 
+import gc
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -265,6 +266,14 @@ def test_a_report_of_a_damaged_bundle_is_not_blamed() -> None:
 def test_a_coordinator_that_forked_is_told_with_the_proof() -> None:
     done = look(forked())
     assert any("a FORK" in one.means for check in done.checks for one in check.findings)
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_the_collector_is_left_as_it_was(was_on: bool) -> None:
+    (gc.enable if was_on else gc.disable)()
+    look(without(clean(), "plan.json"))
+    assert gc.isenabled() is was_on
+    gc.enable()
 
 
 # --- keys --------------------------------------------------------------------------------------------

@@ -562,7 +562,7 @@ def all_ones(exponent: int) -> Any:
     return np.frombuffer(numbers.astype("<u8").tobytes() + weights.astype("<u4").tobytes(), np.uint8)
 
 
-def test_a_round_through_a_real_relay_that_goes_away_in_the_middle(
+def test_a_round_through_a_real_relay_that_goes_away_in_the_middle(  # noqa: PLR0915 - a whole round, step by step
     federation: Any, tmp_path: Path, live: Any, until_async: Any, make_plan_for: Any, new_attempt: Any
 ) -> None:
     """Proposal, scan, approval, order, training, outage, masked sum, commit, renewal of the roster, the end."""

@@ -144,7 +144,7 @@ class Ward:
         return [event for event in found if isinstance(event, kinds)]
 
     def one(self, *, holdout: bool) -> str:
-        return sorted(in_cache(self.cache, holdout=holdout))[0]
+        return min(in_cache(self.cache, holdout=holdout))
 
 
 @pytest.fixture(scope="session")

@@ -84,6 +84,10 @@ def signed_by(number: int, change: Callable[[dict[str, bytes]], dict[str, bytes]
     )
 
 
+def starts(_party: str, event: say.AnyEvent) -> bool:
+    return isinstance(event, say.TrainingStarted)
+
+
 def hidden(*kinds: type[say.AnyEvent], log: str | None = None) -> Bundle:
     """As shown by hospitals that do not show these."""
     names = tuple(f'"event":"{kind.event}"'.encode() for kind in kinds)
@@ -371,9 +375,16 @@ CASES: dict[str, dict[str, tuple[str, Callable[[], Bundle]]]] = {
         "the story as it is": ("PASS", as_it_is),
         "nobody withdrew": ("N/A", lambda: edited(without(say.PatientWithdrawn, say.WithdrawalEffective))),
         "effective too late": ("FAIL", lambda: edited(late_effect())),
-        "never effective": ("FAIL", lambda: edited(without(say.WithdrawalEffective))),
+        "of somebody who is not in the study": ("PASS", lambda: edited(without(say.WithdrawalEffective))),
         "effective, for a later round": ("FAIL", lambda: edited(without(say.WithdrawalEffective), effective_for(5))),
-        "never trained again": ("PASS", lambda: edited(without(say.WithdrawalEffective), *stopped("charite", 4, 5))),
+        "perhaps a round was under way": (
+            "NOT-MEASURED",
+            lambda: made_bundle(edit=both(without(say.WithdrawalEffective), effective_for(5)), withhold=starts),
+        ),
+        "two rounds too late, whatever was under way": (
+            "FAIL",
+            lambda: made_bundle(edit=both(without(say.WithdrawalEffective), effective_for(6)), withhold=starts),
+        ),
         "withheld": ("NOT-MEASURED", lambda: hidden(say.PatientWithdrawn, say.WithdrawalEffective)),
         "not disclosed": ("NOT-MEASURED", lambda: made_bundle(made_plan(disclose=("budget",)))),
         "not disclosed and none": (
@@ -418,10 +429,6 @@ def rounds_later(steps: list[Step]) -> list[Step]:
 def effective_for(number: int) -> Any:
     effective = say.WithdrawalEffective(study=STUDY, round=number, private=WITHDRAWN, decision="keep")
     return more(effective, log="charite", before=say.TrainingStarted, round=4)
-
-
-def stopped(silo: str, *rounds: int) -> list[Any]:
-    return [without(say.ContributionReleased, log=silo, round=number) for number in rounds]
 
 
 @pytest.mark.parametrize(("control", "expected", "made"), ALL)
