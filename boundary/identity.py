@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 from cryptography.exceptions import InvalidSignature
@@ -20,6 +21,21 @@ _ORDER_8_Y = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
 _SMALL_ORDER_Y = frozenset({0, 1, _FIELD - 1, _ORDER_8_Y, _FIELD - _ORDER_8_Y})
 
 
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> Ed25519PublicKey:
+    """Parsing a key costs half of a verification, and a federation has few keys."""
+    try:
+        if not text.startswith(_PREFIX):
+            raise ValueError("no ed25519: prefix")  # noqa: TRY301 - one refusal for all reasons
+        raw = decode_base64(text.removeprefix(_PREFIX))
+        y = int.from_bytes(raw, "little") & ~(1 << 255)
+        if y >= _FIELD or y in _SMALL_ORDER_Y:
+            raise ValueError("not the one encoding of a point of large order")  # noqa: TRY301
+        return Ed25519PublicKey.from_public_bytes(raw)
+    except ValueError as why:
+        raise MalformedMessage(f"not a public key: {text!r:.60}") from why
+
+
 @dataclass(frozen=True, slots=True)
 class PublicIdentity:
     """A public key in its one written form, `ed25519:<base64>`."""
@@ -30,16 +46,7 @@ class PublicIdentity:
         self._key()
 
     def _key(self) -> Ed25519PublicKey:
-        try:
-            if not self.text.startswith(_PREFIX):
-                raise ValueError("no ed25519: prefix")  # noqa: TRY301 - one refusal for all reasons
-            raw = decode_base64(self.text.removeprefix(_PREFIX))
-            y = int.from_bytes(raw, "little") & ~(1 << 255)
-            if y >= _FIELD or y in _SMALL_ORDER_Y:
-                raise ValueError("not the one encoding of a point of large order")  # noqa: TRY301
-            return Ed25519PublicKey.from_public_bytes(raw)
-        except ValueError as why:
-            raise MalformedMessage(f"not a public key: {self.text!r:.60}") from why
+        return _parsed(self.text)
 
     def verify(self, context: str, data: bytes, signature: bytes) -> None:
         """Raises `BadSignature` unless `signature` was made over exactly this context and data."""

@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from sqlalchemy import Connection
+
 from boundary.messages import BlobRef, HeadsCosigned, PlanApproved, PlanDeclined, StudyClosed, TrailShown
 from boundary.names import COORDINATOR
 from boundary.secagg.ring import first_encoding
@@ -72,19 +74,18 @@ class StudyDriver:
     def record_consents(self) -> None:
         """Put each approval into the trail once."""
         with writing(self.coordinator.store) as connection:
-            for silo, answer in sorted(self.consents().items()):
-                if answer.dataset_digest is None or rounds.is_published(
-                    connection, self.study.study, f"consent-{silo}"
-                ):
-                    continue
-                event = PlanApprovalGiven(
-                    study=self.study.study, plan_digest=self.study.plan_digest,
-                    silo=silo, dataset_digest=answer.dataset_digest,
-                )  # fmt: skip
-                audit.append(connection, event, actor=COORDINATOR, now=self.coordinator.now())
-                rounds.mark_published(
-                    connection, self.study.study, f"consent-{silo}", answer.dataset_digest, self.coordinator.now()
-                )
+            self._record_consents(connection)
+
+    def _record_consents(self, connection: Connection) -> None:
+        study, now = self.study.study, self.coordinator.now()
+        for silo, answer in sorted(self.consents().items()):
+            if answer.dataset_digest is None or rounds.is_published(connection, study, f"consent-{silo}"):
+                continue
+            event = PlanApprovalGiven(
+                study=study, plan_digest=self.study.plan_digest, silo=silo, dataset_digest=answer.dataset_digest
+            )
+            audit.append(connection, event, actor=COORDINATOR, now=now)
+            rounds.mark_published(connection, study, f"consent-{silo}", answer.dataset_digest, now)
 
     def records(self) -> list[RoundRecord]:
         with reading(self.coordinator.store) as connection:
@@ -103,6 +104,7 @@ class StudyDriver:
         model = self.current_model()
         consenting = self._consenting()
         with writing(self.coordinator.store) as connection:
+            self._record_consents(connection)  # whoever approved since the run began is in the round from here on
             self.trails.take_in(connection)
         with writing(self.coordinator.store) as connection:
             self.trails.check(connection)

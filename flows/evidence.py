@@ -7,15 +7,16 @@ of it afterwards changes what the log has signed.
 from dataclasses import dataclass
 from pathlib import Path
 
-from compliance.evidence.files import report_files
 from sqlalchemy import Connection
 
+from boundary.checkpoint import Cosignature
 from boundary.messages import PlanApproved
 from boundary.names import COORDINATOR
 from boundary.plan import StudyPlan
 from compliance.bundle import Bundle, LogCopy, SignedReceipt
 from compliance.bundle_writing import prepare
 from compliance.events import EvidenceIssued
+from compliance.evidence.files import report_files
 from flows.coordinator import Coordinator
 from flows.desk import Desk, RosterMissing
 from flows.store import audit, members, rounds, studies, witnessed
@@ -49,7 +50,7 @@ def issue(coordinator: Coordinator, wanted: str, folder: Path | None = None) -> 
     with writing(coordinator.store) as connection:
         event = EvidenceIssued(study=study.study, manifest=prepared.manifest_digest)
         audit.append(connection, event, actor=COORDINATOR, now=coordinator.now())
-        log = own_log(connection, coordinator)
+        log = own_log(connection, coordinator, study.plan)
     place.parent.mkdir(parents=True, exist_ok=True)
     prepared.write(place, log)
     return Issued(study, place, bundle)
@@ -79,21 +80,22 @@ def gather(connection: Connection, coordinator: Coordinator, study: Study) -> Bu
         plan=study.plan,
         roster=roster,
         approvals=approvals,
-        logs={silo: log for silo, log in logs.items() if log.entries} | {COORDINATOR: own_log(connection, coordinator)},
+        logs={silo: log for silo, log in logs.items() if log.entries}
+        | {COORDINATOR: own_log(connection, coordinator, study.plan)},
         receipts=receipts,
         rounds=records,
     )
 
 
-def own_log(connection: Connection, coordinator: Coordinator) -> LogCopy:
-    """Ours, with a fresh head over all of it."""
+def own_log(connection: Connection, coordinator: Coordinator, plan: StudyPlan) -> LogCopy:
+    """Ours, with a fresh head over all of it, and what this plan's hospitals have signed under it."""
     head = audit.head(connection, coordinator.key)
     witnessed.keep(connection, COORDINATOR, head, coordinator.now())
     return LogCopy(
         party=COORDINATOR,
         entries=tuple(audit.leaves(connection)),
         heads=tuple(witnessed.every_head(connection, COORDINATOR)),
-        cosignatures=witnessed.cosigned(connection, COORDINATOR),
+        cosignatures=_cosigned(connection, COORDINATOR, plan),
     )
 
 
@@ -106,8 +108,18 @@ def _log_of(connection: Connection, plan: StudyPlan, silo: str) -> LogCopy:
         party=silo,
         entries=tuple(whole.get(number, one) for number, one in enumerate(hashes, 1)),
         heads=tuple(witnessed.every_head(connection, name)),
-        cosignatures=witnessed.cosigned(connection, name),
+        cosignatures=_cosigned(connection, name, plan),
     )
+
+
+def _cosigned(connection: Connection, name: str, plan: StudyPlan) -> dict[int, dict[str, Cosignature]]:
+    """By this study's parties: those of other studies have witnessed the same logs."""
+    parties = {COORDINATOR, *plan.silos}
+    return {
+        size: kept
+        for size, said in witnessed.cosigned(connection, name).items()
+        if (kept := {witness: one for witness, one in said.items() if witness in parties})
+    }
 
 
 def _fresh(parent: Path, study: Study) -> Path:

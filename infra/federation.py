@@ -163,13 +163,17 @@ class SimulatedHospital:
             Path(parcel.blob_path).unlink()
             self.sent.append(parcel.slot.partition("/")[2])
         envelope = open_envelope(parcel.envelope, recipient=COORDINATOR, signer=self.key.public, sender=self.silo)
+        verdict = "OK"
         if parcel.kind in self.lies:
             self.say(self.lies[parcel.kind](envelope.message))
         else:
-            with writing(self.coordinator.store) as connection:
-                mail.post(connection, envelope, now=self.coordinator.now())
+            try:
+                with writing(self.coordinator.store) as connection:
+                    mail.post(connection, envelope, now=self.coordinator.now())
+            except mail.SlotTaken as why:  # said before, in other words: by a journal that was restored since
+                verdict = why.code
         with self.journal.transaction():
-            self.journal.settle(parcel, accepted=True, verdict="OK")
+            self.journal.settle(parcel, accepted=verdict == "OK", verdict=verdict)
 
     def put(self, data: bytes) -> BlobRef:
         """Upload a blob."""

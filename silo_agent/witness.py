@@ -152,8 +152,11 @@ class Witness:
         self._cosign(told)
 
     def _is_in_doubt(self, told: HeadsShown, *, anew: bool) -> bool:
-        """Judge all heads, ours first, and remember those that fit. With `anew` as if none were known."""
-        first, is_doubted = (self.own().silo, COORDINATOR), False
+        """Judge all heads and remember those that fit. With `anew` as if none were known.
+
+        The coordinator's first, then ours: who shows an older copy of everything is to be blamed, not whom it is of.
+        """
+        first, is_doubted = (COORDINATOR, self.own().silo), False
         for head in sorted(told.heads, key=lambda head: (*(head.checkpoint.log != log for log in first),)):
             known = None
             try:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from boundary.checkpoint import Cosignature
 from boundary.errors import BadSignature, MalformedMessage
-from boundary.identity import PublicIdentity
+from boundary.identity import PublicIdentity, SigningIdentity
 from boundary.messages import MaskedVector
 from boundary.names import COORDINATOR, decode_base64
 from compliance.bundle import Trust
@@ -136,6 +137,18 @@ def test_a_bundle_is_never_written_over(done: SimulatedFederation, tmp_path: Pat
     (tmp_path / "there").mkdir()
     with pytest.raises(FileExistsError, match="never written over"):
         issue(done.coordinator, done.plan.label, tmp_path / "there")
+
+
+def test_witnesses_of_other_studies_are_not_in_it(fresh: Copy) -> None:
+    """Two studies share the coordinator's log; found by reading: the bundle could not be written."""
+    with writing(fresh.coordinator.store) as connection:
+        head = witnessed.every_head(connection, COORDINATOR)[-1]
+        public, other = fresh.coordinator.key.public, SigningIdentity.generate()
+        said = Cosignature.sign(head, public, "elsewhere", other, fresh.coordinator.now())
+        witnessed.keep_cosignature(connection, COORDINATOR, head.size, said)
+    issued = issue(fresh.coordinator, fresh.study.label)
+    assert all("elsewhere" not in said for said in issued.bundle.logs[COORDINATOR].cosignatures.values())
+    assert any("h1" in said for said in issued.bundle.logs[COORDINATOR].cosignatures.values())
 
 
 def test_whatever_is_changed_in_a_bundle_is_found(done: SimulatedFederation, keys: Path, tmp_path: Path) -> None:

@@ -459,7 +459,7 @@ def test_a_log_that_is_not_what_it_was_is_an_incident_and_no_order_is_taken(
     assert not site.outbox()[-1].retryable
 
 
-def test_every_log_that_does_not_fit_is_an_incident_of_its_own_and_ours_comes_first(site: Any) -> None:
+def test_every_log_that_does_not_fit_is_an_incident_of_its_own_and_the_coordinators_comes_first(site: Any) -> None:
     site.approve()
     site.witnessed(0)
     told = fork(site)
@@ -467,7 +467,7 @@ def test_every_log_that_does_not_fit_is_an_incident_of_its_own_and_ours_comes_fi
     ours = OthersLog(SILO, site.folder.identity)
     ours.grow(2)
     site.hear(with_head(told, ours.shown()))
-    assert open_incidents(site) == [(SILO, "LOG_FORKED"), (COORDINATOR, "LOG_FORKED"), ("charite", "LOG_FORKED")]
+    assert open_incidents(site) == [(COORDINATOR, "LOG_FORKED"), (SILO, "LOG_FORKED"), ("charite", "LOG_FORKED")]
     assert [one.shown.log for one in said(site, LogDisputed)] == [COORDINATOR], "a round has one dispute"
 
 
