@@ -181,6 +181,13 @@ def test_one_head_has_one_form_even_if_its_owner_signs_another(text: str) -> Non
         from_note(text, "ucl", KEYS)
 
 
+@pytest.mark.parametrize("size", ["042", "+42", " 42", "4_2", "\u0664\u0662"])
+def test_one_head_has_one_form_whoever_rewrote_it(size: str) -> None:
+    """The numbers are the same, and so are the signatures under them."""
+    with pytest.raises(MalformedMessage, match="in another form than its one"):
+        from_note(NOTE.replace("\n42\n", f"\n{size}\n"), "ucl", KEYS)
+
+
 FOREIGN: dict[str, tuple[str, str]] = {
     "of another log": (to_note(Checkpoint.sign("charite", 42, ROOT, WITNESS), {}, KEYS), "not of ucl"),
     "under another key": (

@@ -39,6 +39,9 @@ from boundary.requests import read_claim, sign_request
 from boundary.roster import TrustedRoster
 from boundary.tensors import unpack
 from compliance.errors import ComplianceError
+from compliance.keys_file import InvalidKeys
+from compliance.merkle import BrokenProof
+from compliance.witnessing import LogForked, LogInDoubt, LogShrunk
 from infra.cohort import Cohort
 
 REPOSITORY = Path(__file__).parents[2]
@@ -116,12 +119,24 @@ def test_only_the_leaves_are_raised() -> None:
 
 
 def test_the_accounting_raises_all_of_its_own_leaves_and_else_what_is_somebodys_mistake() -> None:
-    mistakes = {"ValueError", "KeyError", "RuntimeError"}  # of the calling code
-    leaves = {kind.__name__ for kind in ComplianceError.__subclasses__()}
-    assert raised_in("compliance") - mistakes == leaves | {MalformedMessage.__name__}
+    mistakes = {"ValueError", "KeyError", "RuntimeError", "FileExistsError"}  # of the calling code
+    leaves = {kind.__name__ for kind in (InvalidKeys, *ComplianceError.__subclasses__())}
+    of_what_came = {kind.__name__ for kind in (MalformedMessage, TooLarge, BadSignature)}
+    raised = raised_in("compliance") - mistakes
+    assert raised == leaves | of_what_came | {kind.__name__ for kind in OF_LOGS}
     codes = [kind.code for kind in (ComplianceError, *ComplianceError.__subclasses__())]
     assert len(set(codes)) == len(codes)
     assert set(codes).isdisjoint(kind.code for kind in CLASSES)
+
+
+OF_LOGS = {BrokenProof: "LOG_INCONSISTENT", LogForked: "LOG_FORKED", LogShrunk: "LOG_SHRUNK"}
+
+
+def test_what_is_said_of_logs_is_the_fault_of_whose_log_it_is_and_has_codes_of_its_own() -> None:
+    codes = {kind: kind.code for kind in (*OF_LOGS, LogInDoubt)}
+    assert codes == OF_LOGS | {LogInDoubt: "LOG_IN_DOUBT"}
+    assert all(issubclass(kind, PeerFault) for kind in codes)
+    assert set(codes.values()).isdisjoint(kind.code for kind in (*CLASSES, *ComplianceError.__subclasses__()))
 
 
 def test_codes_are_stable_words_and_no_two_are_alike() -> None:

@@ -14,8 +14,10 @@ from boundary.messages import (
     REGISTRY,
     AnyMessage,
     Collection,
+    HeadsShown,
     Message,
     OfCollection,
+    ShownHead,
     from_body,
     heads_digest,
     slot_of,
@@ -302,6 +304,8 @@ def test_a_message_has_one_slot(fed: ModuleType, kind: str) -> None:
 
 def test_the_digest_of_heads_is_of_logs_sizes_and_roots_in_any_order() -> None:
     heads = [Checkpoint.model_validate(head_of(log, 3)) for log in ("ucl", "charite")]
+    told = HeadsShown(study="ct-7f3a90c1", round=0, heads=tuple(ShownHead(checkpoint=head, proof=()) for head in heads))
+    assert told.digest == heads_digest(heads)
     assert heads_digest(heads) == heads_digest(heads[::-1])
     signed_anew = [head.model_copy(update={"signature": bytes([1]) * 64}) for head in heads]
     assert heads_digest(signed_anew) == heads_digest(heads)

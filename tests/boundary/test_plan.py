@@ -133,6 +133,9 @@ REFUSED: dict[str, tuple[str, Any]] = {
     "more than all weights": ("aggregation.random_share", 1.01),
     "feedback of what all was sent": ("aggregation.random_share", 1.0),
     "1 for true": ("aggregation.error_feedback", 1),
+    "an unknown kind of entries": ("evidence.disclose", ["patients"]),
+    "a kind of entries twice": ("evidence.disclose", ["budget", "budget"]),
+    "kinds of entries that are no list": ("evidence.disclose", "budget"),
 }
 
 
@@ -143,6 +146,13 @@ def test_a_plan_that_contradicts_itself_is_refused(fed: ModuleType, place: str, 
     assert place.split(".", maxsplit=1)[0] in str(why.value) or "hospitals" in str(why.value)
     with pytest.raises(MalformedMessage, match="not a plan"):
         plan_from_json(changed(fed, place, value))
+
+
+def test_a_guarantee_and_sums_that_it_does_not_cover_contradict_each_other(fed: ModuleType) -> None:
+    value = json.loads(to_json(fed.private_plan()))
+    for section, key, other in (("preprocessing", "normalise", "federated"), ("training", "weighting", "patients")):
+        with pytest.raises(InvalidPlan, match=f"{section}.{key}: .* not covered by privacy noise"):
+            parse_plan(value | {section: value[section] | {key: other}})
 
 
 @pytest.mark.parametrize("value", [None, [], "plan", 1])

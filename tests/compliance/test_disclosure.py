@@ -17,6 +17,7 @@ ON_REQUEST: dict[str, str] = {
     "budget-refused": "budget",
     "training-started": "budget",
     "intake-counted": "intake",
+    "data-purged": "intake",  # the bytes of a cache are those of its images
     "patient-withdrawn": "withdrawals",
     "withdrawal-effective": "withdrawals",
 }

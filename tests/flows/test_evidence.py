@@ -139,18 +139,6 @@ def test_a_bundle_is_never_written_over(done: SimulatedFederation, tmp_path: Pat
         issue(done.coordinator, done.plan.label, tmp_path / "there")
 
 
-def test_witnesses_of_other_studies_are_not_in_it(fresh: Copy) -> None:
-    """Two studies share the coordinator's log; found by reading: the bundle could not be written."""
-    with writing(fresh.coordinator.store) as connection:
-        head = witnessed.every_head(connection, COORDINATOR)[-1]
-        public, other = fresh.coordinator.key.public, SigningIdentity.generate()
-        said = Cosignature.sign(head, public, "elsewhere", other, fresh.coordinator.now())
-        witnessed.keep_cosignature(connection, COORDINATOR, head.size, said)
-    issued = issue(fresh.coordinator, fresh.study.label)
-    assert all("elsewhere" not in said for said in issued.bundle.logs[COORDINATOR].cosignatures.values())
-    assert any("h1" in said for said in issued.bundle.logs[COORDINATOR].cosignatures.values())
-
-
 def test_whatever_is_changed_in_a_bundle_is_found(done: SimulatedFederation, keys: Path, tmp_path: Path) -> None:
     """The planted faults that the issue names; every single byte is the verifier's own test."""
     good = issue(done.coordinator, done.plan.label, tmp_path / "good-bundle").folder
@@ -239,6 +227,18 @@ def copied(federation: SimulatedFederation, to: Path) -> Copy:
 @pytest.fixture
 def fresh(short: SimulatedFederation, tmp_path: Path) -> Copy:
     return copied(short, tmp_path / "home")
+
+
+def test_witnesses_of_other_studies_are_not_in_it(fresh: Copy) -> None:
+    """Two studies share the coordinator's log; found by reading: the bundle could not be written."""
+    with writing(fresh.coordinator.store) as connection:
+        head = witnessed.every_head(connection, COORDINATOR)[-1]
+        public, other = fresh.coordinator.key.public, SigningIdentity.generate()
+        said = Cosignature.sign(head, public, "elsewhere", other, fresh.coordinator.now())
+        witnessed.keep_cosignature(connection, COORDINATOR, head.size, said)
+    issued = issue(fresh.coordinator, fresh.study.label)
+    assert all("elsewhere" not in said for said in issued.bundle.logs[COORDINATOR].cosignatures.values())
+    assert any("h1" in said for said in issued.bundle.logs[COORDINATOR].cosignatures.values())
 
 
 def database(federation: Copy) -> Path:
