@@ -196,7 +196,10 @@ async def approval(silo: str) -> State_:
 async def statistics() -> State_:
     """Count the images of all hospitals once: the plan normalises intensities over all of them."""
     driver = _hands.get().driver
-    work = driver.open_round(1)
+    try:
+        work = driver.open_round(1)
+    except (LogInDoubt, BrokenProof) as why:
+        return Failed(name="LogInDoubt", message=str(why))
     _, found = await _attempts(work, "statistics", work.model_in, count)
     if found is None:
         return Failed(name="NoQuorum", message="too few hospitals in every attempt; run the flow to try once more")

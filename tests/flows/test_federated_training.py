@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from boundary.messages import Collection
 from flows.driver import StudyDriver
-from flows.store import rounds
-from flows.store.database import reading
+from flows.store import rounds, witnessed
+from flows.store.database import reading, writing
 from infra.driving import PARAMETERS, work_of
 from infra.driving import run as drive
 from infra.federation import SimulatedFederation, SimulatedHospital, make_federation
@@ -201,6 +201,21 @@ def test_without_a_quorum_the_run_fails_by_name_and_the_next_one_goes_on(federat
     assert committed(federation) == [1]
 
 
+def test_a_log_in_doubt_stops_the_study_by_name_until_somebody_has_looked(federation: SimulatedFederation) -> None:
+    h1 = federation.hospitals["h1"]
+    h1.lie("trail-shown", lambda true: true.model_copy(update={"first": true.first + 1}))
+    run(federation, count=1)
+    for _ in range(2):
+        state = run(federation)
+        assert state.name == "LogInDoubt"
+        assert "round 2: incident 1 about the log of h1 is open (LOG_INCONSISTENT)" in state.message
+    assert committed(federation) == [1]
+    with writing(federation.coordinator.store) as connection:
+        witnessed.close_incident(connection, 1, "ACCEPTED", federation.coordinator.now())
+    assert run(federation, count=1).name == "RoundsDone"
+    assert committed(federation) == [1, 2]
+
+
 def test_an_unknown_plan_names_those_there_are(federation: SimulatedFederation) -> None:
     state = run(federation, "nothing@1")
     assert state.name == "UnknownPlan"
@@ -225,12 +240,17 @@ def test_a_dry_run_checks_and_trains_nothing(federation: SimulatedFederation) ->
 
 
 def test_the_form_offers_the_published_plans(federation: SimulatedFederation) -> None:
-    from flows.deployment import _deployment, labels
+    from flows.deployment import _offer
 
-    offered = labels(federation.coordinator)
-    assert offered == ["simulated@1"]
-    deployment = _deployment(offered)
-    schema = deployment._parameter_openapi_schema
-    assert schema.properties["plan"]["enum"] == ["simulated@1"]
-    assert schema.required == ["plan", "rounds"]
-    assert deployment.entrypoint == "flows.federated_training.federated_training"
+    class Runner:
+        def __init__(self) -> None:
+            self.offered: dict[str, Any] = {}
+
+        async def aadd_deployment(self, deployment: Any) -> None:
+            self.offered[deployment.entrypoint] = deployment._parameter_openapi_schema
+
+    runner = Runner()
+    asyncio.run(_offer(runner, federation.coordinator))
+    assert all(schema.properties["plan"]["enum"] == ["simulated@1"] for schema in runner.offered.values())
+    assert runner.offered["flows.federated_training.federated_training"].required == ["plan", "rounds"]
+    assert {"flows.review.compliance_review", "flows.review.model_release"} < set(runner.offered)

@@ -22,6 +22,7 @@ from boundary.secagg.hospital import HospitalSession
 from infra.cohort import Cohort
 from infra.weakened import AcceptsAnySize, ForgetsItsTurn
 
+pytestmark = pytest.mark.usefixtures("sealed_once")
 SILOS = ("h000", "h001", "h002", "h003")
 STEPS = ("share", "mask", "agree", "reveal")
 FATES = st.sampled_from([*["arrives"] * 12, "answer lost", "delayed", "twice"])

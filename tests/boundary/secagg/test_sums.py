@@ -22,6 +22,7 @@ def run(cohort: Cohort, *, no_shares: int = 0, no_vector: int = 0, no_word: int 
     np.testing.assert_array_equal(cohort.unmasked(opening, surviving), cohort.reference(surviving))
 
 
+@pytest.mark.usefixtures("sealed_once")
 @pytest.mark.parametrize("ring", [32, 16])
 @pytest.mark.parametrize("hospitals", [3, 5, 10, 50])
 @pytest.mark.parametrize("step", ["no_shares", "no_vector", "no_word", "no_reveal"])
@@ -31,7 +32,7 @@ def test_the_sum_is_exact_with_as_many_dropouts_as_there_may_be(hospitals: int, 
 
 
 @pytest.fixture(scope="module")
-def two_hundred() -> Cohort:
+def two_hundred(sealed_once: None) -> Cohort:
     """All have shared; from here each test goes its own way."""
     cohort = Cohort.of(200).until_shared()
     return cohort

@@ -7,7 +7,7 @@ import pytest
 import torch
 from monai.networks.blocks.dynunet_block import UnetResBlock
 from monai.networks.blocks.transformerblock import TransformerBlock
-from monai.networks.nets import UNETR, DenseNet, DenseNet121, SegResNet, SwinUNETR, UNet, ViT, resnet18
+from monai.networks.nets import UNETR, DenseNet, DenseNet121, ResNet, SegResNet, SwinUNETR, UNet, ViT, resnet18
 from monai.networks.nets.resnet import ResNetBlock, ResNetBottleneck
 from opacus import GradSampleModule
 from opacus.validators import ModuleValidator
@@ -35,12 +35,19 @@ def vit(dims: int, **settings: Any) -> nn.Module:
     return ViT(1, 32 if dims == 2 else 16, spatial_dims=dims, **{"classification": True, **sizes, **settings})
 
 
-# MONAI's own networks with MONAI's own sizes, but for the UNet (which has none) and ViT; sides in pixels.
+def resnet(dims: int) -> nn.Module:
+    if dims == 2:
+        return resnet18(spatial_dims=2, n_input_channels=1, num_classes=2)
+    return ResNet(ResNetBlock, [2, 2, 2, 2], [8, 16, 32, 64], spatial_dims=3, n_input_channels=1, num_classes=2)
+
+
+# MONAI's own networks with MONAI's own sizes, but for the UNet (which has none), ViT, and ResNet18 in three dimensions,
+# which is an eighth as wide; sides in pixels.
 NETWORKS: dict[str, tuple[Callable[[int], nn.Module], dict[int, int]]] = {
     "UNet": (unet, {2: 32, 3: 16}),
     "SegResNet": (SegResNet, {2: 32, 3: 16}),
     "DenseNet121": (lambda dims: DenseNet121(dims, 1, 2), {2: 32, 3: 32}),
-    "ResNet18": (lambda dims: resnet18(spatial_dims=dims, n_input_channels=1, num_classes=2), {2: 32, 3: 16}),
+    "ResNet18": (resnet, {2: 32, 3: 16}),
     "ViT": (vit, {2: 32, 3: 16}),
 }
 EVERY = [
