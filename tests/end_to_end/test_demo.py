@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -73,6 +74,30 @@ def test_plan_roster_and_keyed_digests_are_in_mlflow_and_the_model_is_no_pickle(
     assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pth", ".pt"))]
     digests = parse_json(next(artifacts.rglob("3-dataset-digests.json")).read_bytes())
     assert len(digests) == 3
+
+
+def test_the_demo_ends_with_evidence_that_a_reviewer_can_verify(finished_demo: Finished, tmp_path: Path) -> None:
+    folder, _ = finished_demo
+    work = folder / "w"
+    (bundle,) = (work / "coordinator" / "evidence").glob("*bundle*")
+    assert {path.stem for path in bundle.rglob("*.jsonl")} == {
+        "coordinator", "harbour-clinic", "hill-university", "north-general",
+    }  # fmt: skip
+
+    def verified(place: Path) -> int:
+        command = [str(BIN / "wardround"), "verify", str(place), "--trust", str(work / "keys.toml")]
+        return subprocess.run(command, capture_output=True, check=False, timeout=120).returncode
+
+    assert verified(bundle) == 0
+    shown = next((work / "mlflow" / "artifacts").rglob("report.html"))
+    assert shown.read_bytes() == (bundle / "report/report.html").read_bytes()
+    changed = tmp_path / "changed-bundle"
+    shutil.copytree(bundle, changed)
+    log = changed / "logs/hill-university.jsonl"
+    log.write_bytes(log.read_bytes().replace(b'"round":2', b'"round":3', 1))
+    assert verified(changed) == 1
+    log.unlink()
+    assert verified(changed) == 2
 
 
 BAD_STARTS = {

@@ -11,8 +11,9 @@ import shutil
 import signal
 import sqlite3
 import tempfile
+import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -66,6 +67,10 @@ class Mortal:
             self._die()
         self._left -= 1
         return self._db.execute(statement, *values)
+
+    def executemany(self, statement: str, rows: Iterable[Any]) -> None:
+        for row in rows:
+            self.execute(statement, row)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._db, name)
@@ -257,11 +262,16 @@ class Deaths:
         site.journal.close()
         process = os.fork()
         if process == 0:
-            site.open()
-            site.journal._db = Mortal(site.journal._db, at, kill_myself)  # type: ignore[assignment]
-            child = Child(outcome, self.attempts, lambda _: self._write(), kill_myself)
-            asyncio.run(table_of(site, child).do_next())
-            os._exit(0)
+            try:
+                site.open()
+                site.journal._db = Mortal(site.journal._db, at, kill_myself)  # type: ignore[assignment]
+                child = Child(outcome, self.attempts, lambda _: self._write(), kill_myself)
+                asyncio.run(table_of(site, child).do_next())
+                os._exit(0)
+            except BaseException:  # noqa: BLE001 - whatever it is, it ends here and not in a second pytest
+                traceback.print_exc()
+            finally:
+                os._exit(1)
         _, status = os.waitpid(process, 0)
         site.open()
         return status
