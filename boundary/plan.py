@@ -284,6 +284,11 @@ class StudyPlan(Frozen):
     def silos(self) -> tuple[str, ...]:
         return tuple(sorted(hospital.silo for hospital in self.hospitals))
 
+    @property
+    def keys(self) -> dict[str, PublicIdentity]:
+        """The key the plan pins for each hospital."""
+        return {hospital.silo: PublicIdentity(hospital.signing_key) for hospital in self.hospitals}
+
 
 def to_json(plan: StudyPlan) -> bytes:
     """The canonical bytes that the digest is taken over and that travel to the hospitals."""

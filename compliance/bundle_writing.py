@@ -173,7 +173,7 @@ def _withheld(entry: bytes) -> bytes:
 def _keys(bundle: Bundle) -> dict[str, PublicIdentity]:
     """The keys that the coordinator signs and stands for; a reader takes the ones of `keys.toml`."""
     coordinator = TrustedRoster.kept(bundle.roster).roster.coordinator.identity
-    return {COORDINATOR: coordinator} | {one.silo: PublicIdentity(one.signing_key) for one in bundle.plan.hospitals}
+    return {COORDINATOR: coordinator} | bundle.plan.keys
 
 
 def _expect_sane(bundle: Bundle) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from boundary.canonical import Digest, canonical_bytes, digest
 from boundary.checkpoint import Checkpoint
-from boundary.errors import PeerFault
+from boundary.errors import BadSignature, PeerFault
 from boundary.identity import PublicIdentity
 from boundary.names import Frozen
 from compliance.events import SeenHead
-from compliance.merkle import check_consistency
+from compliance.merkle import BrokenProof, check_consistency
 
 
 class LogForked(PeerFault):
@@ -32,11 +32,29 @@ class LogInDoubt(PeerFault):
     code = "LOG_IN_DOUBT"
 
 
+MEANS = {
+    LogForked.code: "two signed logs of one size differ: somebody rewrote an entry, or ran two copies",
+    LogShrunk.code: "a log has fewer entries than it had: an older copy of its database was restored",
+    BrokenProof.code: "a log does not go on from what was shown of it before",
+    BadSignature.code: "a log's head is not signed with its owner's key",
+}
+"""What an incident's code says, for people; of other codes: `NO_MEANING`."""
+NO_MEANING = "a log could not be verified"
+
+
 class Contradiction(Frozen):
     """The evidence of an incident: what was known of a log and what was shown instead, as far as there is any."""
 
     known: Checkpoint | None
     shown: Checkpoint | None
+
+    @property
+    def lines(self) -> tuple[str, str]:
+        """For people to compare."""
+        known, shown = (
+            "nothing" if head is None else f"{head.size} entries, root {head.root}" for head in (self.known, self.shown)
+        )
+        return f"known: {known}", f"shown: {shown}"
 
     @property
     def data(self) -> bytes:
@@ -60,6 +78,11 @@ def judge(known: Checkpoint | None, shown: Checkpoint, proof: Sequence[bytes], k
     if shown.size < known.size:
         raise LogShrunk(f"{shown.log} shows {shown.size} entries after {known.size}")
     check_consistency(known.size, shown.size, known.root_bytes, shown.root_bytes, proof)
+
+
+def majority(witnesses: int) -> int:
+    """How many of so many others make what a log says final: more than half."""
+    return witnesses // 2 + 1
 
 
 def seen(checkpoint: Checkpoint) -> SeenHead:

@@ -51,9 +51,8 @@ class Settings(Frozen):
     relay: RelaySettings
     prefect_url: str | None = None
     mlflow_url: str | None = None
-    officers: dict[StudyName, PublicKeyStr] = Field(
-        default_factory=dict
-    )  # who may decide about releasing a model, by name
+    officers: dict[StudyName, PublicKeyStr] = Field(default_factory=dict)
+    """Who may decide about releasing a model, by name."""
 
 
 @dataclass(frozen=True)

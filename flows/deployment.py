@@ -36,16 +36,11 @@ PREFECT_ENVIRONMENT = {
 }
 
 
-def labels(coordinator: Coordinator) -> list[str]:
-    """Plans that can still run, newest first."""
+def offers(coordinator: Coordinator) -> tuple[list[str], list[str]]:
+    """(plans that can still run, all plans), newest first: the choices in the forms."""
     with reading(coordinator.store) as connection:
-        return [study.label for study in reversed(studies.every(connection)) if study.state != "finished"]
-
-
-def every_label(coordinator: Coordinator) -> list[str]:
-    """All plans, newest first."""
-    with reading(coordinator.store) as connection:
-        return [study.label for study in reversed(studies.every(connection))]
+        known = [(study.label, study.state) for study in reversed(studies.every(connection))]
+    return [label for label, state in known if state != "finished"], [label for label, _ in known]
 
 
 async def serve(coordinator: Coordinator) -> None:
@@ -55,8 +50,8 @@ async def serve(coordinator: Coordinator) -> None:
     await _await_prefect(str(coordinator.settings.prefect_url))
     runner = Runner(name="wardround", pause_on_shutdown=False)
     await _ensure_zombie_automation()
-    offered = every_label(coordinator)
-    await _offer(runner, coordinator)
+    offered = offers(coordinator)
+    await _offer(runner, *offered)
     for deployment in _scheduled():
         await runner.aadd_deployment(deployment)
     keeping = asyncio.create_task(_keep_form(runner, coordinator, offered))
@@ -83,17 +78,17 @@ async def _await_prefect(url: str) -> None:
             return
 
 
-async def _keep_form(runner: Any, coordinator: Coordinator, offered: list[str]) -> None:
+async def _keep_form(runner: Any, coordinator: Coordinator, offered: tuple[list[str], list[str]]) -> None:
     while True:
         await asyncio.sleep(_LOOK_SECONDS)
-        now = every_label(coordinator)
+        now = offers(coordinator)
         if now != offered:
-            await _offer(runner, coordinator)
+            await _offer(runner, *now)
             offered = now
 
 
-async def _offer(runner: Any, coordinator: Coordinator) -> None:
-    """The flows that are about one plan; with the plans there are now in their forms."""
+async def _offer(runner: Any, unfinished: list[str], every: list[str]) -> None:
+    """The flows that are about one plan, with these plans in their forms."""
     from flows.federated_training import federated_training
     from flows.review import compliance_review, model_release
 
@@ -107,8 +102,7 @@ async def _offer(runner: Any, coordinator: Coordinator) -> None:
     release = _deployment(
         model_release, "gate", "Release a finished study's model, after an officer's signed decision."
     )  # fmt: skip
-    every = every_label(coordinator)
-    for deployment, offered in ((training, labels(coordinator)), (review, every), (release, every)):
+    for deployment, offered in ((training, unfinished), (review, every), (release, every)):
         schema = deployment._parameter_openapi_schema  # noqa: SLF001 - the form's choices are data, the flow's type is not
         schema.properties["plan"]["enum"] = offered or ["publish-a-plan-first@0"]
         await runner.aadd_deployment(deployment)

@@ -4,7 +4,7 @@ The relay checked signatures when it took the envelopes in; they are checked aga
 database is not what we trust.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -47,25 +47,22 @@ class Desk:
 
     def heard(self, connection: Connection, kind: str, slot: str) -> dict[str, Envelope]:
         """What hospitals of the plan said, by hospital. What does not verify counts as not said."""
-        found = {}
-        keys = {hospital.silo: hospital.signing_key for hospital in self.plan.hospitals}
-        for silo, data in mail.said(connection, COORDINATOR, kind, slot).items():
-            envelope = None if silo not in keys else _opened(data, silo, keys[silo])
-            if envelope is not None:
-                found[silo] = envelope
-        return found
+        said = mail.said(connection, COORDINATOR, kind, slot)
+        return {envelope.sender: envelope for _, envelope in self._opened(enumerate(said.items()))}
 
     def heard_since(
         self, connection: Connection, kinds: tuple[str, ...], study: str | None, after: int
     ) -> list[tuple[int, Envelope]]:
         """What hospitals of the plan said of these kinds behind a sequence, in order, in one study or in all."""
-        found = []
-        keys = {hospital.silo: hospital.signing_key for hospital in self.plan.hospitals}
-        for sequence, silo, data in mail.since(connection, COORDINATOR, kinds, study, after):
-            envelope = None if silo not in keys else _opened(data, silo, keys[silo])
+        said = mail.since(connection, COORDINATOR, kinds, study, after)
+        return list(self._opened((sequence, (silo, data)) for sequence, silo, data in said))
+
+    def _opened(self, said: Iterable[tuple[int, tuple[str, bytes]]]) -> Iterator[tuple[int, Envelope]]:
+        keys = self.plan.keys
+        for sequence, (silo, data) in said:
+            envelope = _opened(data, silo, keys[silo].text) if silo in keys else None
             if envelope is not None:
-                found.append((sequence, envelope))
-        return found
+                yield sequence, envelope
 
     def roster(self, connection: Connection) -> TrustedRoster:
         """The roster in force; raises `RosterMissing`, `Expired` or `UnknownMember` if the plan cannot run on it."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
+from boundary.canonical import parse_json
 from boundary.checkpoint import Cosignature
 from boundary.messages import PlanApproved
 from boundary.names import COORDINATOR
@@ -16,7 +17,8 @@ from boundary.plan import StudyPlan
 from compliance.bundle import Bundle, LogCopy, SignedReceipt
 from compliance.bundle_writing import prepare
 from compliance.events import EvidenceIssued
-from compliance.evidence.files import report_files
+from compliance.evidence.files import REPORT, report_files
+from compliance.evidence.report import Report
 from flows.coordinator import Coordinator
 from flows.desk import Desk, RosterMissing
 from flows.store import audit, members, rounds, studies, witnessed
@@ -28,11 +30,12 @@ from flows.trails import Trails, name_of, receipt_of
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A bundle that was written: where, and what the report in it was built on."""
+    """A bundle that was written: where, what the report in it was built on, and the report."""
 
     study: Study
     folder: Path
     bundle: Bundle
+    report: Report
 
 
 def issue(coordinator: Coordinator, wanted: str, folder: Path | None = None) -> Issued:
@@ -43,7 +46,8 @@ def issue(coordinator: Coordinator, wanted: str, folder: Path | None = None) -> 
     with writing(coordinator.store) as connection:
         study = studies.find(connection, wanted)
         bundle = gather(connection, coordinator, study)
-    prepared = prepare(bundle, report_files(bundle))
+    files = report_files(bundle)
+    prepared = prepare(bundle, files)
     place = folder or _fresh(coordinator.home / "evidence", study)
     if place.exists():
         raise FileExistsError(f"{place} is there already: a bundle is never written over; choose another folder")
@@ -53,7 +57,7 @@ def issue(coordinator: Coordinator, wanted: str, folder: Path | None = None) -> 
         log = own_log(connection, coordinator, study.plan)
     place.parent.mkdir(parents=True, exist_ok=True)
     prepared.write(place, log)
-    return Issued(study, place, bundle)
+    return Issued(study, place, bundle, parse_json(files[REPORT], limit=len(files[REPORT])))
 
 
 def gather(connection: Connection, coordinator: Coordinator, study: Study) -> Bundle:

@@ -20,7 +20,6 @@ from boundary.identity import PublicIdentity
 from boundary.names import COORDINATOR, decode_base64
 from compliance.decision import Decision
 from compliance.events import ReleaseDecided
-from compliance.evidence.report import build
 from flows import coordinator as home
 from flows import pages, retention, watch
 from flows.coordinator import Coordinator
@@ -50,11 +49,11 @@ async def compliance_review(plan: str) -> State_:
         issued = await asyncio.to_thread(issue, coordinator, plan)
     except StudyUnknown as why:
         return Failed(name="UnknownPlan", message=str(why))
-    report = await asyncio.to_thread(build, issued.bundle)
+    report = issued.report
     log.info("the bundle is in %s: wardround verify %s --trust keys.toml", issued.folder, issued.folder)
-    page, problem = await asyncio.to_thread(_show, coordinator, issued, report)
+    page, problem = await asyncio.to_thread(_show, coordinator, issued)
     await acreate_markdown_artifact(
-        _summary(issued, report, page), key=f"{issued.study.study}-evidence", description=f"Evidence about {plan}"
+        _summary(issued, page), key=f"{issued.study.study}-evidence", description=f"Evidence about {plan}"
     )
     said = ", ".join(f"{count} {verdict}" for verdict, count in report["verdicts"].items() if count)
     if problem:
@@ -64,7 +63,7 @@ async def compliance_review(plan: str) -> State_:
     return Completed(message=said)
 
 
-def _show(coordinator: Coordinator, issued: Issued, report: dict[str, Any]) -> tuple[str | None, str | None]:
+def _show(coordinator: Coordinator, issued: Issued) -> tuple[str | None, str | None]:
     """(page, problem)."""
     url, study = coordinator.settings.mlflow_url, issued.study
     with reading(coordinator.store) as connection:
@@ -73,15 +72,17 @@ def _show(coordinator: Coordinator, issued: Issued, report: dict[str, Any]) -> t
     if url is None or run is None:
         return None, "no MLflow is configured" if url is None else "the study has no run there yet"
     try:
-        return show(open_book(url), run, study, issued.folder, report, pages.study_page(study, records, None)), None
+        return show(
+            open_book(url), run, study, issued.folder, issued.report, pages.study_page(study, records, None)
+        ), None
     except BookUnreachable as why:
         return None, str(why)
 
 
-def _summary(issued: Issued, report: dict[str, Any], page: str | None) -> str:
+def _summary(issued: Issued, page: str | None) -> str:
     rows = [
         f"| {row['id']} | {row['severity']} | **{row['verdict']}** | {row['reason']} |"
-        for row in sorted(report["controls"], key=lambda row: _ORDER.index(row["verdict"]))
+        for row in sorted(issued.report["controls"], key=lambda row: _ORDER.index(row["verdict"]))
     ]
     where = f"[The report in MLflow]({page}). " if page else ""
     head = f"# Evidence about {issued.study.label}\n\n{where}Bundle: `{issued.folder}`. Evidence, not certification.\n"

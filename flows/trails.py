@@ -46,8 +46,8 @@ class Trails:
 
         A hospital has one log and shows it in all its studies: what it showed in another one comes first if it did so.
         """
-        for sequence, envelope in self.desk.heard_since(connection, _KINDS, None, self._taken):
-            self._taken = sequence
+        heard = self.desk.heard_since(connection, _KINDS, None, self._taken)
+        for _, envelope in heard:
             is_ours = study_of(envelope.message) == self.study.study
             match envelope.message:
                 case TrailShown() as said:
@@ -60,6 +60,7 @@ class Trails:
                     self._take_dispute(connection, envelope.sender, said)
                 case _:  # the driver of that study hears it
                     pass
+        self._taken = heard[-1][0] if heard else self._taken  # not before all of it: it may be undone and heard again
 
     def check(self, connection: Connection) -> None:
         """Raises `LogInDoubt` while an incident is open."""
@@ -115,11 +116,11 @@ class Trails:
         witnessed.keep_cosignature(connection, name, checkpoint.size, cosignature)
 
     def _take_receipt(self, connection: Connection, silo: str, said: TrailShown) -> None:
-        records = {record.round: record for record in rounds.committed(connection, self.study.study)}
-        if said.receipt is None or said.round not in records:
+        record = None if said.receipt is None else rounds.committed_one(connection, self.study.study, said.round)
+        if said.receipt is None or record is None:
             return
         try:
-            receipt_of(records[said.round], self.study.plan_digest).check(said.receipt, self._key(silo))
+            receipt_of(record, self.study.plan_digest).check(said.receipt, self._key(silo))
         except PeerFault as why:
             _log.warning("round %d: the receipt of %s: %s", said.round, silo, why)
             return
@@ -205,20 +206,15 @@ class Trails:
 
     # --- names and keys ------------------------------------------------------------------------------
     def _key(self, party: str) -> PublicIdentity:
-        return self.desk.key.public if party == COORDINATOR else key_in(self.study.plan, party)
+        return self.desk.key.public if party == COORDINATOR else self.study.plan.keys[party]
 
     def _name(self, party: str) -> str:
         return name_of(self.study.plan, party)
 
 
-def key_in(plan: StudyPlan, silo: str) -> PublicIdentity:
-    """The key the plan pins; raises `KeyError` for who is not in it."""
-    return PublicIdentity({hospital.silo: hospital.signing_key for hospital in plan.hospitals}[silo])
-
-
 def name_of(plan: StudyPlan, party: str) -> str:
     """Under which name a party's log is kept; raises `KeyError`."""
-    return COORDINATOR if party == COORDINATOR else log_name(party, key_in(plan, party))
+    return COORDINATOR if party == COORDINATOR else log_name(party, plan.keys[party])
 
 
 def receipt_of(record: RoundRecord, plan_digest: str) -> Receipt:

@@ -16,13 +16,13 @@ from boundary.errors import BoundaryError
 from boundary.identity import PublicIdentity
 from boundary.names import COORDINATOR
 from compliance.merkle import BrokenProof, Tree, leaf_hash
-from compliance.trail import read_leaf
+from compliance.quick_leaf import read
 from compliance.witnessing import Contradiction, LogForked, LogShrunk
 from flows.authority import write_secret
 from flows.coordinator import Coordinator
 from flows.desk import Desk
 from flows.store import audit, studies, witnessed
-from flows.store.database import writing
+from flows.store.database import reading, writing
 from flows.store.schema import tree
 from flows.trails import Trails
 
@@ -35,22 +35,38 @@ class Look:
 
     party: str
     size: int
+    root: bytes
     code: str | None
     why: str
+    contradiction: Contradiction | None
+
+    def report(self, connection: Connection, coordinator: Coordinator) -> None:
+        if self.code is not None and self.contradiction is not None:
+            now = coordinator.now()
+            witnessed.open_incident(connection, self.party, self.code, self.contradiction, actor=COORDINATOR, now=now)
 
 
 def look(coordinator: Coordinator) -> list[Look]:
-    """Verify all logs and open an incident for each that is not what was signed."""
-    with writing(coordinator.store) as connection:
-        for study in studies.every(connection):
-            with suppress(BrokenProof):  # what is broken is found below
-                Trails(Desk(coordinator.key, coordinator.now, study.plan), study).take_in(connection)
-        found = [_look_at(connection, coordinator, *one) for one in _logs(connection, coordinator)]
-    newest = coordinator.home / HIGH_WATER
-    if found and found[0].code is None:
+    """Verify all logs and open an incident for each that is not what was signed.
+
+    They are read as they were at one moment, and no round waits for that: only what is found is written.
+    """
+    with reading(coordinator.store) as connection:
+        known = studies.every(connection)
+    for study in known:
+        with writing(coordinator.store) as connection, suppress(BrokenProof):  # what is broken is found below
+            Trails(Desk(coordinator.key, coordinator.now, study.plan), study).take_in(connection)
+    with reading(coordinator.store) as connection:
+        parties = frozenset({COORDINATOR, *(silo for study in known for silo in study.plan.silos)})
+        found = [_look_at(connection, coordinator, one, parties) for one in _logs(connection, coordinator)]
+    if any(one.contradiction for one in found):
         with writing(coordinator.store) as connection:
-            head = audit.head(connection, coordinator.key)
-        _replace(newest, head.model_dump_json().encode())
+            for one in found:
+                one.report(connection, coordinator)
+    for one in found:
+        if one.party == COORDINATOR and one.code is None:
+            head = Checkpoint.sign(COORDINATOR, one.size, one.root, coordinator.key)
+            _replace(coordinator.home / HIGH_WATER, head.model_dump_json().encode())
     return found
 
 
@@ -59,20 +75,21 @@ def _logs(connection: Connection, coordinator: Coordinator) -> Iterator[tuple[st
     if audit.latest(connection):
         yield COORDINATOR, COORDINATOR, coordinator.key.public
     known = {
-        log_name(hospital.silo, PublicIdentity(hospital.signing_key)): hospital
-        for study in studies.every(connection)
-        for hospital in study.plan.hospitals
+        log_name(silo, key): (silo, key) for study in studies.every(connection) for silo, key in study.plan.keys.items()
     }
-    for name, hospital in sorted(known.items()):
+    for name, (silo, key) in sorted(known.items()):
         if witnessed.has_heads(connection, name):
-            yield hospital.silo, name, PublicIdentity(hospital.signing_key)
+            yield silo, name, key
 
 
-def _look_at(connection: Connection, coordinator: Coordinator, party: str, name: str, key: PublicIdentity) -> Look:
+def _look_at(
+    connection: Connection, coordinator: Coordinator, log: tuple[str, str, PublicIdentity], parties: frozenset[str]
+) -> Look:
+    party, name, key = log
     grown, heads = Tree(), _kept_beside(coordinator.home / HIGH_WATER) if party == COORDINATOR else []
     try:
         heads += witnessed.every_head(connection, name)
-        _grow(connection, party, name, grown)
+        _grow(connection, party, name, grown, parties)
         for head in heads:
             head.check(key)
             if head.size > grown.size:
@@ -80,14 +97,13 @@ def _look_at(connection: Connection, coordinator: Coordinator, party: str, name:
             if grown.root(head.size) != head.root_bytes:
                 raise LogForked(f"the {head.size} entries here are not those that were signed")
     except (BoundaryError, ValueError, TypeError) as why:  # a value of another kind was put into the database
-        code, now = why.code if isinstance(why, BoundaryError) else BrokenProof.code, coordinator.now()
+        code = why.code if isinstance(why, BoundaryError) else BrokenProof.code
         found = Contradiction(known=None, shown=max(heads, key=lambda head: head.size, default=None))
-        witnessed.open_incident(connection, party, code, found, actor=COORDINATOR, now=now)
-        return Look(party, grown.size, code, str(why))
-    return Look(party, grown.size, None, "every entry is what was signed")
+        return Look(party, grown.size, grown.root(), code, str(why), found)
+    return Look(party, grown.size, grown.root(), None, "every entry is what was signed", None)
 
 
-def _grow(connection: Connection, party: str, name: str, grown: Tree) -> None:
+def _grow(connection: Connection, party: str, name: str, grown: Tree, parties: frozenset[str]) -> None:
     """Build the tree anew and hold each node that is stored against it. Raises `BrokenProof` or `MalformedMessage`."""
     stored = {
         (level, position): bytes(found)
@@ -105,7 +121,7 @@ def _grow(connection: Connection, party: str, name: str, grown: Tree) -> None:
     for number in range(1, size + 1):
         grown.append(_hash_at(number, whole, stored))
         if number in whole:
-            leaf = read_leaf(whole[number])
+            leaf = read(whole[number], party, parties)
             if (leaf.log, leaf.sequence) != (party, number):
                 raise BrokenProof(f"entry {number} says it is number {leaf.sequence} of {leaf.log}")
     for (level, position), found in stored.items():

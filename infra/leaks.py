@@ -4,14 +4,18 @@ A needle is found wherever its bytes stand, in a database page as well as in a l
 would not be found; the coordinator holds the key of none that it could not open, and opens none to disk.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pydicom
+from numpy.typing import NDArray
 
 WINDOW = 24  # bytes of raw pixels: long enough that two equal ones are no accident
 SHORTEST = 5  # bytes of an identifier: shorter ones stand in any database by accident
+_HEAD = 3  # bytes of a needle that are looked up at every offset; only hits are compared in full
+_PIECE = 1 << 20
 UIDS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID", "PatientName", "AccessionNumber")
 
 
@@ -45,28 +49,27 @@ def _windows(pixels: bytes) -> Iterator[bytes]:
 
 def find_leaks(root: Path, needles: Iterable[bytes], *, leave_out: Iterable[Path] = ()) -> list[tuple[Path, bytes]]:
     """Give (file, needle) for every needle in any file under `root`."""
-    wanted = sorted(needles)
-    heads = np.unique(np.array([int.from_bytes(needle[:4], "little") for needle in wanted], dtype=np.uint32))
-    by_head: dict[bytes, list[bytes]] = {}
+    wanted = set(needles)
+    is_head = np.zeros(1 << 24, dtype=np.bool_)
+    is_head[[int.from_bytes(needle[:_HEAD], "little") for needle in wanted]] = True
+    lengths: dict[bytes, set[int]] = defaultdict(set)
     for needle in wanted:
-        by_head.setdefault(needle[:4], []).append(needle)
+        lengths[needle[:_HEAD]].add(len(needle))
     skipped = [path.resolve() for path in leave_out]
     found: list[tuple[Path, bytes]] = []
     for path in sorted(root.rglob("*")):
         if not path.is_file() or any(path.resolve().is_relative_to(skip) for skip in skipped):
             continue
-        found += [(path, needle) for needle in sorted(_in(path.read_bytes(), heads, by_head))]
+        data = path.read_bytes()
+        runs = {data[at : at + length] for at in _heads(data, is_head) for length in lengths[data[at : at + _HEAD]]}
+        found += [(path, needle) for needle in sorted(runs & wanted)]
     return found
 
 
-def _in(
-    data: bytes, heads: "np.ndarray[tuple[int], np.dtype[np.uint32]]", by_head: dict[bytes, list[bytes]]
-) -> set[bytes]:
-    """Needles in `data`: four bytes at every offset are looked up, and only hits are compared in full."""
-    hits: set[bytes] = set()
-    for shift in range(4):
-        words = np.frombuffer(data, dtype="<u4", offset=min(shift, len(data)), count=max(0, (len(data) - shift) // 4))
-        for index in np.flatnonzero(np.isin(words, heads)):
-            at = shift + 4 * int(index)
-            hits |= {needle for needle in by_head[data[at : at + 4]] if data.startswith(needle, at)}
-    return hits
+def _heads(data: bytes, is_head: NDArray[np.bool_]) -> Iterator[int]:
+    """Where the first bytes of some needle stand: looked up at every offset, a piece of the file at a time."""
+    whole = np.frombuffer(data, dtype=np.uint8)
+    for begin in range(0, len(data), _PIECE):
+        piece = whole[begin : begin + _PIECE + _HEAD - 1].astype(np.uint32)
+        if len(piece) >= _HEAD:
+            yield from (begin + np.flatnonzero(is_head[piece[:-2] | piece[1:-1] << 8 | piece[2:] << 16])).tolist()

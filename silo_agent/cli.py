@@ -207,10 +207,9 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="The findings for a program.")] = False,
 ) -> None:
     """Verify a study's evidence from scratch, offline. Exit code 0: verified, 1: broken, 2: something is missing."""
-    from compliance.evidence.files import report_files
     from compliance.verify_command import run
 
-    raise SystemExit(run(bundle, trust, rebuild=report_files, as_json=as_json))
+    raise SystemExit(run(bundle, trust, as_json=as_json))
 
 
 @app.command()

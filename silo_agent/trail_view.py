@@ -5,20 +5,13 @@ import json
 from rich.console import Console
 from rich.table import Table
 
-from boundary.checkpoint import Checkpoint
 from compliance.merkle import leaf_hash, root_at
 from compliance.trail import read_leaf
-from compliance.witnessing import Contradiction
+from compliance.witnessing import MEANS, NO_MEANING, Contradiction
 from silo_agent.journal import Journal
 from silo_agent.plain import plain
 
 _SHORT = 60
-MEANS = {
-    "LOG_FORKED": "two signed logs of one size differ",
-    "LOG_SHRUNK": "a log has fewer entries than it had: an older copy of it was restored",
-    "LOG_INCONSISTENT": "a log does not go on from what we knew of it",
-    "BAD_SIGNATURE": "a log's head is not signed with its owner's key",
-}
 
 
 def print_trail(journal: Journal, after: int) -> None:
@@ -54,10 +47,5 @@ def print_incidents(journal: Journal) -> None:
         state = "OPEN: no order is taken" if one.closed_at is None else f"closed {one.closed_at[:16]}"
         evidence = Contradiction.model_validate_json(one.evidence)
         console.print(f"incident {one.incident}  {one.log}  {one.code}  {one.opened_at[:16]}  {state}")
-        console.print(f"  {MEANS.get(one.code, 'a log that could not be verified')}")
-        console.print(f"  known: {_head(evidence.known)}", soft_wrap=True)
-        console.print(f"  shown: {_head(evidence.shown)}", soft_wrap=True)
-
-
-def _head(head: Checkpoint | None) -> str:
-    return "nothing" if head is None else f"{head.size} entries, root {head.root}"
+        for line in (MEANS.get(one.code, NO_MEANING), *evidence.lines):
+            console.print(f"  {line}", soft_wrap=True)

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 
 from boundary.canonical import canonical_bytes, parse_json
 from boundary.checkpoint import Checkpoint, Cosignature, log_name
@@ -82,9 +83,9 @@ class Witness:
 
     def _entries(self, first: int, study: str) -> list[bytes]:
         found: list[bytes] = []
-        size = 0
+        size, disclosed = 0, cache(self._disclosed)
         for leaf in self.journal.trail(after=first - 1)[:MAX_SHOWN_ENTRIES]:
-            entry = as_shown(leaf, lambda about: self._disclosed(about or study))
+            entry = as_shown(leaf, lambda about: disclosed(about or study))
             size += len(entry)
             if size > _MAX_SHOWN_BYTES:
                 break

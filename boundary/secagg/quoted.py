@@ -4,13 +4,12 @@ The coordinator only passes these on. Whoever reads one checks the signature, th
 about this very collection; what was said in another round, attempt or study does not get through.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
 from boundary.envelope import Envelope, open_envelope, peek
 from boundary.errors import OutOfTurn, UnknownMember
-from boundary.identity import PublicIdentity
 from boundary.messages import (
     Collection,
     MaskedVector,
@@ -68,14 +67,14 @@ class Said:
         return {one.sender: said.survivors for one, said in self._each(quoted, COORDINATOR, SurvivorsSeen)}
 
     def _each(self, quoted: tuple[bytes, ...], recipient: str, kind: type[M]) -> Iterator[tuple[Envelope, M]]:
-        keys: Mapping[str, str] = {hospital.silo: hospital.signing_key for hospital in self.plan.hospitals}
+        keys = self.plan.keys
         seen: set[str] = set()
         for data in quoted:
             sender = peek(data)[0]
             if sender not in keys or sender in seen:
                 raise UnknownMember(f"{sender!r:.60} is quoted twice, or is not in the plan")
             seen.add(sender)
-            envelope = open_envelope(data, recipient=recipient, signer=PublicIdentity(keys[sender]), sender=sender)
+            envelope = open_envelope(data, recipient=recipient, signer=keys[sender], sender=sender)
             if not isinstance(envelope.message, kind) or envelope.message.collection != self.collection:
                 raise OutOfTurn(f"{sender} is quoted with a {envelope.message.kind} that does not belong here")
             yield envelope, envelope.message

@@ -9,7 +9,7 @@ from boundary.errors import BadSignature, BoundaryError
 from boundary.identity import PublicIdentity
 from boundary.names import COORDINATOR, parse_timestamp
 from boundary.plan import StudyPlan, digest_of
-from compliance.bundle import Bundle, SignedReceipt
+from compliance.bundle import Bundle, SignedReceipt, parties_of
 from compliance.events import (
     AttemptFailed,
     CohortDecided,
@@ -148,10 +148,11 @@ class Facts:
 def facts_of(bundle: Bundle) -> Facts:
     """Read everything. What cannot be read or is not there is a fact too; nothing is raised for it."""
     plan = bundle.plan
-    parties = (COORDINATOR, *plan.silos)
+    parties = parties_of(plan)
+    copies = {party: bundle.logs.get(party) for party in parties}
     logs = {
-        party: read_log(bundle.logs[party], bundle.study) if party in bundle.logs else missing(party)
-        for party in parties
+        party: missing(party) if copy is None else read_log(copy, bundle.study, frozenset(parties))
+        for party, copy in copies.items()
     }
     keys, roster_problems = keys_of(plan, bundle.roster)
     seen = [entry for log in logs.values() for entry in log.of(HeadsWitnessed)]
@@ -168,7 +169,7 @@ def facts_of(bundle: Bundle) -> Facts:
         hospitals=tuple(_hospital(bundle, silo, logs[silo]) for silo in plan.silos),
         rounds=rounds,
         incidents=_incidents(logs.values()),
-        integrity={party: integrity_of(bundle.logs.get(party), logs[party], keys, watching, seen) for party in parties},
+        integrity={party: integrity_of(copy, logs[party], keys, watching, seen) for party, copy in copies.items()},
         roster_problems=roster_problems,
     )
 

@@ -34,7 +34,7 @@ from compliance.events import (
     WithdrawalEffective,
     WorkRefused,
 )
-from compliance.evidence.facts import facts_of
+from compliance.evidence.facts import Facts, facts_of
 from compliance.evidence.reading import Entry
 
 _EVENT_TYPE = "http://terminology.hl7.org/CodeSystem/audit-event-type"
@@ -79,7 +79,11 @@ _REFUSALS = WorkRefused, BudgetRefused, PlanDeclineGiven, IncidentOpened
 
 def audit_events(bundle: Bundle) -> dict[str, Any]:
     """A FHIR Bundle of type collection, log by log, in the order of the entries."""
-    facts = facts_of(bundle)
+    return audit_events_from(facts_of(bundle))
+
+
+def audit_events_from(facts: Facts) -> dict[str, Any]:
+    """The same where the facts of the bundle are known already."""
     found = []
     for log in facts.logs:
         for entry in log.everything():

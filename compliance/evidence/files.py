@@ -2,20 +2,25 @@
 
 from boundary.canonical import canonical_bytes
 from compliance.bundle import Bundle
-from compliance.evidence.fhir import audit_events
+from compliance.evidence.facts import facts_of
+from compliance.evidence.fhir import audit_events_from
 from compliance.evidence.html import render_html
 from compliance.evidence.pdf import render_pdf
 from compliance.evidence.processing_record import processing_record
-from compliance.evidence.report import build
+from compliance.evidence.report import build_from
+
+REPORT, PDF = "report/report.json", "report/report.pdf"
 
 
-def report_files(bundle: Bundle) -> dict[str, bytes]:
-    """What is written beside the logs, and what a verifier makes anew to compare."""
-    report = build(bundle)
+def report_files(bundle: Bundle, *, pdf: bool = True) -> dict[str, bytes]:
+    """What is written beside the logs, and what a verifier makes anew to compare; `pdf` needs reportlab."""
+    facts = facts_of(bundle)
+    report = build_from(bundle, facts)
+    drawn = {PDF: render_pdf(report)} if pdf else {}
     return {
-        "report/report.json": canonical_bytes(report),
+        REPORT: canonical_bytes(report),
         "report/report.html": render_html(report).encode(),
-        "report/report.pdf": render_pdf(report),
-        "report/audit-events.json": canonical_bytes(audit_events(bundle)),
+        "report/audit-events.json": canonical_bytes(audit_events_from(facts)),
         "report/article-30.md": processing_record(bundle.plan).encode(),
+        **drawn,
     }

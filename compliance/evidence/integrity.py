@@ -17,6 +17,7 @@ from compliance.bundle import LogCopy
 from compliance.events import HeadsWitnessed
 from compliance.evidence.reading import Entry, Pointer, ReadLog
 from compliance.merkle import Tree
+from compliance.witnessing import majority
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class LogIntegrity:
 
 def keys_of(plan: StudyPlan, roster: bytes) -> tuple[dict[str, PublicIdentity], tuple[Problem, ...]]:
     """The key of every party, and what is wrong with the roster; without it the coordinator's is not known."""
-    keys = {hospital.silo: PublicIdentity(hospital.signing_key) for hospital in plan.hospitals}
+    keys = plan.keys
     try:
         trusted = TrustedRoster.kept(roster)
         keys[COORDINATOR] = trusted.roster.coordinator.identity
@@ -83,16 +84,11 @@ def integrity_of(
         root=good[-1].root if good else None,
         covered=covered,
         cosigners=cosigners,
-        needed=_enough(witnesses),
+        needed=majority(len(witnesses)),
         others=len(witnesses),
         problems=(*problems, *bad),
         gaps=tuple(gaps),
     )
-
-
-def _enough(witnesses: frozenset[str]) -> int:
-    """More than half of them."""
-    return len(witnesses) // 2 + 1
 
 
 def _heads(
@@ -170,6 +166,6 @@ def _coverage(
             else:
                 valid.append(witness)
         newest = newest if newest is not None else tuple(valid)
-        if len(valid) >= _enough(witnesses):
+        if len(valid) >= majority(len(witnesses)):
             return head.size, tuple(valid), problems
     return 0, newest or (), problems

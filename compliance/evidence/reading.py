@@ -10,7 +10,7 @@ from compliance.bundle import LogCopy
 from compliance.disclosure import hash_of
 from compliance.events import AnyEvent, Event
 from compliance.merkle import HASH_BYTES
-from compliance.trail import read_leaf
+from compliance.quick_leaf import read
 
 E_co = TypeVar("E_co", bound=Event, covariant=True)
 Kind = TypeVar("Kind", bound=Event)
@@ -71,8 +71,11 @@ def missing(party: str) -> ReadLog:
     return ReadLog(party, False, (), (), (), 0, None, {})
 
 
-def read_log(copy: LogCopy, study: str) -> ReadLog:
-    """Read a log for `study`. What is no entry is noted in `broken` and does not stop the reading."""
+def read_log(copy: LogCopy, study: str, parties: frozenset[str]) -> ReadLog:
+    """Read a log for `study`; `parties` are well-formed names of who acts in it.
+
+    What is no entry is noted in `broken` and does not stop the reading.
+    """
     found: dict[type[AnyEvent], list[Entry[AnyEvent]]] = defaultdict(list)
     withheld, broken, others, last = [], [], 0, None
     for sequence, data in enumerate(copy.entries, start=1):
@@ -80,7 +83,7 @@ def read_log(copy: LogCopy, study: str) -> ReadLog:
             withheld.append(sequence)
             continue
         try:
-            leaf = read_leaf(data)
+            leaf = read(data, copy.party, parties)
         except MalformedMessage:
             broken.append(sequence)
             continue

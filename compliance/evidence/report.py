@@ -23,7 +23,11 @@ Report = dict[str, Any]
 
 def build(bundle: Bundle) -> Report:
     """All twelve sections, the verdicts by themselves, and a summary in words."""
-    facts = facts_of(bundle)
+    return build_from(bundle, facts_of(bundle))
+
+
+def build_from(bundle: Bundle, facts: Facts) -> Report:
+    """The same where the facts of the bundle are known already."""
     rows = judged(facts)
     return {
         "form": "wardround evidence report",

@@ -13,9 +13,9 @@ from boundary.plan import SMALLEST_COHORT, digest_of
 from compliance.bundle import Bundle, LogCopy, Manifest, Trust, parties_of
 from compliance.events import Event, HeadsWitnessed, RoundClosed, RoundReceived
 from compliance.merkle import HASH_BYTES, Tree, leaf_hash
+from compliance.quick_leaf import read
 from compliance.records import RoundRecord
 from compliance.verification.findings import Finding, at, broken, note
-from compliance.verification.leaves import read
 from compliance.verification.signatures import Forged, forged_aside
 
 E = TypeVar("E", bound=Event)
@@ -139,7 +139,7 @@ def open_case(
     bundle: Bundle, trust: Trust, manifest: Manifest | None, files: Mapping[str, bytes] | None = None
 ) -> Case:
     """`files` are those that the bundle was read from: in them every record has its canonical form already."""
-    of_plan = {one.silo: PublicIdentity(one.signing_key) for one in bundle.plan.hospitals}
+    of_plan = bundle.plan.keys
     keys = of_plan | {silo: key for silo, key in trust.hospitals.items() if silo in of_plan}
     keys |= {COORDINATOR: trust.coordinator}
     actors = frozenset(parties_of(bundle.plan))

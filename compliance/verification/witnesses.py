@@ -10,6 +10,7 @@ from compliance.events import ContributionReleased, HeadsWitnessed, IncidentClos
 from compliance.verification.case import Case, Entry, Log
 from compliance.verification.findings import Finding, at, broken, incomplete, note, span
 from compliance.verification.signatures import cosignature_claim
+from compliance.witnessing import majority
 
 
 def cosignatures(case: Case) -> Iterator[Finding]:
@@ -25,7 +26,7 @@ def cosignatures(case: Case) -> Iterator[Finding]:
                     where = f"{party}, head over {size}"
                     means = "the cosignature is forged or over another head"
                     yield broken(where, f"the cosignature of {witness} does not verify", means)
-        enough = [size for size, by in witnesses.items() if 2 * len(by & others) > len(others)]
+        enough = [size for size, by in witnesses.items() if len(by & others) >= majority(len(others))]
         covered, needed = max(enough, default=0), _needed(case, log)
         if covered < needed:
             most = max((len(by & others) for size, by in witnesses.items() if size >= needed), default=0)

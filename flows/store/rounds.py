@@ -37,6 +37,12 @@ def committed(connection: Connection, study: str) -> list[RoundRecord]:
     return [record_from(bytes(data)) for data in connection.execute(wanted.order_by(table.c.round)).scalars()]
 
 
+def committed_one(connection: Connection, study: str, number: int) -> RoundRecord | None:
+    wanted = select(table.c.record).filter_by(study=study, round=number, state="committed")
+    found = connection.execute(wanted).scalar()
+    return None if found is None else record_from(bytes(found))
+
+
 def last_committed(connection: Connection, study: str) -> int:
     """The number of the last committed round, 0 if there is none."""
     wanted = select(func.coalesce(func.max(table.c.round), 0)).where(

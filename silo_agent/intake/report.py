@@ -100,5 +100,14 @@ def contract_problems(
             f"{plan.dataset.max_excluded_share:.0%}; most often {most}"
         )
     if people and not patients[HOLDOUT]:
-        problems.append("one patient alone cannot be split into training and holdout")
+        problems.append(_nobody_held_out(people))
     return tuple(problems)
+
+
+def _nobody_held_out(people: int) -> str:
+    if people == 1:
+        return "one patient alone cannot be split into training and holdout"
+    return (
+        f"the split held out none of {people} patients, and with a guarantee per patient nobody is moved for others' "
+        "sake: too few patients for this plan"
+    )

@@ -1,5 +1,6 @@
 """Checks of logs, one by one: entries, heads, cosignatures, what others saw, incidents."""
 
+import json
 import multiprocessing
 from dataclasses import replace
 from typing import Any
@@ -188,7 +189,7 @@ def test_what_the_other_process_says() -> None:
     case = open_case(clean_bundle(), trust(), None)
     hear, say = multiprocessing.Pipe(duplex=False)
     signatures.tell(say, forgeries(), case.keys)
-    assert len(hear.recv()) == 2
+    assert len(json.loads(hear.recv_bytes())) == 2
     assert say.closed
     hear.close()
 

@@ -2,8 +2,11 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
-from typing import Any
+import os
+import signal
+import sqlite3
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, NoReturn
 
 from boundary.canonical import digest
 from silo_agent.config import load_config
@@ -30,6 +33,39 @@ class Relay:
         if self.failures:
             raise self.failures.pop(0)
         target.write_bytes(b"the model")
+
+
+class Cut(Exception):
+    """A connection that failed, in the middle of something."""
+
+
+def cut() -> NoReturn:
+    raise Cut
+
+
+def kill_myself() -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("still alive")
+
+
+class Mortal:
+    """A connection that dies before its n-th statement; every later one finds it dead, but may be rolled back."""
+
+    def __init__(self, db: sqlite3.Connection, left: int, die: Callable[[], NoReturn] = cut) -> None:
+        self._db, self._left, self._die = db, left, die
+
+    def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+        if self._left <= 0 and not (self._die is cut and statement.startswith("ROLLBACK")):
+            self._die()
+        self._left -= 1
+        return self._db.execute(statement, *values)
+
+    def executemany(self, statement: str, rows: Iterable[Any]) -> None:
+        for row in rows:
+            self.execute(statement, row)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._db, name)
 
 
 Act = Callable[[Workbench], Coroutine[Any, Any, Any]]

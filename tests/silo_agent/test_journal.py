@@ -7,12 +7,13 @@ import sqlite3
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from silo_agent_tests_benches import Cut, Mortal, kill_myself
 
 from boundary.canonical import digest
 from boundary.checkpoint import Checkpoint
@@ -83,35 +84,11 @@ def test_everything_is_there_after_a_restart(journal: Journal, path: Path) -> No
 
 
 # --- all or nothing ----------------------------------------------------------------------------------
-class Cut(Exception):
-    """The power goes."""
-
-
-class Faulty:
-    """A connection that fails at its n-th statement."""
-
-    def __init__(self, db: sqlite3.Connection, at: int) -> None:
-        self._db, self._left = db, at
-
-    def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
-        if self._left == 0 and not statement.startswith("ROLLBACK"):
-            raise Cut
-        self._left -= 1
-        return self._db.execute(statement, *values)
-
-    def executemany(self, statement: str, rows: Iterable[Any]) -> None:
-        for row in rows:
-            self.execute(statement, row)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._db, name)
-
-
 def test_a_failure_at_any_statement_leaves_nothing(journal: Journal, path: Path) -> None:
     journal.accept_order(order())
     before, real = snapshot(path), journal._db
     for statement in range(50):
-        journal._db = Faulty(real, statement)  # type: ignore[assignment]
+        journal._db = Mortal(real, statement)  # type: ignore[assignment]
         try:
             finish(journal, order())
         except Cut:
@@ -124,22 +101,12 @@ def test_a_failure_at_any_statement_leaves_nothing(journal: Journal, path: Path)
     assert snapshot(path) != before
 
 
-class Killed(Faulty):
-    """A connection whose process dies at its n-th statement."""
-
-    def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
-        if self._left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self._left -= 1
-        return self._db.execute(statement, *values)
-
-
 def finish_in_a_process_that_dies(path: Path, at: int) -> int:
     """Its wait status."""
 
     def act() -> None:
         journal = Journal(path, "st-olavs")
-        journal._db = Killed(journal._db, at)  # type: ignore[assignment]
+        journal._db = Mortal(journal._db, at, kill_myself)  # type: ignore[assignment]
         finish(journal, order())
 
     return in_a_process(act)
@@ -186,7 +153,7 @@ def test_an_inner_step_that_fails_leaves_nothing_of_itself_in_the_outer_one(jour
 
 def test_a_commit_that_fails_does_not_swallow_what_comes_later(journal: Journal, path: Path) -> None:
     real = journal._db
-    journal._db = Faulty(real, 2)  # type: ignore[assignment] - BEGIN, the fact, then COMMIT fails
+    journal._db = Mortal(real, 2)  # type: ignore[assignment] - BEGIN, the fact, then COMMIT fails
     with pytest.raises(Cut), journal.transaction():
         journal.set_fact("cursor", b"1")
     journal._db = real
@@ -481,7 +448,7 @@ def open_in_a_process_that_dies(path: Path, at: int) -> int:
 
     def act() -> None:
         connect = sqlite3.connect
-        sqlite3.connect = lambda *how, **more: Killed(connect(*how, **more), at)  # type: ignore[assignment]
+        sqlite3.connect = lambda *how, **more: Mortal(connect(*how, **more), at, kill_myself)  # type: ignore[assignment]
         Journal(path, "st-olavs")
 
     return in_a_process(act)

@@ -13,7 +13,7 @@ import sqlite3
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from silo_agent_tests_benches import approved, table_of
+from silo_agent_tests_benches import Mortal, approved, kill_myself, table_of
 from silo_agent_tests_one_hospital import PARAMETERS, Site, made_impatient, private
 
 from compliance.accountant import epsilon
@@ -49,31 +49,6 @@ class Killed(BaseException):
 
 def vanish() -> NoReturn:
     raise Killed
-
-
-def kill_myself() -> NoReturn:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("still alive")
-
-
-class Mortal:
-    """A connection whose process dies at its n-th statement; every later one finds it dead."""
-
-    def __init__(self, db: sqlite3.Connection, left: int, die: Callable[[], NoReturn]) -> None:
-        self._db, self._left, self._die = db, left, die
-
-    def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
-        if self._left <= 0:
-            self._die()
-        self._left -= 1
-        return self._db.execute(statement, *values)
-
-    def executemany(self, statement: str, rows: Iterable[Any]) -> None:
-        for row in rows:
-            self.execute(statement, row)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._db, name)
 
 
 class Child:

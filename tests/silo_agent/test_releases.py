@@ -1,11 +1,11 @@
 """Spending the patients' budget: before the training, with its audit entry or not at all, and never back."""
 
-import sqlite3
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from silo_agent_tests_benches import Cut, Mortal
 
 from boundary.messages import Collection
 from compliance.accountant import epsilon
@@ -157,31 +157,11 @@ def test_another_study_on_the_same_people_is_charged_to_them(site: Any) -> None:
 
 
 # --- all or nothing ----------------------------------------------------------------------------------
-class Cut(Exception):
-    """The power goes."""
-
-
-class Faulty:
-    """A connection that fails at its n-th statement."""
-
-    def __init__(self, db: sqlite3.Connection, at: int) -> None:
-        self._db, self._left = db, at
-
-    def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
-        if self._left == 0 and not statement.startswith("ROLLBACK"):
-            raise Cut
-        self._left -= 1
-        return self._db.execute(statement, *values)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._db, name)
-
-
 def fail_everywhere(site: Any, act: Callable[[], object]) -> int:
     """Have `act` fail at each of its statements; how many there were. Nothing may be left of any failure."""
     real, before = site.journal._db, (ledger(site), site.journal.trail())
     for statement in range(100):
-        site.journal._db = Faulty(real, statement)
+        site.journal._db = Mortal(real, statement)
         try:
             act()
         except Cut:

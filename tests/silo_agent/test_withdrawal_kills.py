@@ -2,15 +2,15 @@
 
 import os
 import shutil
-import signal
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from silo_agent_tests_benches import Mortal, kill_myself
 
 from boundary.canonical import digest
 from compliance.events import PatientWithdrawn, WithdrawalEffective
@@ -24,26 +24,6 @@ from silo_agent.withdrawal import finish, withdraw
 
 WHO, OTHER = "MRN-77-4200", "MRN-77-4201"
 ROWS = np.arange(1, 1 + 4 * 2 * 3, dtype="<f4").reshape(4, 1, 2, 3)
-
-
-class Mortal:
-    """A connection whose process dies before its n-th statement."""
-
-    def __init__(self, db: sqlite3.Connection, left: int) -> None:
-        self._db, self._left = db, left
-
-    def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
-        if self._left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self._left -= 1
-        return self._db.execute(statement, *values)
-
-    def executemany(self, statement: str, rows: Iterable[Any]) -> None:
-        for row in rows:
-            self.execute(statement, row)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._db, name)
 
 
 def in_a_process(act: Callable[[], None]) -> int:
@@ -96,7 +76,7 @@ def killed(site: Any, tmp_path: Path) -> Callable[[int], tuple[int, Path]]:
 
         def act() -> None:
             journal = Journal(folder.journal, "st-olavs")
-            journal._db = Mortal(journal._db, at)  # type: ignore[assignment]
+            journal._db = Mortal(journal._db, at, kill_myself)  # type: ignore[assignment]
             withdraw(journal, folder, WHO, "keep", site.now)
 
         return in_a_process(act), root

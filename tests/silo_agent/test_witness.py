@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from silo_agent_tests_benches import Cut, Mortal
 from silo_agent_tests_one_hospital import MODEL, NEXT_MODEL, OTHERS, SILO
 from silo_agent_tests_peers import OthersLog
 
@@ -620,30 +621,6 @@ def test_a_hospital_that_enrols_with_a_new_key_begins_a_new_log(site: Any) -> No
 
 
 # --- all or nothing ----------------------------------------------------------------------------------
-class Cut(Exception):
-    """The power goes."""
-
-
-class Faulty:
-    """A connection that fails at its n-th statement."""
-
-    def __init__(self, db: Any, at: int) -> None:
-        self._db, self._left = db, at
-
-    def execute(self, statement: str, *values: Any) -> Any:
-        if self._left == 0 and not statement.startswith("ROLLBACK"):
-            raise Cut
-        self._left -= 1
-        return self._db.execute(statement, *values)
-
-    def executemany(self, statement: str, rows: Any) -> None:
-        for row in rows:
-            self.execute(statement, row)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._db, name)
-
-
 def prepared_to_close(site: Any) -> Callable[[], object]:
     site.hear(fork(site))
     return lambda: close_incident(site.journal, 1, site.now)
@@ -676,7 +653,7 @@ def test_a_failure_at_any_statement_leaves_neither_state_nor_entry(
     act = prepare(site)
     before, real = dump(site), site.journal._db
     for statement in range(300):
-        site.journal._db = Faulty(real, statement)
+        site.journal._db = Mortal(real, statement)
         try:
             act()
         except Cut:

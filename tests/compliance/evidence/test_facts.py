@@ -56,7 +56,7 @@ def test_every_fact_points_at_an_entry_that_says_so(facts: Facts) -> None:
     bundle = made_bundle()
     for one in facts.rounds:
         for entry in one.sums:
-            log = read_log(bundle.logs[entry.at.log], bundle.study)
+            log = read_log(bundle.logs[entry.at.log], bundle.study, frozenset())
             assert next(each for each in log.everything() if each.at == entry.at).event == entry.event
     assert str(Pointer("ucl", 3)) == "ucl #3"
 
@@ -108,6 +108,7 @@ def test_what_is_no_entry_at_its_place_is_broken() -> None:
     log = read_log(
         replace(copy, entries=(b"no entry at all, and it is not 32 bytes long", foreign, *copy.entries[2:])),
         bundle.study,
+        frozenset(),
     )
     assert log.broken == (1, 2)
 
@@ -189,7 +190,7 @@ def test_entries_of_this_study_and_of_none_are_read() -> None:
     asked = EnrolmentAsked(silo="ucl", fingerprint=key("ucl").public.fingerprint)
     leaf = leaf_bytes(asked, log="ucl", sequence=1, time=NOW, actor="ucl", salt=bytes(16))
     copy = replace(made_bundle().logs["ucl"], entries=(leaf,))
-    assert [entry.event for entry in read_log(copy, "other-01234567").everything()] == [asked]
+    assert [entry.event for entry in read_log(copy, "other-01234567", frozenset()).everything()] == [asked]
 
 
 def test_a_start_that_never_sent_has_to_be_paid_too() -> None:

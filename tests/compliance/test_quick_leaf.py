@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from boundary.canonical import canonical_bytes
 from boundary.errors import BoundaryError
-from compliance import quick_json
+from compliance import quick_json, quick_leaf
+from compliance.quick_leaf import Read
 from compliance.trail import read_leaf
-from compliance.verification import leaves
-from compliance.verification.leaves import Read
 from tests.compliance.made_study import PARTIES
 from tests.compliance.verification_cases import clean_bundle
 
@@ -34,12 +33,12 @@ def slowly(data: bytes) -> Read | None:
         leaf = read_leaf(data)
     except BoundaryError:
         return None
-    return Read(leaf.log, leaf.sequence, leaf.time, leaf.event)
+    return Read(leaf.log, leaf.sequence, leaf.time, leaf.actor, leaf.event)
 
 
 def quickly(data: bytes, log: str) -> Read | None:
     try:
-        return leaves.read(data, log, ACTORS)
+        return quick_leaf.read(data, log, ACTORS)
     except BoundaryError:
         return None
 
@@ -49,8 +48,8 @@ def test_every_kind_is_read_alike_and_without_asking_the_slow_one(
 ) -> None:
     written = [("coordinator", fed.leaf(event)) for event in fed.events().values()]
     expected = [slowly(entry) for _, entry in written + LEAVES]
-    monkeypatch.setattr(leaves, "read_leaf", None)
-    assert [leaves.read(entry, party, ACTORS) for party, entry in written + LEAVES] == expected
+    monkeypatch.setattr(quick_leaf, "read_leaf", None)
+    assert [quick_leaf.read(entry, party, ACTORS) for party, entry in written + LEAVES] == expected
 
 
 @settings(max_examples=250, deadline=None)

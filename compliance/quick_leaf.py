@@ -23,11 +23,12 @@ _LEAF = re.compile(
 
 @dataclass(slots=True)
 class Read:
-    """What the checks use of an entry. `time` has one form: as text it sorts as the moments do."""
+    """What is used of an entry. `time` has one form: as text it sorts as the moments do."""
 
     log: str
     sequence: int
     time: str
+    actor: str
     event: AnyEvent
 
 
@@ -37,7 +38,7 @@ def read(data: bytes, log: str, actors: frozenset[str]) -> Read:
         return _quickly(data, log, actors)
     except quick_json.Unsure:
         leaf = read_leaf(data)
-        return Read(leaf.log, leaf.sequence, leaf.time, leaf.event)
+        return Read(leaf.log, leaf.sequence, leaf.time, leaf.actor, leaf.event)
 
 
 def _quickly(data: bytes, log: str, actors: frozenset[str]) -> Read:
@@ -57,4 +58,4 @@ def _quickly(data: bytes, log: str, actors: frozenset[str]) -> Read:
         raise MalformedMessage(f"audit entry {kind.event}: {why}") from why
     if len(grains) != SALT_BYTES or quick_json.dumps(event.model_dump(mode="json")) != content:
         raise quick_json.Unsure
-    return Read(log, int(sequence), moment, event)
+    return Read(log, int(sequence), moment, actor.decode(), event)
