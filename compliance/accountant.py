@@ -111,6 +111,8 @@ def steps_of(events: Iterable[PrivacyEvent]) -> Steps:
 def _totals(steps: Steps) -> list[float]:
     """At each order; summed without rounding in between, so the order of the events does not matter."""
     costs = [[count * one for one in _one_step(*mechanism)] for mechanism, count in steps.items()]
+    if len(costs) == 1:
+        return costs[0]
     return [math.fsum(at_order) for at_order in zip(*costs, strict=True)]
 
 
@@ -119,11 +121,14 @@ def _epsilon(steps: Steps, delta: float) -> float:
         raise NotAccountable(f"a delta of {delta}")
     if not steps:
         return 0.0
-    found = min(
-        total + math.log1p(-1 / order) - math.log(delta * order) / (order - 1)
-        for order, total in zip(ORDERS, _totals(steps), strict=True)
-    )
+    found = min([total + more - less for total, (more, less) in zip(_totals(steps), _conversion(delta), strict=True)])
     return max(0.0, found)  # what is (-1, delta)-private is (0, delta)-private
+
+
+@lru_cache(maxsize=64)
+def _conversion(delta: float) -> tuple[tuple[float, float], ...]:
+    """What is added to the divergence at each of `ORDERS`, and what is taken off."""
+    return tuple((math.log1p(-1 / order), math.log(delta * order) / (order - 1)) for order in ORDERS)
 
 
 @lru_cache(maxsize=256)

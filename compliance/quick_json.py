@@ -1,19 +1,19 @@
-"""Canonical JSON at the speed of the standard library, where that provably is RFC 8785; everything else is `Unsure`.
+"""Whether JSON is canonical, at the speed of pydantic's own reader and writer, where that provably is RFC 8785.
 
-Over ASCII and without integers beyond 15 digits, `json` with sorted keys writes what RFC 8785 asks for: code units sort
-as code points, escapes are the same short ones and lower-case hex, integers are decimal. A double has the same shortest
-digits in Python's `repr` as in ECMAScript; from 10^-4 on they are written alike, from 10^-6 on after moving the point.
-So bytes that come out again as they went in are canonical, have no key twice, and no number that a double would bend.
+Over ASCII, members in the order of their keys without space between are what RFC 8785 asks for: code units sort as
+code points. Escapes are the same short ones and lower-case hex, integers below 2^53 are decimal. A fraction has the
+same shortest digits as in ECMAScript, and from 10^-5 to 10^15 they are written alike too. So bytes that come out again
+as they went in, over values like these, are canonical, have no key twice, and no number that a double would bend.
 Whoever is told `Unsure` asks `boundary.canonical`, which decides. The tests hold both against each other.
 """
 
-import json
-import re
+from functools import lru_cache
 from typing import Any
 
-_SURE_DIGITS = 15  # every integer of 15 digits is below 2^53
-_FRACTION = re.compile(r'":(-?)([0-9]+)(?:\.([0-9]+)(?:e([+-][0-9]+))?|e([+-][0-9]+))(?=[,}])')
-_POINT_MOVED = {"-05": "0.0000", "-06": "0.00000"}
+from pydantic_core import from_json, to_json
+
+_MOST = 2**53 - 1
+_SMALLEST, _LARGEST = 1e-5, 1e15
 
 
 class Unsure(Exception):
@@ -21,51 +21,32 @@ class Unsure(Exception):
 
 
 def loads(data: bytes) -> Any:
-    """The value, if `dumps` of it, or of something equal to it, is then compared with `data`. Raises `Unsure`."""
+    """The value of canonical bytes. Raises `Unsure` for all others, and for some of these."""
     if not data.isascii():
         raise Unsure
     try:
-        return _DECODE(data.decode("ascii"))
-    except (ValueError, RecursionError) as why:
+        value = from_json(data, allow_inf_nan=False)
+    except ValueError as why:
         raise Unsure from why
-
-
-def dumps(value: Any) -> bytes:
-    """What to compare the bytes with that `loads` was given. Raises `Unsure` for some fractions."""
-    return _FRACTION.sub(_as_ecmascript, _ENCODE(value)).encode(errors="replace")
-
-
-def _as_ecmascript(found: re.Match[str]) -> str:
-    """A member's number as `repr` wrote it, in the words of ECMA-262, Number::toString.
-
-    It may look like one and be in a string. That string stood as it was in the bytes that are compared, so they differ
-    from what this makes of it, and nothing is decided. Numbers in lists are left as they are, to the same effect.
-    """
-    sign, whole, fraction, exponent, bare = found.groups()
-    if exponent or bare:
-        if (exponent or bare) not in _POINT_MOVED:
-            raise Unsure
-        return f'":{sign}{_POINT_MOVED[exponent or bare]}{whole}{fraction or ""}'
-    return f'":{sign}{whole}' if fraction == "0" else found[0]
-
-
-def _integer(text: str) -> int:
-    if len(text) > _SURE_DIGITS:
+    if not _is_plain(value) or to_json(value) != data:
         raise Unsure
-    return int(text)
+    return value
 
 
-def _fraction(text: str) -> float:
-    """From 10^-6 to 10^21 ECMAScript writes no exponent, and never a zero at the end."""
-    number = float(text)
-    if "e" in text or "E" in text or number.is_integer():
-        raise Unsure
-    return number
+def _is_plain(value: Any) -> bool:
+    """Whether it is written in one way by everybody: members in order, numbers of usual size."""
+    kind = type(value)
+    if kind is dict:
+        return _is_in_order(tuple(value)) and all(type(one) is str or _is_plain(one) for one in value.values())
+    if kind is list:
+        return all(type(one) is str or _is_plain(one) for one in value)
+    if kind is int:
+        return bool(-_MOST <= value <= _MOST)
+    if kind is float:
+        return _SMALLEST <= abs(value) < _LARGEST and not value.is_integer()
+    return True
 
 
-def _constant(_text: str) -> Any:
-    raise Unsure
-
-
-_DECODE = json.JSONDecoder(parse_float=_fraction, parse_int=_integer, parse_constant=_constant).decode
-_ENCODE = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
+@lru_cache(maxsize=1024)
+def _is_in_order(keys: tuple[str, ...]) -> bool:
+    return list(keys) == sorted(keys)

@@ -1,23 +1,23 @@
 """`read_leaf` for logs of 100,000 entries: the same answers, several times as fast.
 
 It takes no short cut through the rules: the event is parsed into its frozen type, and written again from that and
-compared with the bytes that were read. Only the JSON is read and written by the standard library, where that is RFC
-8785 (`compliance.quick_json`), and the members around the event by their places: their keys have one order. What is not
-exactly of that form, `compliance.trail.read_leaf` decides.
+compared with the bytes that were read. Only the JSON is read and written by other means, where that is RFC 8785
+(`compliance.quick_json`), and the members around the event by their places: their keys have one order, and 16 bytes of
+salt one form. What is not exactly of that form, `compliance.trail.read_leaf` decides.
 """
 
 import re
 from dataclasses import dataclass
 
 from boundary.errors import MalformedMessage
-from boundary.names import decode_base64, parse_timestamp
+from boundary.names import parse_timestamp
 from compliance import quick_json
 from compliance.events import EVENTS, AnyEvent
-from compliance.trail import SALT_BYTES, read_leaf
+from compliance.trail import read_leaf
 
 _LEAF = re.compile(
     rb'\{"actor":"(?P<actor>[a-z0-9-]+)","data":(?P<data>\{.*\}),"event":"(?P<event>[a-z-]+)","log":"(?P<log>[a-z0-9-]+)",'
-    rb'"salt":"(?P<salt>[A-Za-z0-9+/=]+)","seq":(?P<seq>[1-9][0-9]{0,14}),"time":"(?P<time>[0-9TZ:.-]+)","v":2\}'
+    rb'"salt":"[A-Za-z0-9+/]{21}[AQgw]==","seq":(?P<seq>[1-9][0-9]{0,14}),"time":"(?P<time>[0-9TZ:.-]+)","v":2\}'
 )
 
 
@@ -46,16 +46,16 @@ def _quickly(data: bytes, log: str, actors: frozenset[str]) -> Read:
     if found is None:
         raise quick_json.Unsure
     content = found["data"]
-    actor, name, of, salt, sequence, time = found.group("actor", "event", "log", "salt", "seq", "time")
+    actor, name, of, sequence, time = found.group("actor", "event", "log", "seq", "time")
     kind = EVENTS.get(name.decode())
     if of.decode() != log or actor.decode() not in actors or kind is None:
         raise quick_json.Unsure
     try:
-        event, moment = kind.model_validate(quick_json.loads(content)), time.decode()
+        value, moment = quick_json.loads(content), time.decode()
+        event = kind.model_validate(value)
         parse_timestamp(moment)
-        grains = decode_base64(salt.decode())
     except ValueError as why:
         raise MalformedMessage(f"audit entry {kind.event}: {why}") from why
-    if len(grains) != SALT_BYTES or quick_json.dumps(event.model_dump(mode="json")) != content:
+    if event.model_dump(mode="json") != value:
         raise quick_json.Unsure
     return Read(log, int(sequence), moment, actor.decode(), event)

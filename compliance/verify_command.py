@@ -30,12 +30,14 @@ def run(
     *,
     rebuild: Rebuild = rebuilt,
     copies: Mapping[str, bytes] | None = None,
+    every: bool = False,
     as_json: bool = False,
     write: Callable[[str], object] = sys.stdout.write,
 ) -> int:
     """Verify, write the result, return the exit code.
 
     `rebuild` makes the report again; `copies` are MLflow's of the bundle, by their path in it, fetched by the caller.
+    `every` cosignature is verified, of however many (`compliance.verification.signatures`).
     """
     try:
         believed = parse_keys(_keys(trust))
@@ -46,7 +48,7 @@ def run(
         else:
             write(f"{_plain(str(trust))}: {_plain(str(reason))}\nINCOMPLETE: without keys nothing can be verified\n")
         return Verdict.INCOMPLETE.exit_code
-    done = verify(folder, believed, rebuild, copies=copies)
+    done = verify(folder, believed, rebuild, copies=copies, every=every)
     write(json.dumps(done.to_json(), indent=1) + "\n" if as_json else "\n".join(lines(done)) + "\n")
     return done.verdict.exit_code
 

@@ -221,6 +221,7 @@ def verify(
     bundle: Annotated[Path, typer.Argument(help="A bundle, as `wardround evidence` writes it.")],
     trust: Annotated[Path, typer.Option(help="keys.toml: the parties' keys, from themselves, not from the bundle.")],
     mlflow: Annotated[str | None, typer.Option(help="Compare with what this MLflow server shows.")] = None,
+    every_cosignature: Annotated[bool, typer.Option(help="Of very many, also those behind newer ones.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The findings for a program.")] = False,
 ) -> None:
     """Verify a study's evidence from scratch, offline. Exit code 0: verified, 1: broken, 2: something is missing."""
@@ -231,7 +232,7 @@ def verify(
         from flows.evidence_book import copies_in
 
         copies = copies_in(mlflow, bundle)
-    raise SystemExit(run(bundle, trust, copies=copies, as_json=as_json))
+    raise SystemExit(run(bundle, trust, copies=copies, every=every_cosignature, as_json=as_json))
 
 
 @app.command()

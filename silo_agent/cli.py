@@ -204,12 +204,13 @@ def keys(state: StateOption = DEFAULT_STATE) -> None:
 def verify(
     bundle: Annotated[Path, typer.Argument(help="A study's bundle, from the coordinator.")],
     trust: Annotated[Path, typer.Option(help="keys.toml: the parties' keys, from themselves, not from the bundle.")],
+    every_cosignature: Annotated[bool, typer.Option(help="Of very many, also those behind newer ones.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The findings for a program.")] = False,
 ) -> None:
     """Verify a study's evidence from scratch, offline. Exit code 0: verified, 1: broken, 2: something is missing."""
     from compliance.verify_command import run
 
-    raise SystemExit(run(bundle, trust, as_json=as_json))
+    raise SystemExit(run(bundle, trust, every=every_cosignature, as_json=as_json))
 
 
 @app.command()

@@ -68,9 +68,7 @@ def integrity_of(
 ) -> LogIntegrity:
     """Judge one log against its own heads and what all others wrote down of it. `watching` are who has to cosign."""
     witnesses = watching - {log.party}
-    tree = Tree()
-    for one in log.hashes:
-        tree.append(one)
+    tree = Tree.of(log.hashes)
     heads = sorted(copy.heads, key=lambda head: head.size) if copy else []
     good, problems = _heads(heads, tree, log, keys.get(log.party))
     gaps = _gaps(heads, log)

@@ -16,7 +16,7 @@ from compliance.merkle import HASH_BYTES, Tree, leaf_hash
 from compliance.quick_leaf import read
 from compliance.records import RoundRecord
 from compliance.verification.findings import Finding, at, broken, note
-from compliance.verification.signatures import Forged, forged_aside
+from compliance.verification.signatures import MOST_COSIGNATURES, Forged, forged_aside, older
 
 E = TypeVar("E", bound=Event)
 
@@ -68,7 +68,8 @@ class Log:
 class Case:
     """One bundle under one reviewer's keys. `keys` has every party of the plan: the reviewer's, else the plan's.
 
-    `forged` names the heads, cosignatures and receipts that do not verify under them.
+    `forged` names the heads, cosignatures and receipts that do not verify under them; `unseen` is how many cosignatures
+    were not looked at, because their witness has cosigned a newer head.
     """
 
     bundle: Bundle
@@ -77,6 +78,7 @@ class Case:
     logs: Mapping[str, Log]
     manifest: Manifest | None
     forged: Forged
+    unseen: int
     files: Mapping[str, bytes]
 
     @property
@@ -136,29 +138,39 @@ Check = Callable[[Case], Iterable[Finding]]
 
 
 def open_case(
-    bundle: Bundle, trust: Trust, manifest: Manifest | None, files: Mapping[str, bytes] | None = None
+    bundle: Bundle,
+    trust: Trust,
+    manifest: Manifest | None,
+    files: Mapping[str, bytes] | None = None,
+    *,
+    every: bool = False,
 ) -> Case:
-    """`files` are those that the bundle was read from: in them every record has its canonical form already."""
+    """`files` are those that the bundle was read from: in them every record has its canonical form already.
+
+    With `every`, each cosignature is verified however many there are (`compliance.verification.signatures`).
+    """
     of_plan = bundle.plan.keys
     keys = of_plan | {silo: key for silo, key in trust.hospitals.items() if silo in of_plan}
     keys |= {COORDINATOR: trust.coordinator}
     actors = frozenset(parties_of(bundle.plan))
-    with forged_aside(bundle, keys) as wrong:
+    count = older(bundle)
+    unseen = 0 if every or count <= MOST_COSIGNATURES else count
+    with forged_aside(bundle, keys, every=not unseen) as wrong:
         logs = {party: open_log(copy, actors) for party, copy in bundle.logs.items()}
-        return Case(bundle, trust, keys, logs, manifest, wrong(), files or {})
+        return Case(bundle, trust, keys, logs, manifest, wrong(), unseen, files or {})
 
 
 def open_log(copy: LogCopy, actors: frozenset[str]) -> Log:
     """Parse every entry that is shown, and hash all of them."""
-    tree, faults, withheld = Tree(), [], 0
+    hashes, faults, withheld = [], [], 0
     by_kind: dict[type[Event], list[Entry[Event]]] = {}
     ahead, latest, is_late = 0, "", False
     for number, data in enumerate(copy.entries, start=1):
         if len(data) == HASH_BYTES:
-            tree.append(data)
+            hashes.append(data)
             withheld += 1
             continue
-        tree.append(leaf_hash(data))
+        hashes.append(leaf_hash(data))
         try:
             leaf = read(data, copy.party, actors)
         except BoundaryError as why:
@@ -179,4 +191,4 @@ def open_log(copy: LogCopy, actors: frozenset[str]) -> Log:
             means = "the clock of this party was set back; order is by number, not by time"
             faults.append(note(at(copy.party, number), f"the time goes back from {latest} to {leaf.time}", means))
         by_kind.setdefault(type(leaf.event), []).append(Entry(number, leaf.time, leaf.event))
-    return Log(copy, tree, withheld, tuple(faults), by_kind)
+    return Log(copy, Tree.of(hashes), withheld, tuple(faults), by_kind)

@@ -5,13 +5,11 @@ says; that no entry which is shown as a hash says something else. It proves that
 parties say the same, and that the numbers follow from what they said.
 """
 
-import gc
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from compliance.bundle import Trust
-from compliance.bundle_reading import Found, read_folder
+from compliance.bundle_reading import Found, read_folder, without_collector
 from compliance.verification import budgets, files, logs, members, rounds, sums, witnesses
 from compliance.verification.case import Case, Check, open_case
 from compliance.verification.files import Rebuild
@@ -38,49 +36,41 @@ CHECKS: tuple[tuple[str, str, Check], ...] = (
 FILES, MANIFEST = "files", "manifest"
 
 
-def verify(folder: Path, trust: Trust, rebuild: Rebuild, *, copies: Mapping[str, bytes] | None = None) -> Verification:
+def verify(
+    folder: Path, trust: Trust, rebuild: Rebuild, *, copies: Mapping[str, bytes] | None = None, every: bool = False
+) -> Verification:
     """Read the folder and make all checks. Never raises for what is in the folder.
 
-    `rebuild` makes the report again; `copies` are what MLflow has of the bundle, by the paths in it.
+    `rebuild` makes the report again; `copies` are what MLflow has of the bundle, by the paths in it. `every` one of
+    very many cosignatures is verified if that is asked for, else the newest of each witness.
     """
-    with _without_collector():
-        return _verify(read_folder(folder), trust, rebuild, copies)
+    return verify_found(read_folder(folder), trust, rebuild, copies=copies, every=every)
 
 
 def verify_found(
-    found: Found, trust: Trust, rebuild: Rebuild, *, copies: Mapping[str, bytes] | None = None
+    found: Found, trust: Trust, rebuild: Rebuild, *, copies: Mapping[str, bytes] | None = None, every: bool = False
 ) -> Verification:
     """As `verify`, of what was read before."""
-    with _without_collector():
-        return _verify(found, trust, rebuild, copies)
+    with without_collector():
+        return _verify(found, trust, rebuild, copies, every=every)
 
 
-def _verify(found: Found, trust: Trust, rebuild: Rebuild, copies: Mapping[str, bytes] | None) -> Verification:
+def _verify(
+    found: Found, trust: Trust, rebuild: Rebuild, copies: Mapping[str, bytes] | None, *, every: bool
+) -> Verification:
     done = [
         _checked(FILES, "every file is there and readable", files.readable(found)),
         _checked(MANIFEST, "every file is the one that was listed, and none was added", files.manifest(found)),
     ]
     bundle = found.bundle
     if bundle is not None:
-        case = open_case(bundle, trust, found.manifest, found.files)
+        case = open_case(bundle, trust, found.manifest, found.files, every=every)
         done.append(_checked("notes", "the checkpoint files say what heads.json says", files.notes(case, found)))
         done += [_checked(name, claim, check(case)) for name, claim, check in CHECKS]
         done.append(_report(case, found, rebuild, done))
     if copies is not None:
         done.append(_checked("copies", "MLflow has the same files", files.copies(found, copies)))
     return Verification(None if bundle is None else bundle.study, tuple(done))
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Entries are many, stay, and refer to nothing in a circle: looking for garbage among them takes a sixth of it."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _report(case: Case, found: Found, rebuild: Rebuild, done: Iterable[Checked]) -> Checked:

@@ -9,32 +9,35 @@ from boundary.names import COORDINATOR
 from compliance.events import ContributionReleased, HeadsWitnessed, IncidentClosed, IncidentOpened, UnmaskingHelped
 from compliance.verification.case import Case, Entry, Log
 from compliance.verification.findings import Finding, at, broken, incomplete, note, span
-from compliance.verification.signatures import cosignature_claim
+from compliance.verification.signatures import cosignature_claim, cosigned_by
 from compliance.witnessing import majority
 
 
 def cosignatures(case: Case) -> Iterator[Finding]:
-    """What a study rests on in a log must be under a head that most other parties have cosigned."""
+    """What a study rests on in a log must be under heads that most other parties have cosigned."""
     for party, log in case.logs.items():
         others = case.taking_part - {party}
-        witnesses: dict[int, set[str]] = {}
-        for size, said in log.copy.cosignatures.items():
-            for witness in said:
-                if cosignature_claim(party, size, witness) not in case.forged:
-                    witnesses.setdefault(size, set()).add(witness)
-                else:
-                    where = f"{party}, head over {size}"
-                    means = "the cosignature is forged or over another head"
-                    yield broken(where, f"the cosignature of {witness} does not verify", means)
-        enough = [size for size, by in witnesses.items() if len(by & others) >= majority(len(others))]
-        covered, needed = max(enough, default=0), _needed(case, log)
+        seen = dict.fromkeys(others, 0)
+        for witness, sizes in cosigned_by(log.copy).items():
+            forged = [size for size in sizes if cosignature_claim(party, size, witness) in case.forged]
+            for size in forged:
+                where = f"{party}, head over {size}"
+                means = "the cosignature is forged or over another head"
+                yield broken(where, f"the cosignature of {witness} does not verify", means)
+            if witness in others:
+                seen[witness] = max(set(sizes) - set(forged), default=0)
+        far = sorted(seen.values(), reverse=True)
+        covered, needed = far[majority(len(others)) - 1] if others else 0, _needed(case, log)
         if covered < needed:
-            most = max((len(by & others) for size, by in witnesses.items() if size >= needed), default=0)
+            most = sum(size >= needed for size in far)
             found = f"{span(covered + 1, needed)}: cosigned by {most} of {len(others)}"
             yield incomplete(party, found, "less than a majority has seen them: they could still be exchanged")
         elif covered < log.size:
             means = "signed by this party only, a majority has not seen it; no round rests on it"
             yield note(party, f"{span(covered + 1, log.size)}: not cosigned yet", means)
+    if case.unseen:
+        means = "each witness's newest was, and says all that they say; --every-cosignature verifies these too"
+        yield note("heads.json", f"{case.unseen} older cosignatures were not verified", means)
 
 
 def _needed(case: Case, log: Log) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic_core import to_json
 
 from boundary.canonical import canonical_bytes
 from boundary.errors import BoundaryError
@@ -28,6 +29,18 @@ VALUES = st.recursive(
 )
 
 
+def tightly(value: Any) -> str:
+    """As canonical JSON nearly is."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def canonical_or_near(value: Any) -> bytes:
+    try:
+        return to_json(value)
+    except ValueError:  # half a character
+        return b"null"
+
+
 def slowly(data: bytes) -> Read | None:
     try:
         leaf = read_leaf(data)
@@ -46,7 +59,8 @@ def quickly(data: bytes, log: str) -> Read | None:
 def test_every_kind_is_read_alike_and_without_asking_the_slow_one(
     fed: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = [("coordinator", fed.leaf(event)) for event in fed.events().values()]
+    """But for fractions below a hundred thousandth, which the slow one decides."""
+    written = [("coordinator", fed.leaf(event).replace(b"0.000001", b"0.00003")) for event in fed.events().values()]
     expected = [slowly(entry) for _, entry in written + LEAVES]
     monkeypatch.setattr(quick_leaf, "read_leaf", None)
     assert [quick_leaf.read(entry, party, ACTORS) for party, entry in written + LEAVES] == expected
@@ -72,7 +86,7 @@ def test_an_entry_with_another_value_is_read_alike(data: st.DataObject) -> None:
     leaf = json.loads(entry)
     place = data.draw(st.sampled_from((leaf, leaf["data"])))
     place[data.draw(st.sampled_from((*place, "more")))] = data.draw(VALUES)
-    dump: Any = data.draw(st.sampled_from((canonical_bytes, quick_json._ENCODE, json.dumps)))
+    dump: Any = data.draw(st.sampled_from((canonical_bytes, tightly, json.dumps)))
     try:
         changed = dump(leaf)
     except BoundaryError:
@@ -106,28 +120,31 @@ def test_what_is_odd_is_read_alike(what: str) -> None:
 
 
 # --- the JSON under it -------------------------------------------------------------------------------
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(VALUES)
 def test_what_is_taken_for_canonical_is(value: Any) -> None:
-    for data in (json.dumps(value).encode(), quick_json._ENCODE(value).encode(errors="replace")):
+    for data in (
+        json.dumps(value).encode(),
+        tightly(value).encode(errors="replace"),
+        canonical_or_near(value),
+    ):
         try:
-            same = quick_json.dumps(quick_json.loads(data)) == data
+            found = quick_json.loads(data)
         except quick_json.Unsure:
             continue
-        assert not same or canonical_bytes(json.loads(data)) == data
+        assert canonical_bytes(found) == data
+        assert found == json.loads(data)
 
 
-@given(st.floats(1e-6, 1e15, exclude_max=True).map(lambda number: {"a": number, "b": {"c": -number}}))
+@given(st.floats(1e-5, 1e15, exclude_max=True).map(lambda number: {"a": number, "b": [{"c": -number}, 1]}))
 def test_fractions_are_sure_where_they_occur(value: Any) -> None:
-    data = canonical_bytes(value)
-    assert quick_json.dumps(value) == data
-    if not value["a"].is_integer():
-        assert quick_json.loads(data) == value
+    assert quick_json.loads(canonical_bytes(value)) == value
 
 
-SURE = {b"0": True, b'{"a":1.5}': True, b'{"a":0.00001}': True, b"[0.00001]": False, b"[1.5,2]": True}
 UNSURE = (
-    b'"\xc3\xa9"', b"1000000000000000", b"1.0", b"-0.0", b"1e-7", b"1E2", b"NaN", b"Infinity", b"{", b"[" * 100_000,
+    b'"\xc3\xa9"', b"9007199254740992", b"-9007199254740992", b"1.0", b"-0.0", b"0.0", b"1e-7", b"1E2", b"NaN",
+    b"Infinity", b"{", b"[" * 100_000, b'{"b":1,"a":2}', b'{"a":1,"a":2}', b'[{"b":1,"a":2}]', b"[1, 2]", b'"\\u0041"',
+    b'"\\ud800"', b"1000000000000000.5", b"0.000001",
 )  # fmt: skip
 
 
@@ -137,12 +154,6 @@ def test_what_is_not_decided(data: bytes) -> None:
         quick_json.loads(data)
 
 
-@pytest.mark.parametrize("data", SURE)
+@pytest.mark.parametrize("data", [b"0", b'{"a":1.5}', b"[0.00001]", b"[1.5,2]", b"9007199254740991", b'{"a":{"b":[]}}'])
 def test_what_is_decided(data: bytes) -> None:
-    assert (quick_json.dumps(quick_json.loads(data)) == data) is SURE[data]
-
-
-def test_a_fraction_too_small_is_not_written() -> None:
-    with pytest.raises(quick_json.Unsure):
-        quick_json.dumps({"a": 1e-7})
-    assert quick_json.dumps({"a": 1.0, "b": "\ud800", "c": 2e-06}) == b'{"a":1,"b":"?","c":0.000002}'
+    assert quick_json.loads(data) == json.loads(data)

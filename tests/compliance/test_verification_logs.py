@@ -17,7 +17,7 @@ from compliance.events import (
     RoundClosed,
     SeenHead,
 )
-from compliance.verification import logs, signatures, witnesses
+from compliance.verification import case, logs, signatures, witnesses
 from compliance.verification.case import open_case
 from compliance.verification.findings import Severity, span
 from infra.golden import sha
@@ -170,28 +170,93 @@ def forgeries() -> Bundle:
     return replace(with_log(heads=(forged, *heads[1:])), receipts=receipts | {2: none})
 
 
-def test_another_process_finds_the_same_forgeries(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def helped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two other processes, one piece of work for each signature."""
+    monkeypatch.setattr(signatures, "MANY", 0)
+    monkeypatch.setattr(signatures, "PIECE", 1)
+    monkeypatch.setattr(signatures, "cores", lambda: 3)
+
+
+def test_alone_and_with_others_the_same_forgeries_are_found(request: pytest.FixtureRequest) -> None:
     bundle = forgeries()
     alone = open_case(bundle, trust(), None).forged
     first = bundle.logs["ucl"].heads[0]
     assert alone == {("head", "ucl", first.size, first.root), ("receipt", "", 2, "leuven")}
-    monkeypatch.setattr(signatures, "MANY", 0)
+    request.getfixturevalue("helped")
     assert open_case(bundle, trust(), None).forged == alone
 
 
-def test_a_process_that_was_killed_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_second_core_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signatures, "MANY", 0)
-    monkeypatch.setattr(signatures, "tell", lambda say, _bundle, _keys: say.close())
+    monkeypatch.setattr(signatures, "cores", lambda: 1)
+    monkeypatch.setattr(signatures, "tell", None)
+    assert len(open_case(forgeries(), trust(), None).forged) == 2
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.usefixtures("helped")
+def test_a_process_that_was_killed_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(say: Any, pieces: Any, taken: Any) -> None:
+        taken.value += len(pieces) // 2
+        say.close()
+
+    monkeypatch.setattr(signatures, "tell", killed)
     assert len(open_case(forgeries(), trust(), None).forged) == 2
 
 
-def test_what_the_other_process_says() -> None:
+@pytest.mark.usefixtures("helped")
+def test_what_another_process_says() -> None:
     case = open_case(clean_bundle(), trust(), None)
     hear, say = multiprocessing.Pipe(duplex=False)
-    signatures.tell(say, forgeries(), case.keys)
-    assert len(json.loads(hear.recv_bytes())) == 2
+    pieces, taken = signatures._pieces(forgeries(), case.keys, every=True), multiprocessing.Value("i", 0)
+    taken.value = len(pieces)
+    signatures.tell(say, pieces, taken)
+    assert json.loads(hear.recv_bytes()) == []
     assert say.closed
     hear.close()
+    hear, say = multiprocessing.Pipe(duplex=False)
+    taken.value = 0
+    signatures.tell(say, pieces, taken)
+    assert len(json.loads(hear.recv_bytes())) == 2
+    hear.close()
+
+
+def cosigned_wrongly(*sizes: int) -> Bundle:
+    """What charite has under these heads of ucl is what it has under another one."""
+    by = clean_bundle().logs["ucl"].cosignatures
+    other = by[min(set(by) - set(sizes))]["charite"]
+    return with_log(cosignatures=by | {size: by[size] | {"charite": other} for size in sizes})
+
+
+def wrong_ones(bundle: Bundle, *, every: bool) -> list[str]:
+    found = witnesses.cosignatures(open_case(bundle, trust(), None, every=every))
+    return [one.where for one in found if one.severity is BROKEN]
+
+
+def test_the_newest_cosignature_of_a_witness_says_all_that_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of very many the older ones are looked at until one is genuine; of few, or if somebody asks for it, all."""
+    sizes = sorted(clean_bundle().logs["ucl"].cosignatures)
+    old, newest = cosigned_wrongly(sizes[1]), cosigned_wrongly(*sizes[-2:])
+    assert wrong_ones(old, every=False) == [f"ucl, head over {sizes[1]}"]
+    monkeypatch.setattr(case, "MOST_COSIGNATURES", 10)
+    assert wrong_ones(old, every=False) == []
+    assert wrong_ones(old, every=True) == [f"ucl, head over {sizes[1]}"]
+    assert wrong_ones(newest, every=False) == [f"ucl, head over {size}" for size in sizes[-2:]]
+    assert (
+        f"heads.json: {signatures.older(old)} older cosignatures were not verified"
+        in finds(witnesses.cosignatures, old)[NOTE]
+    )
+
+
+def test_one_over_a_newer_head_counts_for_the_older_ones() -> None:
+    """Three of five are a majority, though no three of them have cosigned one and the same head."""
+    log, all_of = clean_bundle().logs["ucl"], sorted(clean_bundle().logs["ucl"].cosignatures)
+    needed = [size for size in all_of if size > max(numbers(log, made_study.say.UnmaskingHelped))]
+    assert len(needed) > 1
+    chosen = {"charite": needed[0], "leuven": needed[-1], "st-olavs": needed[0]}
+    by = {size: {who: log.cosignatures[size][who] for who, at in chosen.items() if at == size} for size in needed}
+    assert INCOMPLETE not in finds(witnesses.cosignatures, with_log(cosignatures=by))
 
 
 # --- what others saw ---------------------------------------------------------------------------------
