@@ -6,6 +6,9 @@ PIP := 26.3
 SETUPTOOLS := 84.2.1
 BIN := .venv/bin
 STAMP := .venv/.installed
+# files side by side, in their order; half of what the slow ones do is wait for each other's processes
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check bench docs install lock clean servers
 
@@ -32,14 +35,14 @@ servers:
 	sh infra/install-test-servers.sh
 
 test: $(STAMP) servers
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 check: $(STAMP) servers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=100 $(ARGS)
+	$(PYTEST) --cov --cov-report=term-missing:skip-covered --cov-fail-under=100 $(ARGS)
 
 # make bench ONLY=round-25mb JSON=out.json
 bench: $(STAMP)

@@ -6,9 +6,10 @@ do (run the flow again), the test does.
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -31,7 +32,7 @@ from flows.coordinator import Coordinator
 from flows.demo.archive import Site, compose_plan, find_sites, look_at
 from flows.demo.processes import DemoFailed, Processes
 from flows.demo.show import flow_state, start_run
-from flows.demo.stage import Stage, choose_ports
+from flows.demo.stage import Ports, Stage
 from flows.deployment import DEPLOYMENT
 from flows.store import audit, rounds, studies
 from flows.store.database import reading
@@ -130,6 +131,14 @@ def wait_for(what: str, condition: Callable[[], object], seconds: float = 120) -
         time.sleep(0.01)
 
 
+def free_ports() -> Ports:
+    """Not the usual ones, which another test's demo takes at the same time."""
+    with ExitStack() as held:
+        taken = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        prefect, mlflow, relay = (one.getsockname()[1] for one in taken)
+    return Ports(prefect, mlflow, relay)
+
+
 @pytest.fixture
 def ward(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Ward]:
     workdir = tmp_path / "w"
@@ -137,7 +146,7 @@ def ward(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Ward]:
     make_phantom_hospitals(archives, getattr(request, "param", 3), images_per_hospital=48)
     sites = find_sites(archives)
     with Processes(workdir / "logs") as processes:
-        stage = Stage(workdir, sites, choose_ports((0, 0, 0)), processes, lambda _: None)
+        stage = Stage(workdir, sites, free_ports(), processes, lambda _: None)
         stage.start_servers()
         coordinator = stage.start_coordinator()
         stage.enrol_all(coordinator)

@@ -240,7 +240,7 @@ def test_a_dry_run_checks_and_trains_nothing(federation: SimulatedFederation) ->
 
 
 def test_the_form_offers_the_published_plans(federation: SimulatedFederation) -> None:
-    from flows.deployment import _offer
+    from flows.deployment import _offer, offers
 
     class Runner:
         def __init__(self) -> None:
@@ -250,7 +250,23 @@ def test_the_form_offers_the_published_plans(federation: SimulatedFederation) ->
             self.offered[deployment.entrypoint] = deployment._parameter_openapi_schema
 
     runner = Runner()
-    asyncio.run(_offer(runner, federation.coordinator))
+    asyncio.run(_offer(runner, *offers(federation.coordinator)))
     assert all(schema.properties["plan"]["enum"] == ["simulated@1"] for schema in runner.offered.values())
     assert runner.offered["flows.federated_training.federated_training"].required == ["plan", "rounds"]
     assert {"flows.review.compliance_review", "flows.review.model_release"} < set(runner.offered)
+
+
+def test_a_study_that_is_over_is_offered_for_review_and_no_longer_for_training(
+    federation: SimulatedFederation,
+) -> None:
+    from flows.deployment import offers
+
+    before = offers(federation.coordinator)
+    assert before == (["simulated@1"], ["simulated@1"])
+
+    async def story(driver: StudyDriver) -> None:
+        driver.finish("COMPLETED")
+
+    drive(federation, story)
+    assert offers(federation.coordinator) == ([], ["simulated@1"])
+    assert offers(federation.coordinator) != before, "the form is made anew when this changes"
