@@ -14,6 +14,8 @@ from flows.store.database import ENTROPY
 from flows.store.logs import Log
 from flows.store.schema import audit
 
+_INSERT = insert(audit)
+
 
 def append(connection: Connection, event: AnyEvent, *, actor: str, now: datetime) -> int:
     """Write `event` as the next leaf and return its sequence: 1, 2, 3, without gaps.
@@ -24,7 +26,7 @@ def append(connection: Connection, event: AnyEvent, *, actor: str, now: datetime
     log, salt = Log(connection, COORDINATOR), connection.get_execution_options()[ENTROPY](SALT_BYTES)
     sequence = 1 + log.size
     leaf = leaf_bytes(event, log=COORDINATOR, sequence=sequence, time=now, actor=actor, salt=salt)
-    connection.execute(insert(audit).values(sequence=sequence, leaf=leaf))
+    connection.execute(_INSERT, {"sequence": sequence, "leaf": leaf})
     log.extend([leaf_hash(leaf)])
     return sequence
 

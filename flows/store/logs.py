@@ -22,6 +22,7 @@ _HASHES = (
     )
     .order_by(tree.c.position)
 )  # fmt: skip
+_INSERT = insert(tree)  # made once, as the others: an entry comes with every change
 
 
 class NodeMissing(BrokenProof, KeyError):
@@ -48,7 +49,7 @@ class Log:
             self.size += 1
         if rows:
             self._connection.execute(
-                insert(tree),
+                _INSERT,
                 [{"log": self.log, "level": at[0], "position": at[1], "hash": row} for at, row in rows.items()],
             )
 
