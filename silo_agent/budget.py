@@ -44,14 +44,22 @@ class Terms(PlanTerms):
 
     def for_child(self, balance: Balance) -> dict[str, Any]:
         """What the training process is told: numbers of the plan and of the hospital, none of the archive."""
+        return self._told(self.privacy.steps, [float(balance.study.epsilon < band) for band in EPSILON_BANDS])
+
+    def for_trial(self, steps: int | None) -> dict[str, Any]:
+        """The same for a training whose result never leaves: at most so many steps, and no word of a budget."""
+        most = self.privacy.steps
+        return self._told(most if steps is None else min(steps, most), [0.0] * len(EPSILON_BANDS))
+
+    def _told(self, steps: int, bands: list[float]) -> dict[str, Any]:
         return {
-            "steps": self.privacy.steps,
+            "steps": steps,
             "rate": self.rate,
             "denominator": self.denominator,
             "clip": self.privacy.clip,
             "noise_multiplier": self.noise_multiplier,
             "images": self.privacy.images_per_patient,
-            "bands": [float(balance.study.epsilon < band) for band in EPSILON_BANDS],
+            "bands": bands,
         }
 
 

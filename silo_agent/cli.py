@@ -21,6 +21,8 @@ import typer
 from boundary.errors import BoundaryError
 from silo_agent.errors import AgentError, ConfigError
 from silo_agent.journal import Journal
+from silo_agent.ladder.commands import add_to as add_ladder_to
+from silo_agent.options import DEFAULT_STATE, PlanArgument, StateOption
 
 if TYPE_CHECKING:
     from silo_agent.daemon import Surroundings
@@ -33,19 +35,13 @@ app = typer.Typer(
     help="""The agent a hospital runs: it dials out to one address, trains on the hospital's own images, and lets
     nothing leave but what its steward approved.
 
-    [bold]First time[/bold]: init → enrol INVITATION → run.
-    [bold]For each study[/bold]: plan list → plan show STUDY → plan approve STUDY.""",
+    [bold]First time[/bold]: init → rehearse → scan FOLDER → enrol INVITATION → run.
+    [bold]For each study[/bold]: plan list → plan show STUDY → dry-run STUDY → plan approve STUDY.""",
 )
 plan_app = typer.Typer(no_args_is_help=True, help="Look at, approve or decline the plans that were proposed.")
 app.add_typer(plan_app, name="plan")
 incidents_app = typer.Typer(help="Logs that are not what they were: look into one, close it.")
 app.add_typer(incidents_app, name="incidents")
-
-StateOption = Annotated[
-    Path, typer.Option("--state", envvar="SILO_AGENT_STATE", help="The agent's state folder (mode 0700).")
-]
-PlanArgument = Annotated[str, typer.Argument(help="Study, plan digest, or NAME@REVISION as `plan list` shows them.")]
-DEFAULT_STATE = Path("/var/lib/silo-agent")
 
 
 class Decision(StrEnum):
@@ -103,6 +99,9 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
     typer.echo(f"made {state} for {site}")
     typer.echo(f"fingerprint: {folder.identity.public.fingerprint}")
     typer.echo("next: ask the coordinator for an invitation file, then `silo-agent enrol INVITATION`")
+
+
+add_ladder_to(app)  # here, because commands are listed in the order in which they are used
 
 
 @app.command()

@@ -95,8 +95,8 @@ def _end_soon() -> None:
 
 def serve(conversation: Conversation, threads: int) -> None:
     commands: dict[str, Command] = {
-        "scan": _scan, "cost": _cost, "warm": _warm, "check": _check, "statistics": _statistics, "train": _train,
-        "evaluate": _evaluate,
+        "scan": _scan, "survey": _survey, "cost": _cost, "warm": _warm, "initial": _initial, "check": _check,
+        "statistics": _statistics, "train": _train, "evaluate": _evaluate,
     }  # fmt: skip
     while (command := conversation.next()) is not None:
         try:
@@ -144,6 +144,19 @@ def _scan(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]
     return report.model_dump(mode="json")
 
 
+def _survey(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
+    """What a folder holds, without a plan; the files that were refused go to a file of the caller's."""
+    from dataclasses import asdict
+
+    from silo_agent.intake.cache import write_refused
+    from silo_agent.intake.survey import survey
+
+    found = survey(Path(command["dicom"]), bytes.fromhex(command["key"]), conversation.progress)
+    if command["named"] is not None:
+        write_refused(Path(command["named"]), found.named)
+    return {name: value for name, value in asdict(found).items() if name != "named"}
+
+
 def _cost(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
     """Epsilon of a release by the closer estimate; None where it cannot be computed, which is nobody's fault."""
     from compliance.errors import NotAccountable
@@ -174,6 +187,19 @@ def _warm(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]
     work = LocalRound.of(command)
     if work.plan.bands:
         prove_once(work.plan)
+    return {"parameters": work.manifest.size}
+
+
+def _initial(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
+    """Write the model that a study begins with, as the coordinator makes it from the plan alone."""
+    from boundary.tensors import flatten, pack
+    from models.parameters import initial_tensors
+    from silo_agent.local_round import LocalRound
+
+    conversation.progress(0, 1)
+    work = LocalRound.of(command)
+    first = initial_tensors(work.plan.model, len(work.plan.labels.classes))
+    work.model.write_bytes(pack(flatten(first, work.manifest), work.manifest))
     return {"parameters": work.manifest.size}
 
 

@@ -1,0 +1,141 @@
+"""What `silo-agent dry-run`, `baseline` and `rehearse` do, step by step; every line they say stays in the hospital."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from boundary.layout import VectorLayout
+from boundary.plan import StudyPlan
+from boundary.secagg.ring import first_encoding
+from silo_agent.errors import ContractNotMet, WorkFailed
+from silo_agent.ladder.trial import Trial, refusal_lines
+from silo_agent.worker import OnProgress
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """On the patients held back, after `round` rounds of training here alone; 0 is the untrained model."""
+
+    round: int
+    images: int
+    loss: float
+    accuracy: float
+    auroc: float | None
+    seconds: float
+
+    def line(self) -> str:
+        auroc = "no AUROC" if self.auroc is None else f"AUROC {self.auroc:.3f}"
+        figures = f"{auroc}  loss {self.loss:.4f}  accuracy {self.accuracy:.3f}  {self.seconds:.1f} s"
+        return f"round {self.round:>3}  {figures}"
+
+
+async def dry_run(trial: Trial, withdrawn: dict[str, list[str]], say: Say, on_progress: OnProgress) -> dict[str, Any]:
+    """Intake, one training step, masks: everything of a round but sending. Raises `ContractNotMet` or `WorkFailed`."""
+    report = await _intake(trial, withdrawn, say, on_progress)
+    weights, vector = trial.scratch / "model.safetensors", trial.scratch / "vector"
+    parameters = await trial.begin(weights)
+    begun = time.monotonic()
+    layout = await trial.train(weights, vector, _untold, steps=1)
+    step = time.monotonic() - begun
+    say(f"one training step of {trial.plan.model.name} ({parameters:,} weights): {step:.1f} s with loading")
+    sent = _rehearse_masks(trial, vector, layout, say)
+    metrics = await trial.evaluate(weights, trial.scratch / "metrics")
+    say(f"measuring on the patients held back: {metrics.numbers} numbers, to be added to the others'")
+    say("nothing left: no message was written, no budget spent, all files of this trial are removed")
+    return {"report": report, "parameters": parameters, "step_seconds": step, "masked_bytes": sent}
+
+
+async def baseline(
+    trial: Trial, withdrawn: dict[str, list[str]], rounds: int, say: Say, on_progress: OnProgress
+) -> list[Measured]:
+    """Train here alone for `rounds` rounds of the plan, without noise, and measure after each on who is held back.
+
+    What a study has to beat. Nothing of it leaves, so nothing of a budget is spent.
+    """
+    await _intake(trial, withdrawn, say, on_progress)
+    weights, vector, metrics = (trial.scratch / name for name in ("model.safetensors", "vector", "metrics"))
+    await trial.begin(weights)
+    found = [await _measured(trial, weights, metrics, 0, 0.0)]
+    say(found[-1].line())
+    for number in range(1, rounds + 1):
+        begun = time.monotonic()
+        layout = await trial.train(weights, vector, on_progress, noise=False)
+        _apply(trial.plan, weights, vector, layout)
+        found.append(await _measured(trial, weights, metrics, number, time.monotonic() - begun))
+        say(found[-1].line())
+    return found
+
+
+async def rehearse(trial: Trial, say: Say, on_progress: OnProgress) -> list[Measured]:
+    """A whole round on synthetic images: read, train, measure, mask, add up, compare."""
+    await _intake(trial, {"before": [], "after": []}, say, on_progress)
+    weights, vector, metrics = (trial.scratch / name for name in ("model.safetensors", "vector", "metrics"))
+    await trial.begin(weights)
+    before = await _measured(trial, weights, metrics, 0, 0.0)
+    begun = time.monotonic()
+    layout = await trial.train(weights, vector, on_progress)
+    seconds = time.monotonic() - begun
+    say(f"trained one round: {seconds:.1f} s")
+    _rehearse_masks(trial, vector, layout, say)
+    _apply(trial.plan, weights, vector, layout)
+    after = await _measured(trial, weights, metrics, 1, seconds)
+    say(before.line())
+    say(after.line())
+    return [before, after]
+
+
+async def _intake(trial: Trial, withdrawn: dict[str, list[str]], say: Say, on_progress: OnProgress) -> dict[str, Any]:
+    report = await trial.scan(withdrawn, on_progress)
+    patients = sum(report["patients"].values())
+    say(f"{report['used']} of {report['files']} files used, of {patients} patients")
+    for code, count in refusal_lines(report):
+        say(f"  {count:>8}  {code}")
+    if report["problems"]:
+        raise ContractNotMet(f"our data do not meet the plan's contract: {'; '.join(report['problems'])}")
+    return report
+
+
+def _rehearse_masks(trial: Trial, vector: Path, layout: VectorLayout, say: Say) -> int:
+    from silo_agent.ladder.masking import masked_trip
+
+    trip = masked_trip(vector, layout, first_encoding(trial.plan), trial.plan.silos, trial.entropy)
+    say(
+        f"masked for a sum of {trip.hospitals} hospitals: {trip.masked_bytes:,} bytes would leave, {trip.seconds:.1f} "
+        "s; their sum came out from under the masks as it went in"
+    )
+    return trip.masked_bytes
+
+
+async def _measured(trial: Trial, weights: Path, out: Path, number: int, seconds: float) -> Measured:
+    import numpy as np
+
+    from models.metrics import MetricLayout, read
+
+    layout = await trial.evaluate(weights, out)
+    found = read(np.fromfile(out, "<f8", layout.numbers), MetricLayout(len(trial.plan.labels.classes)))
+    return Measured(number, found.count, found.loss, found.accuracy, found.auroc, seconds)
+
+
+def _apply(plan: StudyPlan, weights: Path, vector: Path, layout: VectorLayout) -> None:
+    """The next model of a study of this hospital alone: its own mean change."""
+    import numpy as np
+
+    from boundary.tensors import pack, unpack_file
+    from models.parameters import manifest
+
+    shapes = manifest(plan.model, len(plan.labels.classes))
+    numbers = np.fromfile(vector, "<f8", layout.numbers)
+    delta = np.fromfile(vector, "<f4", offset=layout.numbers_bytes)
+    if len(delta) != shapes.size:
+        raise WorkFailed("INTERNAL", "a plan with random_share below 1 has no baseline: the change is not whole")
+    weight = float(numbers[layout.where("weight")][0])
+    np.divide(delta, np.float32(weight), out=delta)
+    weights.write_bytes(pack(np.add(unpack_file(weights, shapes), delta, out=delta), shapes))
+
+
+def _untold(_step: int, _steps: int) -> None:
+    """Progress nobody asked for."""

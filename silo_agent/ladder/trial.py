@@ -1,0 +1,136 @@
+"""A plan's work tried in this hospital, by the same child process and commands as a round, in a folder of its own.
+
+Nothing of it is posted, and nothing in the journal is written: no budget is spent, because no result leaves. The folder
+is removed at the end.
+"""
+
+import math
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from boundary.canonical import parse_json
+from boundary.layout import VectorLayout, layout_for
+from boundary.plan import StudyPlan, study_id, to_json
+from silo_agent.budget import Terms, terms_of
+from silo_agent.config import AgentConfig, DatasetConfig
+from silo_agent.errors import WorkFailed
+from silo_agent.worker import OnProgress, Worker
+
+_SELECTION_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One plan with one data set. `scratch` is an empty private folder; `key_file` as the scans of the agent use it."""
+
+    plan: StudyPlan
+    dataset: DatasetConfig
+    worker: Worker
+    scratch: Path
+    key_file: Path
+    config: AgentConfig
+    entropy: Callable[[int], bytes]
+
+    @property
+    def terms(self) -> Terms | None:
+        """Of a plan with a guarantee per patient; raises `WorkFailed` where this hospital cannot take part in it."""
+        return terms_of(self.plan, self.plan.dataset.name, self.dataset)
+
+    async def scan(self, withdrawn: dict[str, list[str]], on_progress: OnProgress) -> dict[str, Any]:
+        """The intake report, as a scan for this plan would make it now."""
+        return await self.worker.run(self._command("scan") | {"withdrawn": withdrawn}, on_progress)
+
+    async def begin(self, weights: Path) -> int:
+        """Write the model that the study begins with; give how many weights it has."""
+        said = await self.worker.run(self._command("initial") | {"model": str(weights)}, _untold)
+        return int(said["parameters"])
+
+    async def statistics(self) -> dict[str, float] | None:
+        """Our own mean and deviation in the place of everybody's, if the plan asks for such; raises `WorkFailed`."""
+        if self.plan.preprocessing.normalise == "none":
+            return None
+        out = self.scratch / "statistics"
+        await self.worker.run(self._command("statistics") | {"out": str(out)}, _untold)
+        count, total, squares = numbers_of(out, 3)
+        if not count:
+            raise WorkFailed("NO_IMAGES", "no image is left to train on")
+        mean = total / count
+        return {"mean": mean, "deviation": max(math.sqrt(max(0.0, squares / count - mean**2)), 1e-6)}
+
+    async def train(
+        self, weights: Path, out: Path, on_progress: OnProgress, *, steps: int | None = None, noise: bool = True
+    ) -> VectorLayout:
+        """One round's training, or only its first `steps`; give where things lie in the vector at `out`.
+
+        Without `noise` a plan with a guarantee is trained as one without: for numbers that stay in the hospital.
+        """
+        command = self._command("train", steps=steps, noise=noise) | {
+            "model": str(weights), "out": str(out), "normalisation": await self.statistics(),
+            "selection": self.entropy(_SELECTION_BYTES).hex(), "residual": str(self.scratch / "residual"),
+        }  # fmt: skip
+        said = await self.worker.run(command, on_progress)
+        bands = self.plan.bands if noise else 0
+        return layout_for("train", parameters=int(said["parameters"]), metrics=0, bands=bands)
+
+    async def evaluate(self, weights: Path, out: Path) -> VectorLayout:
+        """Measure on the patients held back; give where things lie in the vector at `out`."""
+        command = self._command("evaluate") | {
+            "model": str(weights), "out": str(out), "normalisation": await self.statistics(),
+        }  # fmt: skip
+        said = await self.worker.run(command, _untold)
+        return layout_for("evaluate", parameters=int(said["parameters"]), metrics=int(said["metrics"]))
+
+    def _command(self, do: str, *, steps: int | None = None, noise: bool = True) -> dict[str, Any]:
+        plan: dict[str, Any] = parse_json(to_json(self.plan), limit=len(to_json(self.plan)))
+        private = None
+        if not noise:
+            plan["privacy"], plan["training"]["weighting"] = {"mechanism": "none"}, "images"
+        elif (terms := self.terms) is not None:
+            private = terms.for_trial(steps)
+        if steps is not None:
+            plan["training"]["max_steps"] = min(steps, plan["training"]["max_steps"])
+        return {
+            "do": do,
+            "plan": plan,
+            "study": study_id(self.plan),
+            "dicom": self.dataset.source.path,
+            "labels": self.dataset.labels.path,
+            "key_file": str(self.key_file),
+            "cache": str(self.scratch / "cache"),
+            "device": self.config.resources.device,
+            "at_once": self.config.resources.images_at_once,
+            "declared": None if self.dataset.privacy is None else self.dataset.privacy.most_patients,
+            "private": private,
+        }
+
+
+@contextmanager
+def scratch_in(folder: Path) -> Iterator[Path]:
+    """An empty folder for the agent's user only, gone at the end. What a killed trial left is cleared first."""
+    scratch = folder / "trial"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(mode=0o700, parents=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def numbers_of(vector: Path, count: int) -> list[float]:
+    """The first numbers of a stored vector (`boundary.layout`)."""
+    with vector.open("rb") as file:
+        return list(struct.unpack(f"<{count}d", file.read(8 * count)))
+
+
+def refusal_lines(report: dict[str, Any]) -> list[tuple[str, int]]:
+    """(code, files) of an intake report, most first."""
+    return sorted(report["refused"].items(), key=lambda pair: (-pair[1], pair[0]))
+
+
+def _untold(_step: int, _steps: int) -> None:
+    """Progress nobody asked for."""

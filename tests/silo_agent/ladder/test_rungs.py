@@ -1,0 +1,166 @@
+"""Dry run, baseline and rehearsal on the code of a real round; nothing of them leaves, is written down or is kept."""
+
+import asyncio
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from silo_agent_tests_one_hospital import private
+from typer.testing import CliRunner
+
+from boundary.plan import parse_plan
+from silo_agent import trainer
+from silo_agent.cli import app
+from silo_agent.config import AgentConfig, PatientCaps, parse_config, starting_config
+from silo_agent.errors import ContractNotMet, WorkFailed
+from silo_agent.ladder import rungs
+from silo_agent.ladder.synthetic import synthetic_stage
+from silo_agent.ladder.trial import Trial, scratch_in
+
+NOBODY: dict[str, list[str]] = {"before": [], "after": []}
+COMMANDS = {
+    "scan": trainer._scan, "initial": trainer._initial, "statistics": trainer._statistics, "train": trainer._train,
+    "evaluate": trainer._evaluate,
+}  # fmt: skip
+
+
+class Child:
+    """The child's own functions, without the process. `told` remembers what each was asked."""
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, Any]] = []
+
+    def progress(self, _step: int, _steps: int) -> None:
+        pass
+
+    def is_cancelled(self) -> bool:
+        return False
+
+    async def run(self, command: dict[str, Any], _on_progress: object) -> dict[str, Any]:
+        command = json.loads(json.dumps(command)) | {"threads": 1}
+        self.told.append(command)
+        return COMMANDS[command["do"]](command, self)  # type: ignore[arg-type]
+
+
+def config() -> AgentConfig:
+    text = starting_config("st-olavs", "rehearsal", Path("/d"), Path("/l"), threads=1, heartbeat=1)
+    return parse_config(text, "agent.toml")
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Trial:
+    scratch = tmp_path / "trial"
+    scratch.mkdir()
+    stage = synthetic_stage(tmp_path, "st-olavs", 4, "cnn-small", 32, os.urandom, date(2026, 11, 21))
+    return Trial(stage.plan, stage.dataset, Child(), scratch, stage.key_file, config(), os.urandom)  # type: ignore[arg-type]
+
+
+def played(rung: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> tuple[Any, str]:
+    said: list[str] = []
+    result = asyncio.run(rung(*arguments, said.append, lambda _step, _steps: None))
+    return result, "\n".join(said)
+
+
+def test_a_rehearsal_plays_a_whole_round(trial: Trial) -> None:
+    (before, after), said = played(rungs.rehearse, trial)
+    assert [one["do"] for one in trial.worker.told] == ["scan", "initial", "evaluate", "train", "evaluate"]  # type: ignore[attr-defined]
+    assert before.images == after.images > 0
+    assert (before.loss, before.auroc) != (after.loss, after.auroc), "the model was trained and the change applied"
+    assert "masked for a sum of 4 hospitals" in said
+    assert "96 of 96 files used" in said
+
+
+def test_a_baseline_learns_from_this_hospital_alone(trial: Trial) -> None:
+    found, said = played(rungs.baseline, trial, NOBODY, 4)
+    assert [one.round for one in found] == [0, 1, 2, 3, 4]
+    assert found[-1].loss < found[0].loss
+    assert said.count("AUROC") == 5
+
+
+def private_trial(trial: Trial) -> Trial:
+    caps = PatientCaps(most_patients=60, study_epsilon=8, lifetime_epsilon=16)
+    changes = {"privacy": private()["privacy"], "training": {"rounds": 3, "weighting": "declared"}}
+    plan = parse_plan(trial.plan.model_dump(mode="json") | changes)
+    return replace(trial, plan=plan, dataset=trial.dataset.model_copy(update={"privacy": caps}))
+
+
+def test_a_dry_run_does_one_step_and_says_what_would_leave(trial: Trial) -> None:
+    found, said = played(rungs.dry_run, trial, NOBODY)
+    (trained,) = [one for one in trial.worker.told if one["do"] == "train"]  # type: ignore[attr-defined]
+    assert trained["plan"]["training"]["max_steps"] == 1
+    assert found["masked_bytes"] == 4 * 8 + 4 * found["parameters"]
+    assert "nothing left" in said
+
+
+def test_a_private_plan_is_tried_with_its_noise_and_its_baseline_without(trial: Trial) -> None:
+    ours = private_trial(trial)
+    played(rungs.dry_run, ours, NOBODY)
+    played(rungs.baseline, ours, NOBODY, 1)
+    tried, alone = [one for one in trial.worker.told if one["do"] == "train"]  # type: ignore[attr-defined]
+    assert tried["private"]["steps"] == 1
+    assert tried["private"]["noise_multiplier"] > 0
+    assert set(tried["private"]["bands"]) == {0.0}
+    assert alone["private"] is None
+    assert alone["plan"]["privacy"] == {"mechanism": "none"}
+
+
+def test_who_withdrew_is_not_in_it(trial: Trial) -> None:
+    played(rungs.dry_run, trial, {"before": ["00" * 32], "after": []})
+    assert trial.worker.told[0]["withdrawn"] == {"before": ["00" * 32], "after": []}  # type: ignore[attr-defined]
+
+
+def test_data_that_do_not_meet_the_contract_end_it(trial: Trial) -> None:
+    contract = trial.plan.labels.model_copy(update={"classes": ("0", "none of these")})
+    strange = replace(trial, plan=trial.plan.model_copy(update={"labels": contract}))
+    with pytest.raises(ContractNotMet, match="none of these"):
+        played(rungs.dry_run, strange, NOBODY)
+    assert [one["do"] for one in trial.worker.told] == ["scan"]  # type: ignore[attr-defined]
+
+
+def test_a_plan_this_hospital_cannot_take_part_in_says_why(trial: Trial) -> None:
+    ours = private_trial(trial)
+    with pytest.raises(WorkFailed, match="most_patients"):
+        played(rungs.dry_run, replace(ours, dataset=trial.dataset), NOBODY)
+
+
+def test_the_scratch_folder_is_private_empty_and_gone(tmp_path: Path) -> None:
+    (tmp_path / "trial").mkdir()
+    (tmp_path / "trial" / "left").write_text("by a killed trial")
+    with scratch_in(tmp_path) as scratch:
+        assert list(scratch.iterdir()) == []
+        assert scratch.stat().st_mode & 0o777 == 0o700
+        (scratch / "model").write_text("x")
+    assert not scratch.exists()
+
+
+@pytest.mark.slow
+def test_the_commands_play_it_with_a_child_process_and_leave_nothing(site: Any, tmp_path: Path) -> None:
+    """A plan of real messages, the agent's own state folder, the real child."""
+    stage = synthetic_stage(tmp_path, "st-olavs", 3, "cnn-small", 32, os.urandom, date(2026, 11, 21))
+    toml = site.root / "agent.toml"
+    toml.write_text(
+        toml.read_text()
+        .replace(f'path = "{site.root}"', f'path = "{stage.dataset.source.path}"')
+        .replace(str(site.root / "labels.csv"), stage.dataset.labels.path)
+    )
+    site.propose()
+    before = journal_of(site.root)
+    for words in (["rehearse", "--hospitals", "3", "--side", "32"], ["dry-run", site.study]):
+        done = CliRunner().invoke(app, [*words, "--state", str(site.root)])
+        assert done.exit_code == 0, (words, done.output, done.exception)
+        assert "their sum came out from under the masks as it went in" in done.stdout
+        assert "left" in done.stdout.splitlines()[-1]
+    assert journal_of(site.root) == before
+    assert not (site.root / "trial").exists()
+
+
+def journal_of(root: Path) -> list[tuple[object, ...]]:
+    with sqlite3.connect(root / "journal.sqlite") as db:
+        tables = [name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+        return [row for name in tables for row in db.execute(f"SELECT * FROM {name}")]  # noqa: S608 - our own names

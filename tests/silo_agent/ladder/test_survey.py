@@ -1,0 +1,93 @@
+"""A folder looked at without a plan: what could be used, and why the rest could not, for people and for programs."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from infra.hospitals.writing import Identity, write_image
+from silo_agent.cli import app
+from silo_agent.intake.errors import ArchiveMissing
+from silo_agent.intake.survey import Survey, survey
+
+KEY = bytes(range(32))
+
+
+def image(folder: Path, name: str, patient: str = "MRN-1", *, number: int = 1, value: int = 40, **more: object) -> Path:
+    pixels = np.full((16, 16), value, dtype=np.int16)
+    pixels[4:8, 4:8] += number
+    path = folder / name
+    write_image(path, pixels, identity=Identity("st-olavs", patient, image=number), modality="CT", **more)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "archive"
+    image(folder, "a/1.dcm", number=1)
+    image(folder, "a/2.dcm", number=2)
+    image(folder, "b/1.dcm", "MRN-2", number=3)
+    shutil.copy(folder / "a" / "1.dcm", folder / "b" / "copy.dcm")
+    (folder / "notes.txt").write_text("no image")
+    whole = (folder / "a" / "2.dcm").read_bytes()
+    (folder / "half.dcm").write_bytes(whole[: len(whole) - 100])
+    return folder
+
+
+def look(folder: Path) -> Survey:
+    return survey(folder, KEY, lambda _step, _steps: None)
+
+
+def test_every_file_is_used_or_refused_with_one_code(folder: Path) -> None:
+    found = look(folder)
+    assert (found.files, found.used, found.patients, found.modalities) == (6, 3, 2, {"CT": 3})
+    assert found.refused == {"DUPLICATE": 1, "NOT_DICOM": 1, "TRUNCATED": 1}
+    assert found.used + sum(found.refused.values()) == found.files == 6
+    assert {name for name, _ in found.named} >= {"notes.txt", "half.dcm"}
+
+
+def test_no_name_of_a_file_is_in_its_repr(folder: Path) -> None:
+    assert "half.dcm" not in repr(look(folder))
+
+
+def test_progress_ends_with_all_files(folder: Path) -> None:
+    said: list[tuple[int, int]] = []
+    survey(folder, KEY, lambda step, steps: said.append((step, steps)))
+    assert said[0] == (0, 6)
+    assert said[-1] == (6, 6)
+
+
+def test_an_empty_folder_has_nothing_and_a_missing_one_is_said(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert look(tmp_path / "empty") == Survey(0, 0, 0, {}, {}, ())
+    with pytest.raises(ArchiveMissing):
+        look(tmp_path / "missing")
+
+
+# --- the command ---------------------------------------------------------------------------------------
+def test_a_program_is_told_two_members(folder: Path) -> None:
+    done = CliRunner().invoke(app, ["scan", str(folder), "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == {"used": 3, "refused": {"DUPLICATE": 1, "NOT_DICOM": 1, "TRUNCATED": 1}}
+
+
+def test_people_are_told_what_each_code_means_and_where_the_files_are_listed(folder: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "refused.csv"
+    done = CliRunner().invoke(app, ["scan", str(folder), "--files", str(listed)])
+    assert done.exit_code == 0, done.output
+    assert "3 of 6 files could be used (3 CT), of 2 patients" in done.stdout
+    assert "TRUNCATED" in done.stdout
+    assert "send it from the archive again" in done.stdout
+    assert "half.dcm" not in done.stdout
+    with listed.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["file"]: row["code"] for row in rows}["half.dcm"] == "TRUNCATED"
+
+
+def test_what_is_no_folder_is_said(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["scan", str(tmp_path / "missing")])
+    assert "is no folder" in str(done.exception)
