@@ -149,9 +149,13 @@ def _survey(command: dict[str, Any], conversation: Conversation) -> dict[str, An
     from dataclasses import asdict
 
     from silo_agent.intake.cache import write_refused
-    from silo_agent.intake.survey import survey
+    from silo_agent.intake.survey import survey, survey_volumes
 
-    found = survey(Path(command["dicom"]), bytes.fromhex(command["key"]), conversation.progress)
+    folder = Path(command["dicom"])
+    if command["volumes"]:
+        found = survey_volumes(folder, conversation.progress)
+    else:
+        found = survey(folder, bytes.fromhex(command["key"]), conversation.progress)
     if command["named"] is not None:
         write_refused(Path(command["named"]), found.named)
     return {name: value for name, value in asdict(found).items() if name != "named"}

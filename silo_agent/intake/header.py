@@ -35,7 +35,7 @@ SINGLE_FRAME = {
 MULTI_FRAME = frozenset(_STORAGE + part for part in ("2.1", "2.2", "3.1", "4.1", "4.3", "4.4"))
 SECONDARY_CAPTURE = frozenset(_STORAGE + part for part in ("7", "7.1", "7.2", "7.3", "7.4"))
 _MANY_SLICES = "MOSAIC"  # Siemens tiles the slices of a volume into one MR image
-_SCOUTS = frozenset({"LOCALIZER", "SCOUT"})
+SCOUTS = frozenset({"LOCALIZER", "SCOUT"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def _judge_kind(header: Header) -> Refusal | None:
 
 def _judge_image_type(header: Header) -> Refusal | None:
     """Value 2 tells what was acquired from what was made of it, values 3 and on are the modality's own."""
-    if not _SCOUTS.isdisjoint(header.image_type):
+    if not SCOUTS.isdisjoint(header.image_type):
         return Refusal.LOCALIZER
     if _MANY_SLICES in header.image_type or (header.frames or 1) > 1:
         return Refusal.MULTI_FRAME

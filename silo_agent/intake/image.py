@@ -37,10 +37,10 @@ from silo_agent.intake.pixels import content_digest, in_modality_units, unused_b
 from silo_agent.intake.refusals import Refusal
 
 PIXEL_DATA = 0x7FE00010
-_ANY_PIXELS = frozenset({PIXEL_DATA, 0x7FE00008, 0x7FE00009})  # float and double images are maps, not images
+ANY_PIXELS = frozenset({PIXEL_DATA, 0x7FE00008, 0x7FE00009})  # float and double images are maps, not images
 _TRANSFER_SYNTAX_UID = 0x00020010
 _PREAMBLE, _MAGIC = 128, b"DICM"  # PS3.10 section 7.1
-_UNDEFINED_LENGTH = 0xFFFFFFFF
+UNDEFINED_LENGTH = 0xFFFFFFFF
 _MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
 # A data set without a preamble starts in group 0002 or 0008; anything else is not worth parsing.
 _BARE_STARTS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
@@ -66,7 +66,7 @@ class Refused:
     code: Refusal
 
 
-class _NotUsable(Exception):
+class NotUsable(Exception):
     """A signal inside this module, not an error that anyone sees."""
 
     def __init__(self, code: Refusal) -> None:
@@ -82,9 +82,9 @@ def read_image(path: Path, *, modalities: Collection[str], limits: Limits | None
     rules, and `encoding` for the limits.
     """
     try:
-        with path.open("rb") as file, _quiet():
+        with path.open("rb") as file, quiet():
             return _read(file, modalities, limits or Limits())
-    except _NotUsable as why:
+    except NotUsable as why:
         return Refused(why.code)
     except PermissionError:
         return Refused(Refusal.PERMISSION_DENIED)
@@ -97,29 +97,29 @@ def read_image(path: Path, *, modalities: Collection[str], limits: Limits | None
 
 
 def _read(file: BinaryIO, modalities: Collection[str], limits: Limits) -> StoredImage:
-    _refuse_deflated(file, has_preamble=_looks_like_dicom(file))
+    refuse_deflated(file, has_preamble=looks_like_dicom(file))
     size = os.fstat(file.fileno()).st_size
     header, pixels = _read_header(file, size)
     if refusal := judge_header(header, modalities, limits):
-        raise _NotUsable(refusal)
+        raise NotUsable(refusal)
     _check_extent(header, pixels, size, limits)
     ds = _read_whole(file, header)
-    stored = unused_bits_cleared(_decode(ds, header), header.bits_stored or 0, signed=header.signed)
+    stored = unused_bits_cleared(decode(ds, header), header.bits_stored or 0, signed=header.signed)
     image = in_modality_units(stored, header, ds)
     return StoredImage(header.identifiers, header.modality, image, content_digest(stored))
 
 
-def _looks_like_dicom(file: BinaryIO) -> bool:
+def looks_like_dicom(file: BinaryIO) -> bool:
     """Return whether there is a preamble; refuses what is not DICOM either way."""
     start = file.read(_PREAMBLE + len(_MAGIC))
     if start[_PREAMBLE:] == _MAGIC:
         return True
     if not start.startswith(_BARE_STARTS):
-        raise _NotUsable(Refusal.NOT_DICOM)
+        raise NotUsable(Refusal.NOT_DICOM)
     return False
 
 
-def _refuse_deflated(file: BinaryIO, *, has_preamble: bool) -> None:
+def refuse_deflated(file: BinaryIO, *, has_preamble: bool) -> None:
     file.seek(_PREAMBLE + len(_MAGIC) if has_preamble else 0)
     meta = read_dataset(
         file,
@@ -129,7 +129,7 @@ def _refuse_deflated(file: BinaryIO, *, has_preamble: bool) -> None:
         specific_tags=[_TRANSFER_SYNTAX_UID],
     )
     if str(meta.get("TransferSyntaxUID", "")).strip(" \0") in encoding.DEFLATED:
-        raise _NotUsable(Refusal.TRANSFER_SYNTAX)
+        raise NotUsable(Refusal.TRANSFER_SYNTAX)
 
 
 @dataclass(slots=True)
@@ -149,7 +149,7 @@ def _read_header(file: BinaryIO, size: int) -> tuple[Header, _PixelElement]:
     found = _PixelElement()
 
     def at_pixels(tag: BaseTag, _vr: str | None, length: int) -> bool:
-        if tag in _ANY_PIXELS:
+        if tag in ANY_PIXELS:
             found.tag, found.length, found.offset = int(tag), length, file.tell()
         return found.tag != 0
 
@@ -158,16 +158,16 @@ def _read_header(file: BinaryIO, size: int) -> tuple[Header, _PixelElement]:
     file.seek(0)
     ds = read_partial(file, stop_when=at_pixels, force=True, specific_tags=list(HEADER_TAGS))
     media_class = str(ds.file_meta.get("MediaStorageSOPClassUID", "")).strip(" \0")
-    header = parse_header(ds, _transfer_syntax(ds), media_class)
+    header = parse_header(ds, transfer_syntax_of(ds), media_class)
     if header.sop_class == _MEDIA_DIRECTORY or not (header.sop_class or has_preamble):
-        raise _NotUsable(Refusal.NOT_DICOM)
+        raise NotUsable(Refusal.NOT_DICOM)
     if header.rows is None and found.tag == 0 and header.sop_class in SINGLE_FRAME:
-        raise _NotUsable(Refusal.TRUNCATED)  # the end came before the Image Pixel module
+        raise NotUsable(Refusal.TRUNCATED)  # the end came before the Image Pixel module
     found.beyond_end = file.tell() > size
     return header, found
 
 
-def _transfer_syntax(ds: FileDataset) -> str:
+def transfer_syntax_of(ds: FileDataset) -> str:
     """Return the transfer syntax, or what pydicom found by trying where the file does not say (PS3.10 7.1)."""
     named = str(ds.file_meta.get("TransferSyntaxUID", "")).strip(" \0")
     if named:
@@ -181,42 +181,42 @@ def _transfer_syntax(ds: FileDataset) -> str:
 def _check_extent(header: Header, pixels: _PixelElement, size: int, limits: Limits) -> None:
     """Compare the length of the pixel data with what the header needs and the file has, before reading it."""
     if pixels.tag != PIXEL_DATA:
-        raise _NotUsable(Refusal.TRUNCATED if pixels.beyond_end else Refusal.NO_PIXELS)
+        raise NotUsable(Refusal.TRUNCATED if pixels.beyond_end else Refusal.NO_PIXELS)
     if pixels.length == 0:
-        raise _NotUsable(Refusal.NO_PIXELS)
+        raise NotUsable(Refusal.NO_PIXELS)
     if size > limits.max_file_bytes:
-        raise _NotUsable(Refusal.TOO_LARGE)
+        raise NotUsable(Refusal.TOO_LARGE)
     native = header.transfer_syntax in encoding.NATIVE
-    if native is (pixels.length == _UNDEFINED_LENGTH):
-        raise _NotUsable(Refusal.UNREADABLE)  # PS3.5 A.4: encapsulated is undefined, native is not
+    if native is (pixels.length == UNDEFINED_LENGTH):
+        raise NotUsable(Refusal.UNREADABLE)  # PS3.5 A.4: encapsulated is undefined, native is not
     needed = (header.rows or 0) * (header.columns or 0) * (header.bits_allocated or 0) // 8
     if native and (pixels.length < needed or pixels.offset + needed > size):
-        raise _NotUsable(Refusal.TRUNCATED)
+        raise NotUsable(Refusal.TRUNCATED)
 
 
 def _read_whole(file: BinaryIO, header: Header) -> FileDataset:
     file.seek(0)
     ds = read_partial(file, force=True, specific_tags=[*HEADER_TAGS, PIXEL_DATA])
     if "PixelData" not in ds:
-        raise _NotUsable(Refusal.TRUNCATED)  # no delimiter before the end of the file
+        raise NotUsable(Refusal.TRUNCATED)  # no delimiter before the end of the file
     ds.file_meta.TransferSyntaxUID = UID(header.transfer_syntax)
     return ds
 
 
-def _decode(ds: Dataset, header: Header) -> NDArray[np.integer]:
+def decode(ds: Dataset, header: Header) -> NDArray[np.integer]:
     """Return the stored values [H,W] as the decoder gives them."""
     if header.transfer_syntax in encoding.JPEG_2000:
         codestream = get_frame(ds.PixelData, 0, number_of_frames=1)
         if refusal := encoding.judge_codestream(codestream, header.rows or 0, header.columns or 0):
-            raise _NotUsable(refusal)
+            raise NotUsable(refusal)
     stored = pixel_array(ds, raw=True, decoding_plugin=_PLUGIN_FOR.get(header.transfer_syntax, ""))
     if stored.shape != (header.rows, header.columns):
-        raise _NotUsable(Refusal.UNREADABLE)
+        raise NotUsable(Refusal.UNREADABLE)
     return stored
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in _TALKATIVE]
     propagated = [logger.propagate for logger in loggers]
     silence = logging.NullHandler()

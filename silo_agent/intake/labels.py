@@ -75,13 +75,13 @@ def parse_labels(data: bytes, contract: Labels) -> LabelTable:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as why:
         raise LabelsUnreadable("the label table is not UTF-8: save it as 'CSV UTF-8'") from why
-    names, rows = _table(text)
-    levels = [_level(name) for name in names]
+    names, rows = table_of(text)
+    levels = [level_of(name) for name in names]
     column = _label_column(names, levels, contract.column)
     class_of = {name: index for index, name in enumerate(contract.classes)}
     outcomes: dict[Key, int | Refusal] = {}
     for row in rows:
-        key = _key(levels, row)
+        key = key_of(levels, row)
         cell = row[column]
         if key is not None and cell:
             new = class_of.get(cell, Refusal.LABEL_UNKNOWN)
@@ -90,7 +90,7 @@ def parse_labels(data: bytes, contract: Labels) -> LabelTable:
     return LabelTable(names[column], digest(data), outcomes)
 
 
-def _table(text: str) -> tuple[list[str], Iterator[list[str]]]:
+def table_of(text: str) -> tuple[list[str], Iterator[list[str]]]:
     """Return the header, and the rows stripped and padded to its length."""
     for delimiter in DELIMITERS:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -98,7 +98,7 @@ def _table(text: str) -> tuple[list[str], Iterator[list[str]]]:
             names = [name.strip() for name in next(reader, [])]
         except csv.Error as why:
             raise LabelsUnreadable(f"line 1 of the label table is not CSV: {why}") from why
-        if any(_level(name) for name in names):
+        if any(level_of(name) for name in names):
             return names, _rows(reader, len(names))
     raise LabelKeyMissing(
         "the label table has no column SOPInstanceUID, SeriesInstanceUID or StudyInstanceUID in its first line: "
@@ -118,7 +118,7 @@ def _rows(reader: Iterator[list[str]], width: int) -> Iterator[list[str]]:
         raise LabelsUnreadable(f"the label table is not CSV after row {number}: {why}") from why
 
 
-def _level(name: str) -> str | None:
+def level_of(name: str) -> str | None:
     plain = re.sub(r"[^a-z]", "", name.lower())
     return plain if plain in LEVELS else None
 
@@ -138,7 +138,7 @@ def _label_column(names: Sequence[str], levels: Sequence[str | None], wanted: st
     return others[0]
 
 
-def _key(levels: Sequence[str | None], row: Sequence[str]) -> Key | None:
+def key_of(levels: Sequence[str | None], row: Sequence[str]) -> Key | None:
     for level in LEVELS:
         for index, cell in enumerate(row):
             if levels[index] == level and cell:

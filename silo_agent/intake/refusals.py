@@ -22,6 +22,14 @@ class Refusal(StrEnum):
     TRANSFER_SYNTAX = "TRANSFER_SYNTAX"
     LOSSY_NOT_ALLOWED = "LOSSY_NOT_ALLOWED"
     MULTI_FRAME = "MULTI_FRAME"
+    GEOMETRY_MISSING = "GEOMETRY_MISSING"
+    MIXED_ORIENTATION = "MIXED_ORIENTATION"
+    DUPLICATE_POSITION = "DUPLICATE_POSITION"
+    SPACING_NONUNIFORM = "SPACING_NONUNIFORM"
+    GANTRY_TILT = "GANTRY_TILT"
+    SINGLE_SLICE = "SINGLE_SLICE"
+    AMBIGUOUS_SERIES = "AMBIGUOUS_SERIES"
+    SERIES_NOT_SELECTED = "SERIES_NOT_SELECTED"
     LOCALIZER = "LOCALIZER"
     DERIVED_SECONDARY = "DERIVED_SECONDARY"
     BURNED_IN = "BURNED_IN"
@@ -57,6 +65,7 @@ BY_DESIGN = frozenset(
         Refusal.NOT_DICOM,
         Refusal.NOT_AN_IMAGE,
         Refusal.LOCALIZER,
+        Refusal.SERIES_NOT_SELECTED,
         Refusal.DERIVED_SECONDARY,
         Refusal.MODALITY_MISMATCH,
         Refusal.DUPLICATE,
@@ -96,6 +105,36 @@ EXPLANATIONS: dict[Refusal, str] = {
     Refusal.MULTI_FRAME: (
         "The object holds several frames or slices and this version reads single images: "
         "export it as single-frame images."
+    ),
+    Refusal.GEOMETRY_MISSING: (
+        "The slice does not say where in the patient it lies: export it with Image Position, Image Orientation and "
+        "Pixel Spacing."
+    ),
+    Refusal.MIXED_ORIENTATION: (
+        "The slice lies at an angle to the rest of its series and makes no volume with it; nothing needs to be done "
+        "if it is a scout or a reformatted view."
+    ),
+    Refusal.DUPLICATE_POSITION: (
+        "Different slices lie at the same place and no tag tells them apart: export each phase, echo or "
+        "reconstruction as a series of its own."
+    ),
+    Refusal.SPACING_NONUNIFORM: (
+        "The slices do not lie at equal distances on one line, as when one is missing: "
+        "send the whole series from the archive again."
+    ),
+    Refusal.GANTRY_TILT: (
+        "The slices are stacked at an angle to their planes, as with a tilted gantry: export the series "
+        "corrected for the tilt if the scanner offers it."
+    ),
+    Refusal.SINGLE_SLICE: (
+        "One slice makes no volume: send the rest of its series from the archive if there is more of it."
+    ),
+    Refusal.AMBIGUOUS_SERIES: (
+        "Several series of this study match the plan's rule and none is preferred: let the study's coordinator "
+        "make the rule narrower."
+    ),
+    Refusal.SERIES_NOT_SELECTED: (
+        "The plan's rule asks for another kind of series; nothing needs to be done unless this one is meant."
     ),
     Refusal.LOCALIZER: "This is a scout image used to plan a scan; nothing needs to be done.",
     Refusal.DERIVED_SECONDARY: (

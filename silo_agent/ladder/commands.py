@@ -30,6 +30,7 @@ def add_to(app: typer.Typer) -> None:
 
 def scan(
     folder: Annotated[Path, typer.Argument(help="A folder of DICOM files, searched with all its subfolders.")],
+    volumes: Annotated[bool, typer.Option(help="Put series together as volumes, and count series.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help='{"used": n, "refused": {CODE: n}} and nothing else.')
     ] = False,
@@ -48,7 +49,7 @@ def scan(
         raise ConfigError(f"{folder} is no folder: give the one with the DICOM files")
     command = {
         "do": "survey", "dicom": str(folder), "key": secrets.token_bytes(32).hex(),
-        "named": None if files is None else str(files.resolve()),
+        "volumes": volumes, "named": None if files is None else str(files.resolve()),
     }  # fmt: skip
     with TemporaryDirectory(prefix="silo-agent-") as scratch:
         found = _in_child(Path(scratch) / "child.log", threads, lambda worker: worker.run(command, _bar(as_json)))
@@ -56,7 +57,8 @@ def scan(
         typer.echo(json.dumps({"used": found["used"], "refused": found["refused"]}))
         return
     kinds = ", ".join(f"{count} {name}" for name, count in found["modalities"].items()) or "none"
-    typer.echo(f"{found['used']} of {found['files']} files could be used ({kinds}), of {found['patients']} patients")
+    what = f"{found['used']} volumes in" if volumes else f"{found['used']} of"
+    typer.echo(f"{what} {found['files']} files could be used ({kinds}), of {found['patients']} patients")
     for code, count in sorted(found["refused"].items(), key=lambda pair: -pair[1]):
         typer.echo(f"  {count:>8}  {code:<22} {_explained(code)}")
     if found["refused"] and files is None:

@@ -1,0 +1,204 @@
+"""One file in, its slices or one refusal out: the header alone, held to limits before anything is expanded.
+
+An Enhanced CT or MR is judged as the single-frame object that it would be exported as, by the rules of
+`header.judge_header`, so there is one list of what is refused and no second one to forget.
+"""
+
+import os
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from pydicom.dataset import FileDataset
+from pydicom.filereader import read_partial
+from pydicom.tag import BaseTag
+
+from silo_agent.intake import encoding
+from silo_agent.intake.encoding import Limits
+from silo_agent.intake.header import Header, judge_header, parse_header
+from silo_agent.intake.image import (
+    ANY_PIXELS,
+    PIXEL_DATA,
+    UNDEFINED_LENGTH,
+    NotUsable,
+    Refused,
+    looks_like_dicom,
+    quiet,
+    refuse_deflated,
+    transfer_syntax_of,
+)
+from silo_agent.intake.refusals import Refusal
+from silo_agent.intake.volumes.headers import SLICE_TAGS, Slice, parse_slices
+
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_CT, _MR = _STORAGE + "2", _STORAGE + "4"
+SINGLE_FRAME_OF = {
+    _STORAGE + "2.1": _CT,  # Enhanced CT
+    _STORAGE + "2.2": _CT,  # Legacy Converted Enhanced CT
+    _STORAGE + "4.1": _MR,  # Enhanced MR
+    _STORAGE + "4.4": _MR,  # Legacy Converted Enhanced MR
+}
+_ITEM = b"\xfe\xff\x00\xe0"  # an item of a sequence, little endian; big endian data has no Enhanced objects
+_Read = TypeVar("_Read")
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeLimits:
+    """What a volume and the files it comes from may cost."""
+
+    file: Limits = field(default_factory=lambda: Limits(max_file_bytes=1024**3))
+    max_header_bytes: int = 16 * 1024 * 1024  # an Enhanced object says about 2 kB per frame
+    max_items: int = 200_000  # of sequences, in one header: each becomes an object of about 1 kB
+    max_frames: int = 4096
+    max_voxels: int = 2**28  # 1 GiB as float32: 1024 slices of 512 x 512
+    max_source_bytes: int = 2 * 1024**3  # all files of one volume
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One file whose pixels may be read. `offset` and `length` are of its pixel data, bytes."""
+
+    header: Header  # as of the single-frame object
+    slices: tuple[Slice, ...]
+    ds: FileDataset = field(repr=False)
+    offset: int
+    length: int
+    vr: str
+
+
+def read_slices(
+    path: Path,
+    file: int,
+    *,
+    modalities: Collection[str],
+    limits: VolumeLimits | None = None,
+    take_secondary: bool = False,
+) -> tuple[Slice, ...] | Refused:
+    """Read what the slices of one file say, or why it is not used. Raises nothing that depends on the file.
+
+    `file` is the number of the file in the scan. `take_secondary` accepts ImageType value 2 SECONDARY, as archives
+    for research carry it after defacing; screen captures stay refused.
+    """
+
+    def read() -> tuple[Slice, ...]:
+        with path.open("rb") as stream:
+            how = Acceptance(frozenset(modalities), take_secondary=take_secondary)
+            return read_instance(stream, file, how, limits or VolumeLimits()).slices
+
+    return guarded(read)
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """What the plan takes."""
+
+    modalities: frozenset[str]
+    take_secondary: bool = False
+
+
+def guarded(read: Callable[[], _Read]) -> _Read | Refused:
+    """Call `read`; whatever a file may provoke ends as a code. What pydicom would log or warn about stays unsaid."""
+    try:
+        with quiet():
+            return read()
+    except NotUsable as why:
+        return Refused(why.code)
+    except PermissionError:
+        return Refused(Refusal.PERMISSION_DENIED)
+    except OSError:
+        return Refused(Refusal.READ_ERROR)
+    except (RecursionError, MemoryError):
+        return Refused(Refusal.TOO_LARGE)
+    except Exception:  # noqa: BLE001 - what pydicom raises on damaged bytes has no common root and no list
+        return Refused(Refusal.UNREADABLE)
+
+
+def read_instance(stream: BinaryIO, file: int, how: Acceptance, limits: VolumeLimits) -> Instance:
+    """Read and judge the header of an open file; to be called within `guarded`."""
+    has_preamble = looks_like_dicom(stream)
+    refuse_deflated(stream, has_preamble=has_preamble)
+    size = os.fstat(stream.fileno()).st_size
+    ds, found = _read_header(stream, size, limits)
+    header = parse_header(ds, transfer_syntax_of(ds), str(ds.file_meta.get("MediaStorageSOPClassUID", "")).strip(" \0"))
+    if not (header.sop_class or has_preamble):
+        raise NotUsable(Refusal.NOT_DICOM)
+    if (header.frames or 0) > limits.max_frames and header.sop_class in SINGLE_FRAME_OF:
+        raise NotUsable(Refusal.TOO_LARGE)
+    slices = parse_slices(ds, header, file) if _stackable(header) else ()
+    single = _as_single_frame(header, slices, how)
+    if refusal := judge_header(single, how.modalities, limits.file):
+        raise NotUsable(refusal)
+    if not (slices and header.identifiers.study_uid and header.identifiers.series_uid):
+        raise NotUsable(Refusal.UNREADABLE)
+    _check_extent(single, found, size, (len(slices), limits))
+    return Instance(single, slices, ds, found.offset, found.length, found.vr)
+
+
+def _stackable(header: Header) -> bool:
+    return header.frames == 1 or header.sop_class in SINGLE_FRAME_OF
+
+
+def _as_single_frame(header: Header, slices: tuple[Slice, ...], how: Acceptance) -> Header:
+    kinds = header.image_type
+    if how.take_secondary and kinds[1:2] == ("SECONDARY",):
+        header = replace(header, image_type=(kinds[0], "PRIMARY", *kinds[2:]))
+    if header.sop_class not in SINGLE_FRAME_OF:
+        return header
+    every = bool(slices) and all(one.rescale for one in slices)
+    return replace(header, sop_class=SINGLE_FRAME_OF[header.sop_class], frames=1, rescale=every)
+
+
+@dataclass(slots=True)
+class _PixelElement:
+    """Where the pixel data begins; `tag` 0 if there is none within the bytes read."""
+
+    tag: int = 0
+    length: int = 0
+    offset: int = 0
+    vr: str = ""
+    beyond_end: bool = False
+
+
+def _read_header(stream: BinaryIO, size: int, limits: VolumeLimits) -> tuple[FileDataset, _PixelElement]:
+    """Parse at most `max_header_bytes`: what has not come to its pixels by then is not parsed further."""
+    found = _PixelElement()
+    stream.seek(0)
+    start = stream.read(min(size, limits.max_header_bytes))
+    if start.count(_ITEM) > limits.max_items:
+        raise NotUsable(Refusal.TOO_LARGE)
+    buffer = BytesIO(start)
+
+    def at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
+        if tag in ANY_PIXELS:
+            found.tag, found.length, found.offset, found.vr = int(tag), length, buffer.tell(), vr or "OW"
+        return found.tag != 0
+
+    ds = read_partial(buffer, stop_when=at_pixels, force=True, specific_tags=list(SLICE_TAGS))
+    if found.tag == 0 and size > len(start):
+        raise NotUsable(Refusal.TOO_LARGE)
+    found.beyond_end = buffer.tell() > size
+    return ds, found
+
+
+def _check_extent(header: Header, pixels: _PixelElement, size: int, frames: tuple[int, VolumeLimits]) -> None:
+    """Compare the length of the pixel data with what the frames need and the file has, before reading it."""
+    count, limits = frames
+    if pixels.tag != PIXEL_DATA:
+        raise NotUsable(Refusal.TRUNCATED if pixels.beyond_end else Refusal.NO_PIXELS)
+    if pixels.length == 0:
+        raise NotUsable(Refusal.NO_PIXELS)
+    if size > limits.file.max_file_bytes:
+        raise NotUsable(Refusal.TOO_LARGE)
+    native = header.transfer_syntax in encoding.NATIVE
+    if native is (pixels.length == UNDEFINED_LENGTH):
+        raise NotUsable(Refusal.UNREADABLE)  # PS3.5 A.4: encapsulated is undefined, native is not
+    needed = frame_bytes(header) * count
+    if native and (pixels.length < needed or pixels.offset + needed > size):
+        raise NotUsable(Refusal.TRUNCATED)
+
+
+def frame_bytes(header: Header) -> int:
+    """Return the bytes of one frame when it is not compressed."""
+    return (header.rows or 0) * (header.columns or 0) * (header.bits_allocated or 0) // 8
