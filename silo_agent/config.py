@@ -85,7 +85,7 @@ class AgentConfig(Frozen):
     resources: Resources = Resources()
     timing: Timing = Timing()
     sums: Sums = Sums()
-    proxy: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    proxy: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")] | None = None  # its login is in proxy.credentials
 
 
 def load_config(state: Path) -> AgentConfig:
@@ -130,7 +130,8 @@ def starting_config(
 # Wardround silo agent. Read docs/hospital.md before changing anything here.
 version = 1
 site = {_quoted(site)}
-# proxy = "http://proxy.hospital.example:3128"   # only if the way out needs one
+# proxy = "http://proxy.hospital.example:3128"   # only if the way out needs one; a login as user:password in the
+#   file proxy.credentials beside this one (chmod 600), the proxy's own CA in proxy.pem
 
 [dataset.{dataset}]
 source = {{ kind = "folder", path = {_quoted(str(dicom))} }}

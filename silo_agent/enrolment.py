@@ -153,8 +153,10 @@ def read_invitation(path: Path, site: str) -> Invitation:
     """Raises `ConfigError` if the file is not an invitation for this hospital."""
     try:
         invitation = Invitation.model_validate(parse_json(path.read_bytes()))
-    except (OSError, BoundaryError, ValueError) as why:
-        raise ConfigError(f"{path} is not an invitation: {why}") from why
+    except OSError as why:
+        raise ConfigError(f"{path} cannot be read: {why.strerror}") from why
+    except (BoundaryError, ValueError):  # whose text would quote the file, and with it the token
+        raise ConfigError(f"{path} is not an invitation: ask the coordinator to send the file again") from None
     if invitation.silo != site:
         raise ConfigError(f"the invitation is for {invitation.silo}, this agent is {site}")
     return invitation

@@ -1,7 +1,8 @@
 """The one module that opens a connection: HTTPS to the relay, outward, nothing else.
 
-TLS 1.3 against the pinned CA with our client certificate, HTTP/1.1, an optional proxy. Every answer is read
-against a size limit. Blobs move in ranges and go on where they stopped.
+TLS 1.3 against the pinned CA with our client certificate, HTTP/1.1, an optional proxy whose login and CA lie beside
+that certificate in the state folder. Every answer is read against a size limit. Blobs move in ranges and go on where
+they stopped.
 """
 
 import hashlib
@@ -10,10 +11,11 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Self, TypeVar
 
+import httpcore
 import httpx
 
 from boundary.api import (
@@ -43,6 +45,7 @@ from silo_agent.errors import (
 )
 from silo_agent.journal import Parcel
 from silo_agent.plain import plain
+from silo_agent.preflight.way_out import CREDENTIALS, ProxyNotTrusted, WayOut
 from silo_agent.state import sync_folder
 from silo_agent.streams import Backend
 
@@ -53,6 +56,13 @@ _PIECE = 1024 * 1024
 _PASSING = {9, 10}  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED: a clock or a late renewal
 _RESTORE = "Restore it from the backup of the state folder, or enrol again with a new invitation: all keys are kept"
 _TIMEOUT = httpx.Timeout(20.0, read=MAX_POLL_SECONDS + 20.0)
+_LOGIN_PAUSE = timedelta(minutes=15)  # directories lock an account after a handful of wrong passwords in half an hour
+BROKEN = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError)  # what an `open_line` may raise
+
+
+async def open_line(host: str, port: int, seconds: float) -> httpcore.AsyncNetworkStream:
+    """For the preflight, which looks at a connection step by step: TCP alone, on the transport that the agent uses."""
+    return await Backend().connect_tcp(host, port, seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +115,13 @@ class RelayClient:
     ) -> None:
         self._silo, self._key, self._now, self._entropy = silo, key, now, entropy
         self.traffic = Traffic()
+        self.dated: str | None = None  # the Date header of the last answer, for whoever compares clocks
         self._tls, self._context = tls, tls.context()
+        self._way_out = None if proxy is None else WayOut.of(proxy, tls.certificate.parent)
+        self._login_again: datetime | None = None
         self._http = httpx.AsyncClient(
             base_url=url,
-            transport=_transport(self._context, proxy),
+            transport=_transport(self._context, self._way_out),
             headers={"accept-encoding": "identity"},  # answers are read raw, against a limit
             timeout=_TIMEOUT,
             trust_env=False,
@@ -242,8 +255,10 @@ class RelayClient:
     async def _talk(
         self, method: str, target: str, headers: dict[str, str], body: bytes | AsyncIterator[bytes] | None
     ) -> AsyncIterator[httpx.Response]:
+        self._spare_the_login()
         try:
             async with self._http.stream(method, target, headers=headers, content=body) as answer:
+                self.dated = answer.headers.get("date")
                 if answer.status_code >= 300:
                     raise _refusal(answer.status_code, await _read(answer, MAX_MESSAGE_BYTES))
                 yield answer
@@ -254,13 +269,39 @@ class RelayClient:
                     "Something between us may be opening TLS (ask the network team), or the address is wrong."
                 ) from why
             raise RelayUnreachable(f"{self._http.base_url}: {why}") from why
+        except httpx.ProxyError as why:
+            raise self._stopped_by_proxy(plain(str(why))) from why
         except httpx.HTTPError as why:
             raise RelayUnreachable(f"{self._http.base_url}: {type(why).__name__} {why}") from why
         except ssl.SSLError as why:
             raise RelayUnreachable(f"{self._http.base_url}: TLS: {why.reason}") from why
 
+    def _stopped_by_proxy(self, status: str) -> RelayUnreachable:
+        """Its status line, and what to do when it wants a login or refuses ours."""
+        where = "the proxy" if self._way_out is None else self._way_out.url
+        credentials = self._tls.certificate.parent / CREDENTIALS
+        if not status.startswith("407"):
+            return RelayUnreachable(f"{where} does not let us through to {self._http.base_url}: {status}")
+        if self._way_out is None or self._way_out.login is None:
+            return RelayUnreachable(f"{where} asks for a login: write user:password into {credentials} (chmod 600)")
+        self._login_again = self._now() + _LOGIN_PAUSE
+        return RelayUnreachable(f"{where} refuses our login: correct {credentials} and restart the agent")
 
-def _transport(context: ssl.SSLContext, proxy: str | None) -> httpx.AsyncHTTPTransport:
+    def _spare_the_login(self) -> None:
+        """Not to ask a proxy again and again with a password it has refused. Raises `RelayUnreachable`."""
+        if self._login_again is not None and self._now() < self._login_again:
+            raise RelayUnreachable(
+                f"the proxy refused our login and is asked again at {self._login_again:%H:%M} UTC, lest the account be "
+                f"locked: correct {self._tls.certificate.parent / CREDENTIALS} and restart the agent"
+            )
+
+
+def _transport(context: ssl.SSLContext, way_out: WayOut | None) -> httpx.AsyncHTTPTransport:
+    """Through the proxy if there is one; its own TLS has a context of its own and never sees our certificate."""
+    proxy = None
+    if way_out is not None:
+        login = None if way_out.login is None else (way_out.login.user, way_out.login.password)
+        proxy = httpx.Proxy(way_out.url, ssl_context=way_out.context(), auth=login)
     limits = httpx.Limits(max_connections=6, max_keepalive_connections=6, keepalive_expiry=60)
     made = httpx.AsyncHTTPTransport(verify=context, trust_env=False, limits=limits, proxy=proxy)
     made._pool._network_backend = Backend()  # noqa: SLF001 - httpcore takes it as an argument, httpx does not pass it on
@@ -269,7 +310,7 @@ def _transport(context: ssl.SSLContext, proxy: str | None) -> httpx.AsyncHTTPTra
 
 def _is_stranger(why: BaseException | None) -> bool:
     """Whether the server's certificate is not of our CA or not for its name. A date that is off passes by itself."""
-    while why is not None:
+    while why is not None and not isinstance(why, ProxyNotTrusted):
         if isinstance(why, ssl.SSLCertVerificationError):
             return why.verify_code not in _PASSING
         why = why.__cause__ or why.__context__

@@ -1,0 +1,138 @@
+"""Checks that run in a child process as the training does: its device, the archive, the label table.
+
+Whatever reads files of the archive, or loads torch, may hang or be killed; here that is an answer.
+"""
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+from silo_agent.errors import WorkCancelled, WorkFailed
+from silo_agent.plain import plain
+from silo_agent.preflight.finding import Check, Finding, fail, ok, warn
+from silo_agent.preflight.setting import Setting
+from silo_agent.worker import Worker
+
+LOG_NAME = "check.log"
+LEAST_GPU_MB = 2048  # free, for the larger networks of the catalogue; others on the card may leave less
+_STOP_SECONDS = 10.0  # a process that hangs in the kernel cannot be killed; the check goes on without it
+_NEEDS_LEAVE = frozenset({"PERMISSION_DENIED", "READ_ERROR"})
+
+
+async def child(setting: Setting) -> Finding:
+    """It starts, imports torch and MONAI, and trains one step on the device that agent.toml names."""
+    wanted = setting.config.resources.device
+    try:
+        report = await _ask(setting, {"do": "device", "device": wanted})
+    except TimeoutError:
+        said = f"no answer within {setting.child_seconds:.0f} s"
+        return fail(Check.CHILD, said, f"See {LOG_NAME} in the state folder; a slow disk makes the first start long")
+    except (WorkFailed, WorkCancelled, OSError) as why:
+        return fail(Check.CHILD, plain(str(why)), _child_fix(getattr(why, "code", "INTERNAL")))
+    return judge_device(report, wanted)
+
+
+def _child_fix(code: str) -> str:
+    match code:
+        case "OUT_OF_MEMORY":
+            return "Give the agent more memory, on the machine and in its container or unit"
+        case "DEVICE":
+            return 'Have the GPU driver renewed to what this torch needs, or set device = "cpu" in agent.toml'
+        case "IMPORT":
+            return 'Install the agent anew as one piece: pip install "wardround[agent]"'
+        case _:
+            return f"Send {LOG_NAME} of the state folder to who installed the agent; it holds no images"
+
+
+def judge_device(report: dict[str, Any], wanted: str) -> Finding:
+    """Pure: what the child found against what agent.toml asks for.
+
+    `report`: torch (its version), device, threads, cores, memory_mb, cuda_built, gpu_there (a device file), and on
+    CUDA gpu, gpu_free_mb, gpu_total_mb.
+    """
+    said = f"torch {report['torch']} on {report['device']}, {report['threads']} threads, {report['memory_mb']:,} MiB"
+    if report["device"] == "cuda":
+        said += f", {plain(report['gpu'])} with {report['gpu_free_mb']:,} of {report['gpu_total_mb']:,} MiB free"
+        if report["gpu_free_mb"] < LEAST_GPU_MB:
+            return warn(Check.CHILD, said, "Find out what else uses this GPU (nvidia-smi), and leave it to the agent")
+    elif wanted == "cuda":
+        return fail(Check.CHILD, f"{said}; agent.toml wants cuda", _gpu_fix(report))
+    elif wanted == "auto" and report["gpu_there"]:
+        return warn(Check.CHILD, f"{said}; there is a GPU that torch cannot use", _gpu_fix(report))
+    if report["threads"] > report["cores"]:
+        fix = f"Set threads = {report['cores']} in agent.toml: that many cores are the agent's"
+        return warn(Check.CHILD, f"{said}, more than the {report['cores']} cores", fix)
+    return ok(Check.CHILD, said)
+
+
+def _gpu_fix(report: dict[str, Any]) -> str:
+    if not report["cuda_built"]:
+        return 'Install the CUDA build of this torch version, or set device = "cpu" in agent.toml'
+    if not report["gpu_there"]:
+        return 'Hand the GPU into the container or machine (docker run --gpus all), or set device = "cpu" in agent.toml'
+    return "Have the GPU driver renewed to what this torch needs, and its device files opened to the agent's user"
+
+
+async def archive(name: str, setting: Setting) -> Finding:
+    """List the folder of a data set and read the first images as a scan does."""
+    dataset = setting.config.dataset[name]
+    command = {"do": "archive", "path": dataset.source.path, "labels": dataset.labels.path}
+    fix = "Mount the archive and grant the agent's user read access, or correct source.path in agent.toml"
+    report = await _read(Check.ARCHIVE, name, command, fix, setting)
+    return report if isinstance(report, Finding) else judge_archive(name, report)
+
+
+def judge_archive(name: str, report: dict[str, Any]) -> Finding:
+    """Pure. `report`: files listed, `more` than were counted, `tried`, `read`, and `codes` of what was not read."""
+    codes: dict[str, int] = report["codes"]
+    named = ", ".join(f"{number} {code}" for code, number in sorted(codes.items()))
+    files = f"{report['files']:,}{' or more' if report['more'] else ''} files"
+    said = f"{name}: {files}, {report['read']} of the first {report['tried']} read as images"
+    said += f" ({named})" if named else ""
+    if _NEEDS_LEAVE & codes.keys():
+        fix = "Grant the agent's user read access to all of the archive; the files themselves are not at fault"
+        return fail(Check.ARCHIVE, said, fix)
+    if report["files"] == 0:
+        return fail(Check.ARCHIVE, f"{name}: no file is there", "Mount the archive, or correct source.path")
+    if report["read"] == 0:
+        fix = "Compare source.path in agent.toml with where the images are; docs/hospital.md explains each code"
+        return warn(Check.ARCHIVE, said, fix)
+    return ok(Check.ARCHIVE, said)
+
+
+async def labels(name: str, setting: Setting) -> Finding:
+    """It is a table with a column of UIDs and one that may be the label; which classes count is a plan's to say."""
+    command = {"do": "labels", "path": setting.config.dataset[name].labels.path}
+    fix = "Put the label table right as it says, or correct labels.path in agent.toml"
+    report = await _read(Check.LABELS, name, command, fix, setting)
+    if isinstance(report, Finding):
+        return report
+    said = f"{name}: {report['rows']:,} rows, keyed by {', '.join(report['levels'])}"
+    if report["rows"] == 0:
+        return fail(Check.LABELS, said, "Add a row with a UID and its label for every image, series or study")
+    return ok(Check.LABELS, plain(said))
+
+
+async def _read(
+    check: Check, name: str, command: dict[str, Any], fix: str, setting: Setting
+) -> dict[str, Any] | Finding:
+    """What the child found on a share, or why it found nothing."""
+    try:
+        return await _ask(setting, command)
+    except TimeoutError:
+        said = f"{name}: {command['path']} did not answer within {setting.child_seconds:.0f} s"
+        return fail(check, said, "Have the network share looked at: it hangs, or is very slow")
+    except (WorkFailed, WorkCancelled, OSError) as why:
+        return fail(check, f"{name}: {plain(str(why))}", fix)
+
+
+async def _ask(setting: Setting, command: dict[str, Any]) -> dict[str, Any]:
+    """One command to a child of its own. Raises `WorkFailed`, `WorkCancelled`, `TimeoutError` and other `OSError`."""
+    worker = Worker(setting.folder.root / LOG_NAME, setting.config.resources.threads, setting.probe)
+    try:
+        async with asyncio.timeout(setting.child_seconds):
+            return await worker.run(command, lambda _step, _steps: None)
+    finally:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_SECONDS):
+                await worker.stop()
