@@ -35,7 +35,7 @@ app = typer.Typer(
     help="""The agent a hospital runs: it dials out to one address, trains on the hospital's own images, and lets
     nothing leave but what its steward approved.
 
-    [bold]First time[/bold]: init → rehearse → scan FOLDER → enrol INVITATION → run.
+    [bold]First time[/bold]: init → check → rehearse → scan FOLDER → enrol INVITATION → run.
     [bold]For each study[/bold]: plan list → plan show STUDY → dry-run STUDY → plan approve STUDY.""",
 )
 plan_app = typer.Typer(no_args_is_help=True, help="Look at, approve or decline the plans that were proposed.")
@@ -84,6 +84,7 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
 ) -> None:
     """Make the state folder: keys that never leave it, and an agent.toml to look through."""
     from silo_agent.config import CONFIG_NAME, parse_config, starting_config
+    from silo_agent.console.login import make_login
     from silo_agent.state import StateFolder
 
     for path, what in ((dicom, "the DICOM folder"), (labels, "the label table")):
@@ -98,7 +99,26 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
     folder.create(secrets.token_bytes, text)
     typer.echo(f"made {state} for {site}")
     typer.echo(f"fingerprint: {folder.identity.public.fingerprint}")
+    typer.echo(f"passphrase of the console, shown this once: {make_login(state, secrets.token_bytes)}")
     typer.echo("next: ask the coordinator for an invitation file, then `silo-agent enrol INVITATION`")
+
+
+@app.command()
+def check(
+    invitation: Annotated[
+        Path | None, typer.Option(help="Before enrolment: try the way to this invitation's relay. It is not used up.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for a program.")] = False,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Look at everything the agent needs, each failure with its fix: network, proxy, TLS, clock, disk, GPU, data.
+
+    Exit code 0: nothing failed. Else that of the first that did: 2 agent.toml, 19 state folder, keys or enrolment, 10
+    network, 11 proxy, 12 TLS, 13 clock, 20 relay, 14 disk, 15 memory, 16 child or GPU, 17 archive, 18 labels.
+    """
+    from silo_agent.preflight.command import main as look
+
+    raise SystemExit(look(state, as_json=as_json, invitation=invitation))
 
 
 add_ladder_to(app)  # here, because commands are listed in the order in which they are used
@@ -156,6 +176,25 @@ def run(
         _log_to(folder.log, verbose=verbose)
         worker = Worker(folder.root / "child.log", config.resources.threads)
         asyncio.run(Agent(config, folder, _world(), worker).run())
+
+
+@app.command()
+def console(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1 only; 0 takes any that is free.")] = 8787,
+    new_login: Annotated[bool, typer.Option("--new-login", help="Make a new passphrase, show it, and end.")] = False,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Serve the steward's pages to a browser on this machine: plans, budget, rounds, what left, incidents, the log.
+
+    A process of its own, beside the daemon or without it. From another desk: `ssh -L 8787:127.0.0.1:8787 HOST`.
+    """
+    from silo_agent.console.login import make_login
+    from silo_agent.console.process import main as serve_console
+
+    if new_login:
+        typer.echo(f"passphrase of the console, shown this once: {make_login(state, secrets.token_bytes)}")
+        return
+    raise SystemExit(serve_console(state, port))
 
 
 @app.command()

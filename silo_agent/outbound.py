@@ -107,8 +107,10 @@ class Outbound:
             self._put(PlanApproved(study=study, approval=approval))
 
     def decline(self, study: str, plan_digest: str, code: str, reason: str) -> None:
-        """We do not take part. `code` leaves, `reason` does not."""
+        """We do not take part. `code` leaves, `reason` does not, nor what of the study's sums still waits to leave."""
         with self.journal.transaction():
+            for order in self.journal.orders_of(study):
+                self.journal.withdraw(order.collection)
             self.journal.set_plan(study, "declined", reason=reason)
             event = PlanDeclineGiven(study=study, plan_digest=plan_digest, silo=self.silo, code=_releasable(code))
             self.journal.record(event, self.now())

@@ -29,12 +29,15 @@ def print_trail(journal: Journal, after: int) -> None:
 
 def sentence(journal: Journal) -> str:
     """What a look at every entry gives: the root, or from which entry on the journal was changed."""
-    hashes = [leaf_hash(leaf) for leaf in journal.trail()]
-    for number, found in enumerate(hashes, 1):
-        if journal.node(0, number - 1) != found:
-            return f"BROKEN: entry {number} is not what was written: somebody changed the journal's file"
-    size = len(hashes)
-    root = root_at(size, journal.node).hex()
+    number = 0
+    try:
+        for number, leaf in enumerate(journal.trail(), 1):
+            if journal.node(0, number - 1) != leaf_hash(leaf):
+                return f"BROKEN: entry {number} is not what was written: somebody changed the journal's file"
+        size = number
+        root = root_at(size, journal.node).hex()
+    except (KeyError, TypeError):  # a hash is gone, or something else than bytes was put in the place of an entry
+        return f"BROKEN: something is missing at entry {number}: somebody changed the journal's file"
     return f"{size} entries, root {root[:16]}…: no entry was changed since it was written"
 
 

@@ -47,13 +47,17 @@ def test_only_this_module_puts_anything_into_the_outbox() -> None:
 
 
 def test_only_one_module_opens_connections_and_one_is_its_transport() -> None:
+    """And the console listens, on this machine's own address, and opens none."""
     folder = Path(inspect.getfile(outbound)).parent
     network = re.compile(
-        r"^\s*(import|from) (httpx|httpcore|socket|urllib|http|requests|aiohttp)\b|create_connection|open_connection",
+        r"^\s*(import|from) (httpx|httpcore|socket|urllib|http|requests|aiohttp)\b(?!\.parse| import HTTPStatus)"
+        "|create_connection|open_connection",
         re.MULTILINE,
     )
-    users = {path.name for path in folder.rglob("*.py") if network.search(path.read_text())}
-    assert users == {"relay_client.py", "streams.py"}
+    users = {str(path.relative_to(folder)) for path in folder.rglob("*.py") if network.search(path.read_text())}
+    assert users == {"relay_client.py", "streams.py", "console/process.py", "console/server.py"}
+    opens = re.compile(r"create_connection|open_connection|(?<!sqlite3)\.connect\(|connect_tcp|httpx|httpcore")
+    assert not [path for path in (folder / "console").rglob("*.py") if opens.search(path.read_text())]
 
 
 # --- codes -------------------------------------------------------------------------------------------

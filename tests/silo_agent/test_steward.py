@@ -96,6 +96,16 @@ def test_declining_is_possible_before_and_after_an_approval(site: Any) -> None:
     assert site.journal.plan(site.study).reason == "we changed our mind"
 
 
+def test_what_waits_to_leave_of_a_study_that_is_declined_does_not_leave(site: Any) -> None:
+    """A masked vector was made and lies in the outbox: after "stop" it stays there."""
+    site.approve()
+    site.masked(1)
+    assert "masked-vector" in {parcel.kind for parcel in site.journal.waiting()}
+    decline(site.journal, site.outbound, site.study, "stop")
+    assert [parcel.kind for parcel in site.journal.waiting()][-1] == "plan-declined"
+    assert not {"ready", "shares", "masked-vector"} & {parcel.kind for parcel in site.journal.waiting()}
+
+
 def test_a_closed_study_is_not_declined(site: Any) -> None:
     _closed(site)
     with pytest.raises(ConfigError, match="is closed"):
