@@ -99,7 +99,10 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
     folder.create(secrets.token_bytes, text)
     typer.echo(f"made {state} for {site}")
     typer.echo(f"fingerprint: {folder.identity.public.fingerprint}")
-    typer.echo(f"passphrase of the console, shown this once: {make_login(state, secrets.token_bytes)}")
+    if sys.stdout.isatty():  # elsewhere it would end up in the log of whatever runs this
+        typer.echo(f"passphrase of the console, shown this once: {make_login(state, secrets.token_bytes)}")
+    else:
+        typer.echo("for the console's passphrase: `silo-agent console --new-login`, at a terminal")
     typer.echo("next: ask the coordinator for an invitation file, then `silo-agent enrol INVITATION`")
 
 

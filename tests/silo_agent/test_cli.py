@@ -67,6 +67,16 @@ def test_init_makes_keys_and_says_what_to_do_next(tmp_path: Path) -> None:
     assert "then `silo-agent enrol INVITATION`" in said.output
 
 
+def test_the_consoles_passphrase_is_shown_at_a_terminal_only(tmp_path: Path) -> None:
+    """Elsewhere it would end up in the log of whatever runs `init`."""
+    said = init(tmp_path / "state", tmp_path)
+    assert "console --new-login" in said.output
+    assert not (tmp_path / "state" / "console.login").exists()
+    shown = run.invoke(app, ["console", "--new-login", "--state", str(tmp_path / "state")])
+    assert re.search(r"shown this once: ([0-9a-z]{5}-){3}[0-9a-z]{5}$", shown.output.strip())
+    assert (tmp_path / "state" / "console.login").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_wrong_site_name_can_be_corrected(tmp_path: Path) -> None:
     """Found by reading: keys were made before the name was looked at, and the second try was refused."""
     first = init(tmp_path / "state", tmp_path, site="St Olavs")

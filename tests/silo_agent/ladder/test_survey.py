@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from infra.hospitals.volumes import write_series
 from infra.hospitals.writing import Identity, write_image
 from silo_agent.cli import app
 from silo_agent.intake.errors import ArchiveMissing
-from silo_agent.intake.survey import Survey, survey
+from silo_agent.intake.refusals import Refusal
+from silo_agent.intake.survey import Survey, survey, survey_volumes
 
 KEY = bytes(range(32))
 
@@ -91,3 +93,33 @@ def test_people_are_told_what_each_code_means_and_where_the_files_are_listed(fol
 def test_what_is_no_folder_is_said(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["scan", str(tmp_path / "missing")])
     assert "is no folder" in str(done.exception)
+
+
+# --- series as volumes ---------------------------------------------------------------------------------
+@pytest.fixture
+def series(tmp_path: Path) -> Path:
+    """A whole series, the same one again, one with a slice missing, a single slice, and a text."""
+    folder = tmp_path / "series"
+    stored = np.arange(6 * 5 * 4, dtype=np.int16).reshape(6, 5, 4) - 40
+    for name, patient, pixels in (("whole", "P1", stored), ("again", "P2", stored), ("hole", "P3", stored + 7)):
+        write_series(folder / name, pixels, identity=Identity("st-olavs", patient))
+    sorted((folder / "hole").iterdir())[3].unlink()
+    image(folder, "one.dcm", "P4")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_a_series_counts_once_and_every_refused_one_has_a_code(series: Path) -> None:
+    found = survey_volumes(series, lambda _step, _steps: None)
+    assert (found.used, found.modalities, found.patients) == (1, {"CT": 1}, 1)
+    assert found.refused == {"DUPLICATE_PIXELS": 1, "NOT_DICOM": 1, "SINGLE_SLICE": 1, "SPACING_NONUNIFORM": 1}
+    assert {code for name, code in found.named if name.startswith("hole/")} == {Refusal.SPACING_NONUNIFORM}
+    assert len([name for name, _ in found.named if name.startswith("hole/")]) == 5
+
+
+def test_the_command_counts_series(series: Path) -> None:
+    done = CliRunner().invoke(app, ["scan", str(series), "--volumes", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["used"] == 1
+    said = CliRunner().invoke(app, ["scan", str(series), "--volumes"])
+    assert "1 volumes in 19 files could be used (1 CT), of 1 patients" in said.stdout
