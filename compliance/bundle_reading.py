@@ -195,7 +195,7 @@ class _Reading:
             first = why.errors(include_url=False, include_input=False)[0]
             place = ".".join(str(part) for part in first["loc"])
             self.problems.append(Problem(path, f"{place}: {first['msg']}"))
-        except (BoundaryError, ValueError) as why:
+        except (BoundaryError, ValueError, TypeError, RecursionError) as why:
             self.problems.append(Problem(path, str(why)))
         return None
 

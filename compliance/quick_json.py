@@ -7,10 +7,13 @@ as they went in, over values like these, are canonical, have no key twice, and n
 Whoever is told `Unsure` asks `boundary.canonical`, which decides. The tests hold both against each other.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
 from pydantic_core import from_json, to_json
+
+from boundary.canonical import MAX_DEPTH
 
 _MOST = 2**53 - 1
 _SMALLEST, _LARGEST = 1e-5, 1e15
@@ -28,23 +31,27 @@ def loads(data: bytes) -> Any:
         value = from_json(data, allow_inf_nan=False)
     except ValueError as why:
         raise Unsure from why
-    if not _is_plain(value) or to_json(value) != data:
+    if not _is_plain(value, MAX_DEPTH) or to_json(value) != data:
         raise Unsure
     return value
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether it is written in one way by everybody: members in order, numbers of usual size."""
+def _is_plain(value: Any, depth: int) -> bool:
+    """Whether it is written in one way by everybody: members in order, numbers of usual size, nested a little."""
     kind = type(value)
     if kind is dict:
-        return _is_in_order(tuple(value)) and all(type(one) is str or _is_plain(one) for one in value.values())
+        return depth > 0 and _is_in_order(tuple(value)) and _are_plain(value.values(), depth - 1)
     if kind is list:
-        return all(type(one) is str or _is_plain(one) for one in value)
+        return depth > 0 and _are_plain(value, depth - 1)
     if kind is int:
         return bool(-_MOST <= value <= _MOST)
     if kind is float:
         return _SMALLEST <= abs(value) < _LARGEST and not value.is_integer()
     return True
+
+
+def _are_plain(values: Iterable[Any], depth: int) -> bool:
+    return all(type(one) is str or _is_plain(one, depth) for one in values)
 
 
 @lru_cache(maxsize=1024)

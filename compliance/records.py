@@ -32,7 +32,7 @@ class GlobalMetrics(Frozen):
     accuracy: float
     auroc: float | None
     balanced_accuracy: float | None
-    confusion: Annotated[tuple[tuple[int, ...], ...], BeforeValidator(lambda raw: tuple(map(tuple, raw)))]
+    confusion: Annotated[tuple[Annotated[tuple[int, ...], BeforeValidator(list_in)], ...], BeforeValidator(list_in)]
 
 
 class Timing(Frozen):

@@ -65,9 +65,16 @@ def look(coordinator: Coordinator) -> list[Look]:
                 one.report(connection, coordinator)
     for one in found:
         if one.party == COORDINATOR and one.code is None:
-            head = Checkpoint.sign(COORDINATOR, one.size, one.root, coordinator.key)
-            _replace(coordinator.home / HIGH_WATER, head.model_dump_json().encode())
+            _raise_mark(coordinator, Checkpoint.sign(COORDINATOR, one.size, one.root, coordinator.key))
     return found
+
+
+def _raise_mark(coordinator: Coordinator, head: Checkpoint) -> None:
+    """Never lower: of two looks at once, the one that began earlier may end later."""
+    mark = coordinator.home / HIGH_WATER
+    with writing(coordinator.store):  # one at a time
+        if all(kept.size < head.size for kept in _kept_beside(mark)):
+            _replace(mark, head.model_dump_json().encode())
 
 
 def _logs(connection: Connection, coordinator: Coordinator) -> Iterator[tuple[str, str, PublicIdentity]]:
@@ -86,8 +93,10 @@ def _look_at(
     connection: Connection, coordinator: Coordinator, log: tuple[str, str, PublicIdentity], parties: frozenset[str]
 ) -> Look:
     party, name, key = log
-    grown, heads = Tree(), _kept_beside(coordinator.home / HIGH_WATER) if party == COORDINATOR else []
+    grown, heads = Tree(), list[Checkpoint]()
     try:
+        if party == COORDINATOR:
+            heads += _kept_beside(coordinator.home / HIGH_WATER)
         heads += witnessed.every_head(connection, name)
         _grow(connection, party, name, grown, parties)
         for head in heads:
@@ -124,6 +133,8 @@ def _grow(connection: Connection, party: str, name: str, grown: Tree, parties: f
             leaf = read(whole[number], party, parties)
             if (leaf.log, leaf.sequence) != (party, number):
                 raise BrokenProof(f"entry {number} says it is number {leaf.sequence} of {leaf.log}")
+    if len(stored) != 2 * size - size.bit_count():
+        raise BrokenProof(f"{len(stored)} nodes of a tree that has {2 * size - size.bit_count()}")
     for (level, position), found in stored.items():
         if (position + 1) << level > grown.size or grown.look(level, position) != found:
             raise BrokenProof(f"node {level}, {position} of the tree is not what the entries give")

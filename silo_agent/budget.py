@@ -42,6 +42,16 @@ class Terms(PlanTerms):
         fit = (steps_left(caps.study, self.event, study), steps_left(caps.lifetime, self.event, lifetime))
         return min(self.rounds, *fit)
 
+    def excess(self, patients: int) -> str:
+        """What is wrong with so many patients in the data; empty if nothing is."""
+        most = self.declared.most_patients
+        if patients <= most:
+            return ""
+        return (
+            f"there are {patients} patients, more than the {most} that agent.toml declares as most_patients: declare a "
+            "larger number, one that the archive will not outgrow"
+        )
+
     def for_child(self, balance: Balance) -> dict[str, Any]:
         """What the training process is told: numbers of the plan and of the hospital, none of the archive."""
         return self._told(self.privacy.steps, [float(balance.study.epsilon < band) for band in EPSILON_BANDS])

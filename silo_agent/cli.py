@@ -99,7 +99,7 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
     folder.create(secrets.token_bytes, text)
     typer.echo(f"made {state} for {site}")
     typer.echo(f"fingerprint: {folder.identity.public.fingerprint}")
-    if sys.stdout.isatty():  # elsewhere it would end up in the log of whatever runs this
+    if _is_terminal():  # elsewhere it would end up in the log of whatever runs this
         typer.echo(f"passphrase of the console, shown this once: {make_login(state, secrets.token_bytes)}")
     else:
         typer.echo("for the console's passphrase: `silo-agent console --new-login`, at a terminal")
@@ -193,8 +193,12 @@ def console(
     """
     from silo_agent.console.login import make_login
     from silo_agent.console.process import main as serve_console
+    from silo_agent.state import StateFolder
 
     if new_login:
+        StateFolder(state).check_private()
+        if not _is_terminal():
+            raise ConfigError("a passphrase is shown at a terminal only, lest it end up in a log: run this in one")
         typer.echo(f"passphrase of the console, shown this once: {make_login(state, secrets.token_bytes)}")
         return
     raise SystemExit(serve_console(state, port))
@@ -288,6 +292,7 @@ def withdraw(
     """
     from silo_agent.config import load_config
     from silo_agent.exposure import exposures_of
+    from silo_agent.ladder.scratch import clear
     from silo_agent.state import StateFolder
     from silo_agent.withdrawal import master_key
     from silo_agent.withdrawal import withdraw as withdraw_patient
@@ -295,6 +300,8 @@ def withdraw(
 
     folder = StateFolder(state)
     folder.check_private()
+    if not clear(state):
+        raise ConfigError("a dry run or a baseline has this hospital's images on the disk: end it, then withdraw")
     with _journal(state) as journal:
         who = patient or typer.prompt("Patient ID (not shown)", hide_input=True, confirmation_prompt=True)
         found, new = withdraw_patient(journal, folder, who, decision.value, datetime.now(UTC))
@@ -393,6 +400,10 @@ def plan_rescan(plan: PlanArgument, state: StateOption = DEFAULT_STATE) -> None:
     with _journal(state) as journal:
         kept = forget_scan(journal, plan)
     typer.echo(f"the running agent will check our data for {kept.study} again")
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()
 
 
 @contextmanager

@@ -85,7 +85,7 @@ class AgentConfig(Frozen):
     resources: Resources = Resources()
     timing: Timing = Timing()
     sums: Sums = Sums()
-    proxy: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")] | None = None  # its login is in proxy.credentials
+    proxy: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None  # its login is in proxy.credentials
 
 
 def load_config(state: Path) -> AgentConfig:

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -261,9 +262,9 @@ class Agent:
 
     async def _deliver(self, parcel: Parcel) -> None:
         """Raises `RelayUnreachable`, and `RelayRefused` when the relay may take it later."""
-        accepted, verdict = True, "OK"
+        accepted, verdict, has_left = True, "OK", True
         try:
-            await self._relay.send(parcel)
+            has_left = await self._relay.send(parcel, partial(self.journal.is_waiting, parcel))
         except RelayRefused as why:
             if not why.is_final:
                 raise
@@ -272,8 +273,9 @@ class Agent:
         except StoredFileLost as why:
             _log.error("%s cannot be sent: %s", parcel.slot, why)
             accepted, verdict = False, "FILE_LOST"
-        with self.journal.transaction():
-            self.journal.settle(parcel, accepted=accepted, verdict=verdict)
+        if has_left:  # else it was withdrawn while its blob was on the way
+            with self.journal.transaction():
+                self.journal.settle(parcel, accepted=accepted, verdict=verdict)
         if parcel.blob_path is not None:
             Path(parcel.blob_path).unlink(missing_ok=True)
 

@@ -437,13 +437,18 @@ class Journal:
             "UPDATE outbox SET state = ?, verdict = ? WHERE position = ?", (state, verdict, parcel.position)
         )
 
-    def withdraw(self, collection: str) -> None:
-        """Nobody waits for these any more: what had not left by now does not leave."""
+    def withdraw(self, collection: str, verdict: str = "ROUND_OVER") -> None:
+        """Nobody waits for these any more, or a person said no: what had not left by now does not leave."""
         self._db.execute(
-            "UPDATE outbox SET state = 'rejected', verdict = 'ROUND_OVER' WHERE state = 'waiting' "
+            "UPDATE outbox SET state = 'rejected', verdict = ? WHERE state = 'waiting' "
             "AND slot IN (SELECT kind || '/' || ? FROM (SELECT DISTINCT kind FROM outbox))",
-            (collection,),
+            (verdict, collection),
         )
+
+    def is_waiting(self, parcel: Parcel) -> bool:
+        """Whether it may still leave."""
+        wanted = "SELECT 1 FROM outbox WHERE position = ? AND state = 'waiting'"
+        return self._db.execute(wanted, (parcel.position,)).fetchone() is not None
 
     def left(self) -> list[tuple[str, str, str, int | None]]:
         """What has left or is leaving: (slot, kind, state, blob bytes), for the status page."""

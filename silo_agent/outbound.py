@@ -110,7 +110,7 @@ class Outbound:
         """We do not take part. `code` leaves, `reason` does not, nor what of the study's sums still waits to leave."""
         with self.journal.transaction():
             for order in self.journal.orders_of(study):
-                self.journal.withdraw(order.collection)
+                self.journal.withdraw(order.collection, "DECLINED")
             self.journal.set_plan(study, "declined", reason=reason)
             event = PlanDeclineGiven(study=study, plan_digest=plan_digest, silo=self.silo, code=_releasable(code))
             self.journal.record(event, self.now())

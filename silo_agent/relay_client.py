@@ -156,11 +156,17 @@ class RelayClient:
     async def roster(self) -> bytes:
         return await self._exchange("GET", "/v1/roster", b"", limit=MAX_MESSAGE_BYTES)
 
-    async def send(self, parcel: Parcel) -> None:
-        """Upload the parcel's blob if it has one, then post its envelope. Safe to repeat."""
+    async def send(self, parcel: Parcel, may_leave: Callable[[], bool] = lambda: True) -> bool:
+        """Upload the parcel's blob if it has one, then post its envelope; False if by then it may no longer leave.
+
+        Safe to repeat. A blob without its envelope is nobody's: the relay lends it to no one.
+        """
         if parcel.blob_path is not None:
             await self._upload(Path(parcel.blob_path), str(parcel.blob_digest), int(parcel.blob_size or 0))
+        if not may_leave():
+            return False
         await self._exchange("POST", "/v1/envelopes", parcel.envelope, limit=MAX_MESSAGE_BYTES)
+        return True
 
     # --- blobs ---------------------------------------------------------------------------------------
     async def _upload(self, path: Path, blob: str, size: int) -> None:

@@ -12,6 +12,7 @@ from boundary.messages import Collection, Phase
 from silo_agent.errors import StoredFileLost
 from silo_agent.intake.erasing import alone
 from silo_agent.journal import Journal
+from silo_agent.ladder.scratch import clear
 from silo_agent.state import StateFolder, write_private
 
 RESIDUAL = ".residual"  # suffix of what a training did not send, beside its vector
@@ -121,6 +122,7 @@ def sweep(folder: StateFolder, journal: Journal) -> None:
     for plan in journal.plans():
         if plan.state == "closed":
             forget_study(folder, plan.study)
+    clear(folder.root)  # of a rehearsal or a baseline that was killed
     for unfinished in folder.cache.glob(".*.partial"):  # scans end with the agent; patients may withdraw meanwhile
         shutil.rmtree(unfinished, ignore_errors=True)
     wanted = {parcel.blob_path for parcel in journal.waiting()}

@@ -97,11 +97,16 @@ class StateFolder:
     def check_private(self) -> None:
         """Raises `ConfigError` if anybody else on this machine may look into the folder."""
         try:
-            mode = self.root.stat().st_mode
+            about = self.root.stat()
+            mode = about.st_mode
         except OSError as why:
             raise ConfigError(f"{self.root} cannot be read: {why}: run `silo-agent init` first") from why
         if mode & 0o077:
             raise ConfigError(f"{self.root} is open to others (mode {mode & 0o777:03o}): run `chmod 700 {self.root}`")
+        if about.st_uid != os.geteuid():  # what we write would be unreadable to the agent
+            raise ConfigError(
+                f"{self.root} belongs to another user: run this as the agent's, with `sudo -u silo-agent`"
+            )
 
     @property
     def identity(self) -> SigningIdentity:

@@ -11,6 +11,7 @@ import hmac
 import json
 import os
 import queue
+import resource
 import sys
 import threading
 import time
@@ -81,6 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, required=True, help="processor threads for training")
     options = parser.parse_args(arguments)
     os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold images
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
     events = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # a library's print must not be taken for an event

@@ -346,13 +346,8 @@ def _counted(study: str, report: dict[str, Any], *, usable: bool) -> IntakeCount
 
 
 def _too_many(report: dict[str, Any], terms: Terms | None) -> list[str]:
-    patients = sum(report["patients"].values())
-    if terms is None or patients <= terms.declared.most_patients:
-        return []
-    return [
-        f"there are {patients} patients, more than the {terms.declared.most_patients} that agent.toml declares as "
-        "most_patients: declare a larger number, one that the archive will not outgrow"
-    ]
+    excess = "" if terms is None else terms.excess(sum(report["patients"].values()))
+    return [excess] if excess else []
 
 
 def _work_of(what: str) -> str:

@@ -1,8 +1,8 @@
 """The signatures of which a bundle has many: under heads, cosignatures, receipts. Those that do not verify are named.
 
 They take half of the time that a long study takes, and need nothing but the files. So where there are many, other
-processes check them while this one reads the entries, and this one helps when it is through. They share how far they
-are and tell no more than the names of forgeries.
+processes check them while this one reads the entries. They tell no more than the names of forgeries, and what one of
+them did not tell is checked here.
 
 A witness says under each head that it goes on from all earlier ones. So its newest cosignature says all that it says of
 a log. 200 hospitals leave 40,000 in each round: where there are very many, the older ones are looked at only if the
@@ -13,7 +13,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import groupby
 from multiprocessing.connection import Connection
@@ -64,32 +64,39 @@ def older(bundle: Bundle) -> int:
 
 def forged(bundle: Bundle, keys: Keys, *, every: bool = True) -> Forged:
     """The signatures that do not verify under the key of the party that they name; not `every` one: see above."""
-    return frozenset(claim for piece in _pieces(bundle, keys, every=every) for claim in piece())
+    return _found(_pieces(bundle, keys, every=every))
 
 
 @contextmanager
 def forged_aside(bundle: Bundle, keys: Keys, *, every: bool = True) -> Iterator[Callable[[], Forged]]:
-    """As `forged`. Where there are many, every other core begins with them now; what is given helps to finish."""
+    """As `forged`. Where there are many, every other core checks its part meanwhile; what is given waits for them."""
     pieces = _pieces(bundle, keys, every=every)
     helpers = 0 if _count(bundle) < MANY else min(cores(), MOST_PROCESSES) - 1
     if not helpers or "fork" not in multiprocessing.get_all_start_methods():
-        yield lambda: forged(bundle, keys, every=every)
+        yield lambda: _found(pieces)
         return
     fork = multiprocessing.get_context("fork")  # the bundle is shared as it is in memory
-    taken, others = fork.Value("i", 0), []
-    for _ in range(helpers):
-        hear, say = fork.Pipe(duplex=False)
-        other = fork.Process(target=tell, args=(say, pieces, taken), daemon=True)
-        other.start()
-        say.close()
-        others.append((other, hear))
+    with ExitStack() as ends:
+        others = [_begun(fork, pieces[number::helpers], ends) for number in range(helpers)]
+        yield lambda: frozenset().union(*(_heard(hear, part) for hear, part in others))
+
+
+def _begun(fork: Any, part: Sequence[Piece], ends: ExitStack) -> tuple[Connection | None, Sequence[Piece]]:
+    """A process that checks `part`, and what it answers on; None where there can be no more processes."""
     try:
-        yield lambda: _together(pieces, taken, [hear for _, hear in others])
-    finally:
-        for other, hear in others:
-            other.kill()
-            other.join()
-            hear.close()
+        hear, say = fork.Pipe(duplex=False)
+        other = fork.Process(target=tell, args=(say, part), daemon=True)
+        other.start()
+    except OSError:
+        return None, part
+    say.close()
+    for end in (hear.close, other.join, other.kill):
+        ends.callback(end)
+    return hear, part
+
+
+def _found(pieces: Iterable[Piece]) -> Forged:
+    return frozenset(claim for piece in pieces for claim in piece())
 
 
 def cores() -> int:
@@ -97,32 +104,20 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
-def tell(say: Connection, pieces: Sequence[Piece], taken: Any) -> None:
-    """What another process does. `taken` counts the pieces that somebody has begun with."""
-    say.send_bytes(json.dumps(sorted(_rest(pieces, taken))).encode())
+def tell(say: Connection, pieces: Sequence[Piece]) -> None:
+    """What another process does."""
+    say.send_bytes(json.dumps(sorted(_found(pieces))).encode())
     say.close()
 
 
-def _together(pieces: Sequence[Piece], taken: Any, others: Iterable[Connection]) -> Forged:
-    found = set(_rest(pieces, taken))
-    for hear in others:
-        try:
-            said = json.loads(hear.recv_bytes())  # not `recv`, which would unpickle it
-        except EOFError:  # it was killed, for its memory perhaps, and nobody knows what it had begun with
-            return frozenset(claim for piece in pieces for claim in piece())
-        found |= {(what, log, number, who) for what, log, number, who in said}
-    return frozenset(found)
-
-
-def _rest(pieces: Sequence[Piece], taken: Any) -> Iterator[Claim]:
-    """What is found in those that nobody has begun with."""
-    while True:
-        with taken.get_lock():
-            number = taken.value
-            taken.value += 1
-        if number >= len(pieces):
-            return
-        yield from pieces[number]()
+def _heard(hear: Connection | None, pieces: Sequence[Piece]) -> Forged:
+    try:
+        if hear is None:
+            return _found(pieces)
+        said = json.loads(hear.recv_bytes())  # not `recv`, which would unpickle it
+    except (EOFError, OSError):  # it was killed, for its memory perhaps
+        return _found(pieces)
+    return frozenset((what, log, number, who) for what, log, number, who in said)
 
 
 def _count(bundle: Bundle) -> int:

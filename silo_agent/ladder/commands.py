@@ -3,7 +3,9 @@
 import asyncio
 import csv
 import json
+import os
 import secrets
+import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -43,10 +45,12 @@ def scan(
     """Say what of a folder could be used and what is refused, by code. Needs no state folder; changes nothing.
 
     Labels and a plan's contract are not looked at; copies of an image count once. `silo-agent plan show` says what one
-    plan would use.
+    plan would use. The CSV of --files is never written over a file that is there.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder: give the one with the DICOM files")
+    if files is not None:
+        _new_file(files, outside=folder)
     command = {
         "do": "survey", "dicom": str(folder), "key": secrets.token_bytes(32).hex(),
         "volumes": volumes, "named": None if files is None else str(files.resolve()),
@@ -90,6 +94,8 @@ def baseline(
     """
     from silo_agent.ladder import rungs
 
+    if save is not None:
+        _new_file(save)
     with _trial(state, plan) as (trial, withdrawn):
         found = _finish(trial.worker, rungs.baseline(trial, withdrawn, rounds, typer.echo, _bar(quiet=False)))
     if save is not None:
@@ -109,18 +115,20 @@ def rehearse(
 ) -> None:
     """Play a whole round on synthetic images: read, train, mask, add up, measure. No patient's data, no connection.
 
-    On the child process and the code of a real round, so what it needs of memory, processor and GPU is what a round
-    needs. Says how long each part takes on this machine.
+    On the child process and the code of a real round. A plan with a larger network, larger images or a guarantee needs
+    more memory and time: `dry-run` tries that plan.
     """
     from silo_agent.config import load_config
     from silo_agent.ladder import rungs
+    from silo_agent.ladder.scratch import scratch_in
     from silo_agent.ladder.synthetic import synthetic_stage
-    from silo_agent.ladder.trial import Trial, scratch_in
+    from silo_agent.ladder.trial import Trial
     from silo_agent.state import StateFolder
     from silo_agent.worker import Worker
 
     config, folder = load_config(state), StateFolder(state)
     folder.check_private()
+    _check_idle(folder, config)
     with scratch_in(folder.root) as scratch:
         stage = synthetic_stage(
             scratch, config.site, hospitals, network, side, secrets.token_bytes, datetime.now(UTC).date()
@@ -138,13 +146,17 @@ def _trial(state: Path, wanted: str) -> Iterator[tuple[Any, dict[str, list[str]]
     from boundary.canonical import parse_json
     from boundary.plan import plan_from_json
     from silo_agent.config import load_config
-    from silo_agent.ladder.trial import Trial, scratch_in
+    from silo_agent.ladder.scratch import scratch_in
+    from silo_agent.ladder.trial import Trial
     from silo_agent.state import StateFolder
     from silo_agent.steward import find_plan
     from silo_agent.worker import Worker
 
     config, folder = load_config(state), StateFolder(state)
     folder.check_private()
+    if not folder.journal.exists():
+        raise ConfigError("no plan has arrived here yet: enrol, and let `silo-agent run` fetch what is proposed")
+    _check_idle(folder, config)
     journal = Journal(folder.journal, config.site)
     try:
         plan = plan_from_json(parse_json(find_plan(journal, wanted).plan))
@@ -158,6 +170,39 @@ def _trial(state: Path, wanted: str) -> Iterator[tuple[Any, dict[str, list[str]]
         worker = Worker(folder.root / "trial.log", config.resources.threads)
         trial = Trial(plan, dataset, worker, scratch, folder.dataset_key_file, config, secrets.token_bytes)
         yield trial, {"before": gone, "after": []}
+    (folder.root / "trial.log").unlink(missing_ok=True)  # kept after a failure only: it may name paths
+
+
+def _check_idle(folder: Any, config: Any) -> None:
+    """Not beside a training: the real one might be killed for memory, and its budget is spent all the same."""
+    import shutil
+
+    from boundary.protocol import Step
+
+    if folder.journal.exists():
+        journal = Journal(folder.journal, config.site)
+        try:
+            if any(order.step is Step.WORKING for order in journal.open_orders()):
+                raise ConfigError("the agent is working on a round: run this when `silo-agent status` shows none")
+        finally:
+            journal.close()
+    free = shutil.disk_usage(folder.root).free // 2**20
+    if free < config.resources.min_free_disk_mb:
+        raise ConfigError(
+            f"{free} MB are free under {folder.root}, agent.toml asks for {config.resources.min_free_disk_mb}"
+        )
+
+
+def _new_file(path: Path, outside: Path | None = None) -> None:
+    """Make it, for our own eyes. Nothing is ever written over, least of all an image or a label table."""
+    if outside is not None and path.resolve().is_relative_to(outside.resolve()):
+        raise ConfigError(f"{path} lies in the folder that is looked at: write it somewhere else")
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    except FileExistsError as why:
+        raise ConfigError(f"{path} is there already and is not written over: choose another name") from why
+    except OSError as why:
+        raise ConfigError(f"{path} cannot be written: {why.strerror}") from why
 
 
 def _in_child(log: Path, threads: int, work: Callable[[Any], Awaitable[T]]) -> T:
@@ -168,15 +213,21 @@ def _in_child(log: Path, threads: int, work: Callable[[Any], Awaitable[T]]) -> T
 
 
 def _finish(worker: Any, work: Awaitable[T]) -> T:
-    """Run it, and end the child whatever happens; Ctrl-C included."""
+    """Run it, and end the child whatever happens: Ctrl-C, SIGTERM, and a terminal that is closed included."""
 
     async def both() -> T:
+        ours, loop = asyncio.current_task(), asyncio.get_running_loop()
+        for told in (signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(told, lambda: ours and ours.cancel())
         try:
             return await work
         finally:
             await worker.stop()
 
-    return asyncio.run(both())
+    try:
+        return asyncio.run(both())
+    except asyncio.CancelledError as why:
+        raise ConfigError("ended before it was through; what lay on the disk for it is removed") from why
 
 
 def _bar(quiet: bool) -> Callable[[int, int], None]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from boundary.canonical import digest
 from boundary.errors import BadTensors
@@ -23,6 +24,7 @@ from boundary.secagg.ring import Encoding
 from silo_agent.vector import write_masked
 
 _SEED_BYTES = 32
+Words = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ def masked_trip(
 ) -> MaskedTrip:
     """Mask `vector` for each of `silos`, add up, take the masks off, and compare with as many times the vector.
 
-    Masked files are made beside `vector`. Raises `BadTensors` if the sum is not what it has to be.
+    A masked file at a time is made beside `vector`. Raises `BadTensors` if the sum is not what it has to be.
     """
     everybody, context = frozenset(silos), digest(b"a rehearsal" + entropy(_SEED_BYTES))
     sessions = {silo: HospitalSession(context, silo, least=3, entropy=entropy) for silo in silos}
@@ -52,13 +54,15 @@ def masked_trip(
         said = session.announce()
         announced[silo] = replace(said, digest=digest(repr(said).encode()))
     dealt = {silo: session.share(announced) for silo, session in sessions.items()}
-    sent, seconds = {}, 0.0
+    sent, seconds, total = {}, 0.0, np.zeros(layout.masked_bytes(encoding.ring), np.uint8)
     for silo, session in sessions.items():
         keys = session.mask(everybody, {other: dealt[other].parts[silo] for other in silos if other != silo})
         begun = time.monotonic()
-        blob = write_masked(vector, _masked(vector, silo), layout, encoding, keys, entropy(_SEED_BYTES))
+        masked = vector.with_name("masked")
+        sent[silo] = write_masked(vector, masked, layout, encoding, keys, entropy(_SEED_BYTES))
         seconds = max(seconds, time.monotonic() - begun)
-        sent[silo] = blob
+        _add(total, masked, layout, encoding.ring)
+        masked.unlink()  # one at a time on the disk, which carries the journal too
     named = {silo: (session.sharers, sent[silo].digest) for silo, session in sessions.items()}
     seen = {silo: session.agree(sent[silo].digest, named) for silo, session in sessions.items()}
     sharers = sessions[silos[0]].sharers
@@ -75,29 +79,18 @@ def masked_trip(
     )
     for silo, session in sessions.items():
         opening.take(silo, session.reveal(seen))
-    total = _added([_masked(vector, silo) for silo in silos], layout, encoding.ring)
     apply_everywhere(total, Masking(opening.masks(), numbers_bytes=layout.numbers_bytes, ring=encoding.ring))
     _compare(total, vector, layout, encoding, len(silos))
     return MaskedTrip(len(silos), len(total), seconds)
 
 
-def _masked(vector: Path, silo: str) -> Path:
-    return vector.with_name(f"masked-{silo}")
+def _add(total: Words, masked: Path, layout: VectorLayout, ring: int) -> None:
+    split, word, one = layout.numbers_bytes, f"<u{ring // 8}", np.fromfile(masked, np.uint8)
+    np.add(total[:split].view("<u8"), one[:split].view("<u8"), out=total[:split].view("<u8"))
+    np.add(total[split:].view(word), one[split:].view(word), out=total[split:].view(word))
 
 
-def _added(paths: list[Path], layout: VectorLayout, ring: int) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
-    total = np.zeros(layout.masked_bytes(ring), np.uint8)
-    split, word = layout.numbers_bytes, f"<u{ring // 8}"
-    for path in paths:
-        one = np.fromfile(path, np.uint8)
-        np.add(total[:split].view("<u8"), one[:split].view("<u8"), out=total[:split].view("<u8"))
-        np.add(total[split:].view(word), one[split:].view(word), out=total[split:].view(word))
-    return total
-
-
-def _compare(
-    total: "np.ndarray[tuple[int], np.dtype[np.uint8]]", vector: Path, layout: VectorLayout, encoding: Encoding, n: int
-) -> None:
+def _compare(total: Words, vector: Path, layout: VectorLayout, encoding: Encoding, n: int) -> None:
     """Numbers to their last bit; weights to one rounding step a hospital, clipped as the plan clips."""
     data, split = vector.read_bytes(), layout.numbers_bytes
     numbers = np.frombuffer(data[:split], "<f8").copy()

@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from boundary.layout import VectorLayout
 from boundary.plan import StudyPlan
 from boundary.secagg.ring import first_encoding
-from silo_agent.errors import ContractNotMet, WorkFailed
+from silo_agent.errors import ConfigError, ContractNotMet
 from silo_agent.ladder.trial import Trial, refusal_lines
 from silo_agent.worker import OnProgress
 
@@ -36,6 +36,8 @@ class Measured:
 async def dry_run(trial: Trial, withdrawn: dict[str, list[str]], say: Say, on_progress: OnProgress) -> dict[str, Any]:
     """Intake, one training step, masks: everything of a round but sending. Raises `ContractNotMet` or `WorkFailed`."""
     report = await _intake(trial, withdrawn, say, on_progress)
+    if (terms := trial.terms) is not None and (excess := terms.excess(sum(report["patients"].values()))):
+        raise ContractNotMet(excess)
     weights, vector = trial.scratch / "model.safetensors", trial.scratch / "vector"
     parameters = await trial.begin(weights)
     begun = time.monotonic()
@@ -45,7 +47,7 @@ async def dry_run(trial: Trial, withdrawn: dict[str, list[str]], say: Say, on_pr
     sent = _rehearse_masks(trial, vector, layout, say)
     metrics = await trial.evaluate(weights, trial.scratch / "metrics")
     say(f"measuring on the patients held back: {metrics.numbers} numbers, to be added to the others'")
-    say("nothing left: no message was written, no budget spent, all files of this trial are removed")
+    say("nothing left: no message was written, no budget spent; what lay on the disk for it is removed now")
     return {"report": report, "parameters": parameters, "step_seconds": step, "masked_bytes": sent}
 
 
@@ -56,6 +58,11 @@ async def baseline(
 
     What a study has to beat. Nothing of it leaves, so nothing of a budget is spent.
     """
+    if trial.plan.aggregation.random_share < 1:
+        raise ConfigError(
+            "the plan sends a share of the weights (random_share): its change is not whole, so no baseline"
+        )
+    trial = replace(trial, noise=False)
     await _intake(trial, withdrawn, say, on_progress)
     weights, vector, metrics = (trial.scratch / name for name in ("model.safetensors", "vector", "metrics"))
     await trial.begin(weights)
@@ -63,7 +70,7 @@ async def baseline(
     say(found[-1].line())
     for number in range(1, rounds + 1):
         begun = time.monotonic()
-        layout = await trial.train(weights, vector, on_progress, noise=False)
+        layout = await trial.train(weights, vector, on_progress)
         _apply(trial.plan, weights, vector, layout)
         found.append(await _measured(trial, weights, metrics, number, time.monotonic() - begun))
         say(found[-1].line())
@@ -130,8 +137,6 @@ def _apply(plan: StudyPlan, weights: Path, vector: Path, layout: VectorLayout) -
     shapes = manifest(plan.model, len(plan.labels.classes))
     numbers = np.fromfile(vector, "<f8", layout.numbers)
     delta = np.fromfile(vector, "<f4", offset=layout.numbers_bytes)
-    if len(delta) != shapes.size:
-        raise WorkFailed("INTERNAL", "a plan with random_share below 1 has no baseline: the change is not whole")
     weight = float(numbers[layout.where("weight")][0])
     np.divide(delta, np.float32(weight), out=delta)
     weights.write_bytes(pack(np.add(unpack_file(weights, shapes), delta, out=delta), shapes))

@@ -5,10 +5,8 @@ is removed at the end.
 """
 
 import math
-import shutil
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,10 @@ _SELECTION_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One plan with one data set. `scratch` is an empty private folder; `key_file` as the scans of the agent use it."""
+    """One plan with one data set. `scratch` is an empty private folder; `key_file` as the scans of the agent use it.
+
+    Without `noise` a plan with a guarantee is tried as one without: for numbers that stay in the hospital.
+    """
 
     plan: StudyPlan
     dataset: DatasetConfig
@@ -35,6 +36,7 @@ class Trial:
     key_file: Path
     config: AgentConfig
     entropy: Callable[[int], bytes]
+    noise: bool = True
 
     @property
     def terms(self) -> Terms | None:
@@ -63,18 +65,15 @@ class Trial:
         return {"mean": mean, "deviation": max(math.sqrt(max(0.0, squares / count - mean**2)), 1e-6)}
 
     async def train(
-        self, weights: Path, out: Path, on_progress: OnProgress, *, steps: int | None = None, noise: bool = True
+        self, weights: Path, out: Path, on_progress: OnProgress, *, steps: int | None = None
     ) -> VectorLayout:
-        """One round's training, or only its first `steps`; give where things lie in the vector at `out`.
-
-        Without `noise` a plan with a guarantee is trained as one without: for numbers that stay in the hospital.
-        """
-        command = self._command("train", steps=steps, noise=noise) | {
+        """One round's training, or only its first `steps`; give where things lie in the vector at `out`."""
+        command = self._command("train", steps=steps) | {
             "model": str(weights), "out": str(out), "normalisation": await self.statistics(),
             "selection": self.entropy(_SELECTION_BYTES).hex(), "residual": str(self.scratch / "residual"),
         }  # fmt: skip
         said = await self.worker.run(command, on_progress)
-        bands = self.plan.bands if noise else 0
+        bands = self.plan.bands if self.noise else 0
         return layout_for("train", parameters=int(said["parameters"]), metrics=0, bands=bands)
 
     async def evaluate(self, weights: Path, out: Path) -> VectorLayout:
@@ -85,10 +84,10 @@ class Trial:
         said = await self.worker.run(command, _untold)
         return layout_for("evaluate", parameters=int(said["parameters"]), metrics=int(said["metrics"]))
 
-    def _command(self, do: str, *, steps: int | None = None, noise: bool = True) -> dict[str, Any]:
+    def _command(self, do: str, *, steps: int | None = None) -> dict[str, Any]:
         plan: dict[str, Any] = parse_json(to_json(self.plan), limit=len(to_json(self.plan)))
         private = None
-        if not noise:
+        if not self.noise:
             plan["privacy"], plan["training"]["weighting"] = {"mechanism": "none"}, "images"
         elif (terms := self.terms) is not None:
             private = terms.for_trial(steps)
@@ -107,18 +106,6 @@ class Trial:
             "declared": None if self.dataset.privacy is None else self.dataset.privacy.most_patients,
             "private": private,
         }
-
-
-@contextmanager
-def scratch_in(folder: Path) -> Iterator[Path]:
-    """An empty folder for the agent's user only, gone at the end. What a killed trial left is cleared first."""
-    scratch = folder / "trial"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(mode=0o700, parents=True)
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def numbers_of(vector: Path, count: int) -> list[float]:

@@ -171,9 +171,14 @@ def _files(root: Path) -> Iterator[Path | OSError]:
             visited.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.is_dir():
+                    try:
+                        is_folder, is_file = entry.is_dir(), entry.is_file()
+                    except OSError as why:  # a link that leads nowhere we may go
+                        yield why
+                        continue
+                    if is_folder:
                         todo.append(Path(entry.path))
-                    elif entry.is_file():
+                    elif is_file:
                         yield Path(entry.path)
         except OSError as why:
             if folder != root:

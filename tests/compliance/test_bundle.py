@@ -1,6 +1,7 @@
 """A bundle is written whole or not at all, and read back as it was; what a stranger put into the folder is refused."""
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -228,6 +229,12 @@ MALFORMED: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "two receipts of a round": ("receipts.json", lambda data: b"[%b,%b" % (data[1:-1], data[1:]), "two of one round"),
     "receipts with 1.0 for 1": ("receipts.json", lambda data: data.replace(b'"round":1,', b'"round":1.0,'), "form"),
     "another round's record": ("rounds/0002.json", lambda _: clean()["rounds/0003.json"], "the record of round 3"),
+    "a confusion matrix that is a number": (
+        "rounds/0002.json", lambda data: re.sub(rb'"confusion":[^"]*,"', b'"confusion":5,"', data), "confusion",
+    ),
+    "a confusion matrix of numbers": (
+        "rounds/0002.json", lambda data: re.sub(rb'"confusion":[^"]*,"', b'"confusion":[1,2],"', data), "confusion",
+    ),
     "a record without its default": ("rounds/0002.json", lambda data: data.replace(b'"below":[0,1,3,5],', b""), "form"),
 }  # fmt: skip
 

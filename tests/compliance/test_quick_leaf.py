@@ -144,7 +144,7 @@ def test_fractions_are_sure_where_they_occur(value: Any) -> None:
 UNSURE = (
     b'"\xc3\xa9"', b"9007199254740992", b"-9007199254740992", b"1.0", b"-0.0", b"0.0", b"1e-7", b"1E2", b"NaN",
     b"Infinity", b"{", b"[" * 100_000, b'{"b":1,"a":2}', b'{"a":1,"a":2}', b'[{"b":1,"a":2}]', b"[1, 2]", b'"\\u0041"',
-    b'"\\ud800"', b"1000000000000000.5", b"0.000001",
+    b'"\\ud800"', b"1000000000000000.5", b"0.000001", b"[" * 25 + b"]" * 25, b'{"a":' * 25 + b"1" + b"}" * 25,
 )  # fmt: skip
 
 
@@ -154,6 +154,9 @@ def test_what_is_not_decided(data: bytes) -> None:
         quick_json.loads(data)
 
 
-@pytest.mark.parametrize("data", [b"0", b'{"a":1.5}', b"[0.00001]", b"[1.5,2]", b"9007199254740991", b'{"a":{"b":[]}}'])
+@pytest.mark.parametrize(
+    "data",
+    [b"0", b'{"a":1.5}', b"[0.00001]", b"[1.5,2]", b"9007199254740991", b'{"a":{"b":[]}}', b"[" * 24 + b"]" * 24],
+)
 def test_what_is_decided(data: bytes) -> None:
     assert quick_json.loads(data) == json.loads(data)

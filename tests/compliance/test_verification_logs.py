@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -197,28 +198,35 @@ def test_without_a_second_core_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.usefixtures("helped")
 def test_a_process_that_was_killed_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(say: Any, pieces: Any, taken: Any) -> None:
-        taken.value += len(pieces) // 2
+    def killed(say: Any, _pieces: Any) -> None:
         say.close()
 
-    monkeypatch.setattr(signatures, "tell", killed)
-    assert len(open_case(forgeries(), trust(), None).forged) == 2
+    def killed_in_its_answer(say: Any, _pieces: Any) -> None:
+        os.write(say.fileno(), b"\x00\x00\x10\x00half")  # of 4096 bytes
+        say.close()
+
+    for told in (killed, killed_in_its_answer):
+        monkeypatch.setattr(signatures, "tell", told)
+        assert len(open_case(forgeries(), trust(), None).forged) == 2
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.usefixtures("helped")
+def test_where_no_process_can_be_had_all_is_checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multiprocessing.context.ForkProcess.start", no_more_processes)
+    assert len(open_case(forgeries(), trust(), None).forged) == 2
+
+
+def no_more_processes(_self: Any) -> None:
+    raise BlockingIOError
+
+
 def test_what_another_process_says() -> None:
     case = open_case(clean_bundle(), trust(), None)
     hear, say = multiprocessing.Pipe(duplex=False)
-    pieces, taken = signatures._pieces(forgeries(), case.keys, every=True), multiprocessing.Value("i", 0)
-    taken.value = len(pieces)
-    signatures.tell(say, pieces, taken)
-    assert json.loads(hear.recv_bytes()) == []
-    assert say.closed
-    hear.close()
-    hear, say = multiprocessing.Pipe(duplex=False)
-    taken.value = 0
-    signatures.tell(say, pieces, taken)
+    signatures.tell(say, signatures._pieces(forgeries(), case.keys, every=True))
     assert len(json.loads(hear.recv_bytes())) == 2
+    assert say.closed
     hear.close()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from boundary.checkpoint import Cosignature
+from boundary.checkpoint import Checkpoint, Cosignature
 from boundary.errors import BadSignature, MalformedMessage
 from boundary.identity import PublicIdentity, SigningIdentity
 from boundary.messages import MaskedVector
@@ -22,7 +22,7 @@ from compliance.evidence.files import report_files
 from compliance.keys_file import keys_text
 from compliance.trail import read_leaf
 from compliance.verify_command import run as verify
-from flows import retention
+from flows import retention, watch
 from flows.coordinator import Coordinator, load
 from flows.driver import StudyDriver
 from flows.evidence import issue
@@ -318,6 +318,38 @@ def test_yesterdays_database_is_found_by_the_head_that_was_kept_beside_it(fresh:
     path.write_bytes(yesterday)
     found = {one.party: one.code for one in look(fresh.coordinator)}
     assert found[COORDINATOR] == "LOG_SHRUNK"
+
+
+def test_of_two_looks_at_once_the_later_head_stays(fresh: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by review: the look that began first ended last and lowered the mark, and a restored copy passed."""
+    mark, seen = fresh.coordinator.home / HIGH_WATER, list[int]()
+    real = watch._look_at
+
+    def look_at(*arguments: Any) -> Any:
+        found = real(*arguments)
+        if not seen:
+            seen.append(1)
+            issue(fresh.coordinator, fresh.study.label)  # the log goes on, and another look sees that
+            look(fresh.coordinator)
+            seen.append(Checkpoint.model_validate_json(mark.read_bytes()).size)
+        return found
+
+    monkeypatch.setattr(watch, "_look_at", look_at)
+    look(fresh.coordinator)
+    assert Checkpoint.model_validate_json(mark.read_bytes()).size == seen[1]
+
+
+def test_a_mark_that_was_edited_is_an_incident_and_the_others_are_judged(fresh: Copy) -> None:
+    (fresh.coordinator.home / HIGH_WATER).write_text("{}")
+    found = {one.party: one.code for one in look(fresh.coordinator)}
+    assert found == {COORDINATOR: "LOG_INCONSISTENT", "h1": None, "h2": None, "h3": None}
+
+
+def test_a_node_that_is_gone_from_a_tree_is_found(fresh: Copy) -> None:
+    with sqlite3.connect(database(fresh)) as db:
+        assert db.execute("DELETE FROM tree WHERE log = 'coordinator' AND level = 1 AND position = 0").rowcount == 1
+    db.close()
+    assert {one.party: one.code for one in look(fresh.coordinator)}[COORDINATOR] == "LOG_INCONSISTENT"
 
 
 def test_an_incident_is_closed_by_a_person_and_both_are_entries(fresh: Copy) -> None:

@@ -72,6 +72,14 @@ def test_the_consoles_passphrase_is_shown_at_a_terminal_only(tmp_path: Path) -> 
     said = init(tmp_path / "state", tmp_path)
     assert "console --new-login" in said.output
     assert not (tmp_path / "state" / "console.login").exists()
+    piped = run.invoke(app, ["console", "--new-login", "--state", str(tmp_path / "state")])
+    assert "at a terminal only" in str(piped.exception)
+    assert not (tmp_path / "state" / "console.login").exists()
+
+
+def test_a_new_passphrase_is_shown_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    init(tmp_path / "state", tmp_path)
+    monkeypatch.setattr(cli, "_is_terminal", lambda: True)
     shown = run.invoke(app, ["console", "--new-login", "--state", str(tmp_path / "state")])
     assert re.search(r"shown this once: ([0-9a-z]{5}-){3}[0-9a-z]{5}$", shown.output.strip())
     assert (tmp_path / "state" / "console.login").stat().st_mode & 0o777 == 0o600

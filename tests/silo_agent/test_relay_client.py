@@ -120,6 +120,18 @@ def test_an_upload_whose_last_byte_arrived_before_the_relay_died_is_finished(
     assert stored(federation, one) == data
 
 
+def test_what_is_withdrawn_while_its_blob_is_on_the_way_is_not_posted(
+    federation: Any, hospital: StateFolder, tmp_path: Path
+) -> None:
+    """Found by review: "stop" came during an upload of minutes, and the envelope followed it all the same."""
+    one = parcel(tmp_path / "sealed", os.urandom(10_000))
+
+    async def stopped(relay: RelayClient) -> bool:
+        return await relay.send(one, lambda: False)  # `{}` would be refused as no envelope if it were posted
+
+    assert dial(federation.coordinator.settings.relay.url, hospital, stopped) is False
+
+
 def test_the_same_upload_again_moves_nothing(federation: Any, hospital: StateFolder, tmp_path: Path) -> None:
     one = parcel(tmp_path / "sealed", os.urandom(10_000))
 

@@ -18,10 +18,10 @@ from boundary.plan import parse_plan
 from silo_agent import trainer
 from silo_agent.cli import app
 from silo_agent.config import AgentConfig, PatientCaps, parse_config, starting_config
-from silo_agent.errors import ContractNotMet, WorkFailed
+from silo_agent.errors import ConfigError, ContractNotMet, WorkFailed
 from silo_agent.ladder import rungs
 from silo_agent.ladder.synthetic import synthetic_stage
-from silo_agent.ladder.trial import Trial, scratch_in
+from silo_agent.ladder.trial import Trial
 
 NOBODY: dict[str, list[str]] = {"before": [], "after": []}
 COMMANDS = {
@@ -129,14 +129,44 @@ def test_a_plan_this_hospital_cannot_take_part_in_says_why(trial: Trial) -> None
         played(rungs.dry_run, replace(ours, dataset=trial.dataset), NOBODY)
 
 
-def test_the_scratch_folder_is_private_empty_and_gone(tmp_path: Path) -> None:
-    (tmp_path / "trial").mkdir()
-    (tmp_path / "trial" / "left").write_text("by a killed trial")
-    with scratch_in(tmp_path) as scratch:
-        assert list(scratch.iterdir()) == []
-        assert scratch.stat().st_mode & 0o777 == 0o700
-        (scratch / "model").write_text("x")
-    assert not scratch.exists()
+def test_more_patients_than_declared_are_said_before_anything_is_trained(trial: Trial) -> None:
+    ours = private_trial(trial)
+    few = PatientCaps(most_patients=20, study_epsilon=8, lifetime_epsilon=16)
+    ours = replace(ours, dataset=ours.dataset.model_copy(update={"privacy": few}))
+    with pytest.raises(ContractNotMet, match="more than the 20 that"):
+        played(rungs.dry_run, ours, NOBODY)
+    assert [one["do"] for one in trial.worker.told] == ["scan"]  # type: ignore[attr-defined]
+
+
+def test_a_baseline_needs_no_budget_and_no_guarantee(trial: Trial) -> None:
+    """Nothing of it leaves."""
+    found, _ = played(rungs.baseline, replace(private_trial(trial), dataset=trial.dataset), NOBODY, 1)
+    assert len(found) == 2
+
+
+def test_a_plan_without_a_whole_change_is_refused_before_it_takes_hours(trial: Trial) -> None:
+    shares = trial.plan.aggregation.model_copy(update={"random_share": 0.5})
+    with pytest.raises(ConfigError, match="random_share"):
+        played(rungs.baseline, replace(trial, plan=trial.plan.model_copy(update={"aggregation": shares})), NOBODY, 1)
+    assert trial.worker.told == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", ["dry-run", "baseline"])
+def test_before_a_plan_has_arrived_nothing_is_made(command: str, site: Any) -> None:
+    site.journal.close()
+    (site.root / "journal.sqlite").unlink()
+    done = CliRunner().invoke(app, [command, "any", "--state", str(site.root)])
+    assert "no plan has arrived" in str(done.exception)
+    assert not (site.root / "journal.sqlite").exists()
+
+
+def test_nothing_is_tried_beside_a_round(site: Any) -> None:
+    """Two trainings may be one too many, and the budget of the real one is spent whatever becomes of it."""
+    site.approve()
+    site.ordered(1)
+    for words in (["dry-run", site.study], ["baseline", site.study], ["rehearse"]):
+        done = CliRunner().invoke(app, [*words, "--state", str(site.root)])
+        assert "working on a round" in str(done.exception)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from infra.hospitals.volumes import write_series
 from infra.hospitals.writing import Identity, write_image
 from silo_agent.cli import app
+from silo_agent.errors import ConfigError
 from silo_agent.intake.errors import ArchiveMissing
 from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.survey import Survey, survey, survey_volumes
@@ -85,9 +86,23 @@ def test_people_are_told_what_each_code_means_and_where_the_files_are_listed(fol
     assert "TRUNCATED" in done.stdout
     assert "send it from the archive again" in done.stdout
     assert "half.dcm" not in done.stdout
+    assert listed.stat().st_mode & 0o777 == 0o600
     with listed.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["file"]: row["code"] for row in rows}["half.dcm"] == "TRUNCATED"
+
+
+def test_nothing_is_ever_written_over(folder: Path, tmp_path: Path) -> None:
+    """Found by review: `--files labels.csv` replaced the label table, and `--files a/1.dcm` an image."""
+    labels = tmp_path / "labels.csv"
+    labels.write_text("precious")
+    before = (folder / "a" / "1.dcm").read_bytes()
+    for where in (labels, folder / "a" / "1.dcm", folder / "new.csv", tmp_path / "missing" / "x.csv"):
+        done = CliRunner().invoke(app, ["scan", str(folder), "--files", str(where)])
+        assert isinstance(done.exception, ConfigError), where
+    assert labels.read_text() == "precious"
+    assert (folder / "a" / "1.dcm").read_bytes() == before
+    assert not (folder / "new.csv").exists()
 
 
 def test_what_is_no_folder_is_said(tmp_path: Path) -> None:

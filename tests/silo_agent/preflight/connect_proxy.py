@@ -59,10 +59,12 @@ class Proxy:
 
     async def _ended(self) -> None:
         self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.sleep(0.05)  # transports close in the next turns of the loop
+        await asyncio.sleep(0.05)  # who was let in just now begins, or nobody would close what it holds
+        while self._tasks:
+            for task in set(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.sleep(0.05)  # transports close in the next turns of the loop
 
     async def _met(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -111,9 +113,11 @@ class Proxy:
     async def _forward(self, target: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, _, port = target.rpartition(":")
         far_reader, far_writer = await asyncio.open_connection(host, int(port))
-        await self._say(writer, OPEN)
-        pumps = [asyncio.create_task(self._pump(*ends)) for ends in ((reader, far_writer), (far_reader, writer))]
+        pumps: list[asyncio.Task[None]] = []
         try:
+            await self._say(writer, OPEN)
+            ends = ((reader, far_writer), (far_reader, writer))
+            pumps = [asyncio.create_task(self._pump(*one)) for one in ends]
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for pump in pumps:
