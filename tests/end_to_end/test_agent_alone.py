@@ -16,8 +16,7 @@ from boundary.identity import SigningIdentity
 from flows.demo.archive import compose_plan, find_sites, look_at
 from infra.hospitals.phantoms import make_phantom_hospitals
 
-# a socket that another test of this worker left to the collector is told in whichever test it is collected
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 FORBIDDEN = {"prefect", "mlflow", "mlflow-skinny", "fastapi", "starlette", "sqlalchemy", "alembic", "granian"}
 

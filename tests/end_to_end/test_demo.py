@@ -22,8 +22,7 @@ from flows.store import audit
 from flows.store.database import reading
 from infra.leaks import find_leaks, needles_of
 
-# a socket that another test of this worker left to the collector is told in whichever test it is collected
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
+pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
 Finished = tuple[Path, dict[str, Any]]
 

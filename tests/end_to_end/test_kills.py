@@ -41,8 +41,7 @@ from flows.store.schema import rounds as rounds_table
 from infra.hospitals.phantoms import make_phantom_hospitals
 from silo_agent.journal import Journal
 
-# a socket that another test of this worker left to the collector is told in whichever test it is collected
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
+pytestmark = pytest.mark.slow
 ROUNDS = 7
 DONE = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 

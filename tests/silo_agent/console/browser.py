@@ -51,7 +51,8 @@ class Browser:
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         try:
-            self._socket = connect(self._address(), max_size=None, proxy=None)
+            # no pings: their payload is drawn from `random`, in a thread, under Hypothesis' feet
+            self._socket = connect(self._address(), max_size=None, proxy=None, ping_interval=None)
             for domain in ("Page", "Network", "Runtime"):
                 self.tell(f"{domain}.enable")
         except BaseException:

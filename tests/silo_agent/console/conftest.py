@@ -250,7 +250,7 @@ def approval_of() -> Callable[..., dict[str, str]]:
     return approval
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def one_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     if browser_module.CHROMIUM is None:
         pytest.skip("no chromium is installed: apt-get install chromium")
