@@ -9,6 +9,8 @@ from compliance.events import (
     BudgetRefused,
     BudgetReserved,
     DataPurged,
+    GateRefused,
+    GatesPassed,
     IntakeCounted,
     PatientWithdrawn,
     TrainingStarted,
@@ -22,6 +24,8 @@ _ON_REQUEST: dict[type[AnyEvent], Disclosed] = {
     BudgetCommitted: "budget",
     BudgetRefused: "budget",
     TrainingStarted: "budget",  # how long a training takes follows the number of patients drawn for it
+    GatesPassed: "budget",  # one for each start of a training
+    GateRefused: "budget",
     IntakeCounted: "intake",
     DataPurged: "intake",  # the bytes of a cache are those of its images
     PatientWithdrawn: "withdrawals",

@@ -15,6 +15,7 @@ from compliance.privacy import Delta, PrivacyEvent
 CELL = 10
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{4}( [0-9a-f]{4}){15}$")]
 Epsilon = Annotated[float, Field(ge=0, lt=2**53)]
+Gate = Annotated[str, Field(pattern=r"^[a-z]{3,20}$")]
 Tens = Annotated[int, Field(ge=0, le=2**53 - 1, multiple_of=CELL)]
 
 
@@ -323,6 +324,56 @@ class TrainingStarted(Event):
     start: Annotated[int, Field(ge=1)]
 
 
+class PolicyAdopted(Event):
+    """The hospital's own policy with this digest came into force, as its `number`-th; who signed is in the hospital.
+
+    A tightening takes one of the signatures, everything else all of them.
+    """
+
+    event: ClassVar[str] = "policy-adopted"
+    number: Annotated[int, Field(ge=1)]
+    policy: DigestStr
+    how: Literal["signed", "tightened"]
+
+
+class GatesPassed(Event):
+    """The policy in force let the work of an order begin: every gate was asked, in this order, and none refused."""
+
+    event: ClassVar[str] = "gates-passed"
+    study: StudyId
+    round: RoundNumber
+    phase: Phase
+    order: DigestStr
+    policy: DigestStr
+    gates: Annotated[tuple[Gate, ...], BeforeValidator(list_in), Field(min_length=1, max_length=50)]
+
+
+class GateRefused(Event):
+    """A gate of the policy in force refused the work of an order, or ended work that was under way."""
+
+    event: ClassVar[str] = "gate-refused"
+    study: StudyId
+    round: RoundNumber
+    phase: Phase
+    order: DigestStr
+    policy: DigestStr
+    gate: Gate
+    code: Code
+
+
+class WorkPaused(Event):
+    """Nothing is computed until `work-resumed`: the policy's hours ended, or a person of the hospital said so."""
+
+    event: ClassVar[str] = "work-paused"
+    code: Code
+
+
+class WorkResumed(Event):
+    """Work goes on."""
+
+    event: ClassVar[str] = "work-resumed"
+
+
 class RoundReceived(Event):
     """The hospital was told that a round is final, and which model came out of which sum."""
 
@@ -456,6 +507,11 @@ AnyEvent = (
     | PlanReceived
     | IntakeCounted
     | TrainingStarted
+    | PolicyAdopted
+    | GatesPassed
+    | GateRefused
+    | WorkPaused
+    | WorkResumed
     | RoundReceived
     | ReceiptSigned
     | HeadsWitnessed

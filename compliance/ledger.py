@@ -94,6 +94,13 @@ class Ledger:
             raise SlotReserved(f"{slot} was reserved for another release")
         return self.balance(population, study, caps)
 
+    def after(self, population: str, study: str, event: PrivacyEvent, caps: Caps) -> tuple[Spent, Spent]:
+        """What study and lifetime would come to with `event`; nothing is spent. Raises `LedgerUnreadable`."""
+        return (
+            _spent([*self.of_study(study), event], caps.study.delta),
+            _spent([*self.of_population(population), event], caps.lifetime.delta),
+        )
+
     def commit(self, slot: str, now: datetime) -> None:
         """The release of `slot` has left; committing again changes nothing. Raises `KeyError` for an unknown slot."""
         self._inside()

@@ -7,7 +7,7 @@ hospital's work is a function that gives its numbers and weights. Failures are v
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -35,11 +35,13 @@ from flows.records import ModelStart
 from flows.store import holdings, mail, members, studies
 from flows.store.database import reading, writing
 from flows.store.schema import envelopes, silos
-from silo_agent.config import starting_config
+from infra.hospitals.policy import put_in_force, wide_policy
+from silo_agent.config import Resources, starting_config
 from silo_agent.inbound import OwnSide
 from silo_agent.journal import Journal, KeptOrder, Parcel
 from silo_agent.mailroom import Mailroom
 from silo_agent.outbound import Outbound
+from silo_agent.permission import Permission
 from silo_agent.results import StoredResult, identity_of, result_folder
 from silo_agent.state import StateFolder
 from silo_agent.steward import approve
@@ -75,8 +77,9 @@ class SimulatedHospital:
     roster: TrustedRoster | None = None
 
     def __post_init__(self) -> None:
-        config = starting_config(self.silo, "images", Path("/d"), Path("/l"), threads=1, heartbeat=1)
-        self.folder.create(secrets.token_bytes, config)
+        self.folder.create(secrets.token_bytes, starting_config(self.silo, threads=1, heartbeat=1))
+        self.second = SigningIdentity.generate()
+        self.allow(())
         self.key = self.folder.identity
         self._open()
 
@@ -84,7 +87,8 @@ class SimulatedHospital:
         self.journal = Journal(self.folder.journal, self.silo)
         self.journal._db.execute("PRAGMA synchronous=OFF")  # noqa: SLF001 - nobody pulls the plug of a simulation
         self.outbound = Outbound(self.silo, self.key, self.journal, self.coordinator.now, secrets.token_bytes, "0")
-        self.sums = Sums(self.journal, self.outbound, self.own, secrets.token_bytes, 3)
+        permission = Permission(self.folder, self.journal, Resources(), self.coordinator.now)
+        self.sums = Sums(self.journal, self.outbound, self.own, secrets.token_bytes, permission)
         witness = Witness(self.journal, self.outbound, self.own)
         self.mailroom = Mailroom(self.journal, self.outbound, self.sums, witness, self.folder, self.own, lambda _: None)
         self.sums.admit_loss()
@@ -93,6 +97,12 @@ class SimulatedHospital:
         if self.roster is None:
             raise RuntimeError("not admitted yet")
         return OwnSide(self.silo, self.folder.steward.public, self.roster, self.coordinator.now())
+
+    def allow(self, plans: Sequence[StudyPlan]) -> None:
+        """The policy of this hospital names exactly these plans."""
+        keys = [self.folder.steward.public.text, self.second.public.text]
+        value = wide_policy(self.silo, keys, Path("/d"), Path("/l"), Path("/x"), plans)
+        put_in_force(self.folder, self.second, value)
 
     def turn(self) -> None:
         """Read the inbox, work, send: as an agent whose work takes no time."""
@@ -119,6 +129,7 @@ class SimulatedHospital:
         if self.declines:
             self.outbound.decline(study, plan_digest, "DECLINED_BY_STEWARD", "a test")
             return
+        self.allow([plan_from_json(parse_json(kept.plan)) for kept in self.journal.plans()])
         self.journal.set_plan(study, "scanned", dataset_digest=digest(self.silo.encode()))
         approve(self.journal, self.folder, self.outbound, study, "data_steward", "a test")
 

@@ -14,8 +14,8 @@ from compliance.errors import OutOfReach
 from compliance.ledger import Balance, Caps
 from compliance.privacy import Budget, PrivacyEvent
 from compliance.terms import PlanTerms
-from silo_agent.config import DatasetConfig, PatientCaps
 from silo_agent.errors import WorkFailed
+from silo_agent.policy.model import PatientCaps, SiloDataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ class Terms(PlanTerms):
         if patients <= most:
             return ""
         return (
-            f"there are {patients} patients, more than the {most} that agent.toml declares as most_patients: declare a "
-            "larger number, one that the archive will not outgrow"
+            f"there are {patients} patients, more than the {most} that the policy declares as n_max_patients: declare "
+            "a larger number, one that the archive will not outgrow"
         )
 
     def for_child(self, balance: Balance) -> dict[str, Any]:
@@ -73,31 +73,18 @@ class Terms(PlanTerms):
         }
 
 
-def terms_of(plan: StudyPlan, name: str, dataset: DatasetConfig) -> Terms | None:
+def terms_of(plan: StudyPlan, dataset: SiloDataset) -> Terms | None:
     """The terms of a private plan, None for a plan without a guarantee if the hospital takes part in such.
 
     Raises `WorkFailed` with what the hospital would have to change, or that no noise is enough.
     """
-    declared = dataset.privacy
-    if declared is None and plan.training.weighting == "declared":
-        raise WorkFailed(
-            "NO_PRIVACY_BUDGET",
-            f"the plan weighs hospitals by most_patients, and agent.toml has no [dataset.{name}.privacy] that declares "
-            "it: add it (docs/hospital.md)",
-        )
+    declared = dataset.caps
     if not isinstance(plan.privacy, PatientPrivacy):
-        if declared is not None and declared.required:
+        if declared.required:
             raise WorkFailed(
-                "GUARANTEE_REQUIRED",
-                f"[dataset.{name}.privacy] asks for a guarantee per patient, and the plan gives none",
+                "GUARANTEE_REQUIRED", "the policy asks for a guarantee per patient, and the plan gives none"
             )
         return None
-    if declared is None:
-        raise WorkFailed(
-            "NO_PRIVACY_BUDGET",
-            f"the plan spends a privacy budget, and agent.toml has no [dataset.{name}.privacy] to say how much there "
-            "is: add it (docs/hospital.md)",
-        )
     rounds, patients = plan.training.rounds, declared.most_patients
     try:
         public = PlanTerms.of(plan.privacy, rounds, patients)

@@ -7,26 +7,22 @@ import os
 import secrets
 import sqlite3
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from enum import StrEnum
-from importlib import metadata
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from boundary.errors import BoundaryError
+from silo_agent.commands.consent import add_to as add_consent_to
+from silo_agent.commands.incidents import incidents_app
+from silo_agent.commands.ladder import add_to as add_ladder_to
+from silo_agent.commands.options import DEFAULT_STATE, StateOption, opened_journal, surroundings
+from silo_agent.commands.plan import plan_app
+from silo_agent.commands.policy import policy_app
 from silo_agent.errors import AgentError, ConfigError
-from silo_agent.journal import Journal
-from silo_agent.ladder.commands import add_to as add_ladder_to
-from silo_agent.options import DEFAULT_STATE, PlanArgument, StateOption
-
-if TYPE_CHECKING:
-    from silo_agent.daemon import Surroundings
-    from silo_agent.outbound import Outbound
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,21 +31,12 @@ app = typer.Typer(
     help="""The agent a hospital runs: it dials out to one address, trains on the hospital's own images, and lets
     nothing leave but what its steward approved.
 
-    [bold]First time[/bold]: init → check → rehearse → scan FOLDER → enrol INVITATION → run.
-    [bold]For each study[/bold]: plan list → plan show STUDY → dry-run STUDY → plan approve STUDY.""",
+    [bold]First time[/bold]: init → policy sign → policy begin → check → rehearse → scan FOLDER → enrol FILE → run.
+    [bold]For each study[/bold]: plan list → plan show STUDY → dry-run STUDY → policy allow → plan approve STUDY.""",
 )
-plan_app = typer.Typer(no_args_is_help=True, help="Look at, approve or decline the plans that were proposed.")
+app.add_typer(policy_app, name="policy")
 app.add_typer(plan_app, name="plan")
-incidents_app = typer.Typer(help="Logs that are not what they were: look into one, close it.")
 app.add_typer(incidents_app, name="incidents")
-
-
-class Decision(StrEnum):
-    """What becomes of models that saw a patient who withdraws (`compliance.events.WithdrawalEffective`)."""
-
-    KEEP = "keep"
-    RETRAIN = "retrain"
-    RETIRE = "retire"
 
 
 def main() -> None:
@@ -74,36 +61,57 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
     dicom: Annotated[Path, typer.Option(help="Folder with the DICOM files of the first data set.")],
     labels: Annotated[Path, typer.Option(help="CSV with the labels, keyed by SOP/Series/StudyInstanceUID.")],
     dataset: Annotated[str, typer.Option(help="Name of the data set, as study plans ask for it.")] = "images",
+    second_key: Annotated[
+        str, typer.Option(help="Public key of the second person who signs policies, of `silo-agent policy key`.")
+    ] = "ed25519:...",
+    second_role: Annotated[str, typer.Option(help="That person's role.")] = "it_security",
     most_patients: Annotated[
-        int | None,
-        typer.Option(help="A public number of patients the archive will not outgrow; needed for private plans."),
+        int,
+        typer.Option(
+            min=1, max=10_000_000, help="A public number of patients that the archive will not outgrow, never a count."
+        ),
+    ] = 2000,
+    exclusions: Annotated[
+        Path | None, typer.Option(help="Where the list of excluded patients lies or will lie. Default: in --state.")
     ] = None,
+    timezone: Annotated[str, typer.Option(help="Of the hours in the policy, like Europe/Oslo.")] = "UTC",
     threads: Annotated[int, typer.Option(help="Processor threads for training.")] = 2,
     heartbeat: Annotated[float, typer.Option(help="Seconds between signs of life.")] = 10.0,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Make the state folder: keys that never leave it, and an agent.toml to look through."""
+    """Make the state folder: keys that never leave it, agent.toml, and a policy.toml to go through and sign."""
     from silo_agent.config import CONFIG_NAME, parse_config, starting_config
     from silo_agent.console.login import make_login
-    from silo_agent.state import StateFolder
+    from silo_agent.policy.files import PolicyFiles
+    from silo_agent.policy.starting import Start, starting_policy
+    from silo_agent.state import StateFolder, write_private
 
     for path, what in ((dicom, "the DICOM folder"), (labels, "the label table")):
         if not path.exists():
             raise ConfigError(f"{what} {path} does not exist")
     folder = StateFolder(state)
-    text = starting_config(
-        site, dataset, dicom.resolve(), labels.resolve(), threads=threads, heartbeat=heartbeat,
-        most_patients=most_patients,
-    )  # fmt: skip
+    text = starting_config(site, threads=threads, heartbeat=heartbeat)
     parse_config(text, f"{state / CONFIG_NAME}, as it would be,")
+    listed = (state / "excluded.hmac" if exclusions is None else exclusions).resolve()
+    today = datetime.now(UTC).date()
+    start = Start(
+        site, [("data_steward", "ed25519:..."), (second_role, second_key)], dataset, dicom.resolve(), labels.resolve(),
+        listed, today, today + timedelta(days=365), timezone, n_max_patients=most_patients,
+    )  # fmt: skip
+    starting_policy(start)  # says what is wrong with a name before a key is made
     folder.create(secrets.token_bytes, text)
+    approvers = [("data_steward", folder.steward.public.text), (second_role, second_key)]
+    write_private(PolicyFiles(state).policy, starting_policy(replace(start, approvers=approvers)).encode())
+    if not listed.exists():
+        write_private(listed, b"")
     typer.echo(f"made {state} for {site}")
     typer.echo(f"fingerprint: {folder.identity.public.fingerprint}")
     if _is_terminal():  # elsewhere it would end up in the log of whatever runs this
         typer.echo(f"passphrase of the console, shown this once: {make_login(state, secrets.token_bytes)}")
     else:
         typer.echo("for the console's passphrase: `silo-agent console --new-login`, at a terminal")
-    typer.echo("next: ask the coordinator for an invitation file, then `silo-agent enrol INVITATION`")
+    typer.echo("next: go through policy.toml, have both people sign it (`silo-agent policy --help`), and ask the")
+    typer.echo("coordinator for an invitation file: `silo-agent check --invitation FILE` tells what [network] needs")
 
 
 @app.command()
@@ -150,7 +158,7 @@ def enrol(
     typer.echo(f"our fingerprint:         {folder.identity.public.fingerprint}")
     typer.echo(f"coordinator fingerprint: {PublicIdentity(paper.coordinator_key).fingerprint}")
     typer.echo(f"asking {paper.relay_url}; read both aloud over the telephone now, then the coordinator admits you")
-    admitted = asyncio.run(Enrolment(config, folder, paper, _world()).ask_and_wait(wait, lambda: None))
+    admitted = asyncio.run(Enrolment(config, folder, paper, surroundings()).ask_and_wait(wait, lambda: None))
     if not admitted:
         raise ConfigError("not admitted yet: run the same command again later, nothing is lost")
     if enrolled:
@@ -178,7 +186,7 @@ def run(
     with folder.only_one():
         _log_to(folder.log, verbose=verbose)
         worker = Worker(folder.root / "child.log", config.resources.threads)
-        asyncio.run(Agent(config, folder, _world(), worker).run())
+        asyncio.run(Agent(config, folder, surroundings(), worker).run())
 
 
 @app.command()
@@ -210,7 +218,7 @@ def status(state: StateOption = DEFAULT_STATE) -> None:
     from silo_agent.state import StateFolder
     from silo_agent.status import print_status
 
-    with _journal(state) as journal:
+    with opened_journal(state) as journal:
         print_status(journal, StateFolder(state), datetime.now(UTC))
 
 
@@ -220,19 +228,18 @@ def budget(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per study, a line each.")] = False,
 ) -> None:
     """Show what patients have been exposed to: epsilon spent and left, per study and for all studies together."""
-    from silo_agent.config import load_config
     from silo_agent.cost import accounts
+    from silo_agent.policy.files import load_policy
     from silo_agent.state import StateFolder
     from silo_agent.status import print_budget
 
-    config = load_config(state)
-    with _journal(state) as journal:
-        found = accounts(config, journal, StateFolder(state))
+    with opened_journal(state) as journal:
+        found = accounts(load_policy(state).policy, journal, StateFolder(state))
     if as_json:
         for account in found:
             typer.echo(json.dumps(account.figures()))
     else:
-        print_budget(config, found)
+        print_budget(found)
 
 
 @app.command()
@@ -267,7 +274,7 @@ def trail(
     """Show this hospital's own log: everything the agent did, entry by entry, and the root over all of it."""
     from silo_agent.trail_view import print_trail
 
-    with _journal(state) as journal:
+    with opened_journal(state) as journal:
         if as_json:
             for leaf in journal.trail(after):
                 typer.echo(leaf.decode())
@@ -275,164 +282,32 @@ def trail(
             print_trail(journal, after)
 
 
-@app.command()
-def withdraw(
-    decision: Annotated[Decision, typer.Option(help="What becomes of the models that have seen the patient.")],
-    patient: Annotated[str | None, typer.Argument(help="Patient ID. Better leave it out: you are asked.")] = None,
-    state: StateOption = DEFAULT_STATE,
-) -> None:
-    """Record that a patient withdraws consent. From the next round on, and in all later scans, they are left out.
-
-    Leave PATIENT out and type it when asked, unseen: an argument ends up in the shell's history, and others on this
-    machine can see it while the command runs. It is the Patient ID (0010,0020) of the files the agent reads. It is kept
-    nowhere, only a hash of it under this hospital's key; others learn that somebody withdrew only if the plan says so.
-
-    Prints which rounds and models could have seen the patient, for this hospital's people. It cannot be undone, and
-    nothing of the privacy budget comes back. Asking again for the same patient changes nothing and prints the same.
-    """
-    from silo_agent.config import load_config
-    from silo_agent.exposure import exposures_of
-    from silo_agent.ladder.scratch import clear
-    from silo_agent.state import StateFolder
-    from silo_agent.withdrawal import master_key
-    from silo_agent.withdrawal import withdraw as withdraw_patient
-    from silo_agent.withdrawal_view import print_answer
-
-    folder = StateFolder(state)
-    folder.check_private()
-    if not clear(state):
-        raise ConfigError("a dry run or a baseline has this hospital's images on the disk: end it, then withdraw")
-    with _journal(state) as journal:
-        who = patient or typer.prompt("Patient ID (not shown)", hide_input=True, confirmation_prompt=True)
-        found, new = withdraw_patient(journal, folder, who, decision.value, datetime.now(UTC))
-        print_answer(found, exposures_of(journal, master_key(folder), load_config(state).site, found), new=new)
+add_consent_to(app)
 
 
 @app.command()
-def withdrawals(state: StateOption = DEFAULT_STATE) -> None:
-    """List who withdrew consent, without saying who: when, the private entry, and what was decided for which study."""
-    from silo_agent.withdrawal_view import print_withdrawals
-
-    with _journal(state) as journal:
-        print_withdrawals(journal)
+def pause(state: StateOption = DEFAULT_STATE) -> None:
+    """Compute nothing until `resume`: a training holds still after its step. Rounds may end without us meanwhile."""
+    _pause(state, is_paused=True)
 
 
-@incidents_app.callback(invoke_without_command=True)
-def incidents(context: typer.Context, state: StateOption = DEFAULT_STATE) -> None:
-    """List the incidents: logs that are not what they were. While one is open, no order is taken."""
-    from silo_agent.trail_view import print_incidents
-
-    if context.invoked_subcommand is None:
-        with _journal(state) as journal:
-            print_incidents(journal)
+@app.command()
+def resume(state: StateOption = DEFAULT_STATE) -> None:
+    """Go on after `pause`."""
+    _pause(state, is_paused=False)
 
 
-@incidents_app.command("close")
-def incidents_close(
-    number: Annotated[int, typer.Argument(help="The incident's number.")], state: StateOption = DEFAULT_STATE
-) -> None:
-    """Take orders again, after somebody has looked into an incident: that log is believed anew."""
-    from silo_agent.witness import close_incident
+def _pause(state: Path, *, is_paused: bool) -> None:
+    from silo_agent.permission import pause as set_pause
 
-    with _journal(state) as journal:
-        closed = close_incident(journal, number, datetime.now(UTC))
-    typer.echo(f"incident {number} about the log of {closed.log} is closed: its next head is believed as the first was")
-
-
-@plan_app.command("list")
-def plan_list(state: StateOption = DEFAULT_STATE) -> None:
-    """List the plans that were proposed, and where each stands here."""
-    from silo_agent.status import print_plans
-
-    with _journal(state) as journal:
-        print_plans(journal)
-
-
-@plan_app.command("show")
-def plan_show(plan: PlanArgument, state: StateOption = DEFAULT_STATE) -> None:
-    """Show in plain words what a plan does, to which data, what leaves and what stays, and what changed."""
-    from silo_agent.config import load_config
-    from silo_agent.state import StateFolder
-    from silo_agent.status import print_dossier
-    from silo_agent.steward import dossier, find_plan
-
-    with _journal(state) as journal:
-        print_dossier(dossier(journal, StateFolder(state), find_plan(journal, plan), load_config(state)))
-
-
-@plan_app.command("approve")
-def plan_approve(
-    plan: PlanArgument,
-    reason: Annotated[str, typer.Option(help="Why, for the hospital's own records; it does not leave.")],
-    role: Annotated[str, typer.Option(help="In which role you approve.")] = "data_steward",
-    wait: Annotated[float, typer.Option(help="Seconds to wait for the running agent to check our data.")] = 0.0,
-    state: StateOption = DEFAULT_STATE,
-) -> None:
-    """Approve exactly this digest, for exactly the data as they were checked. Any change needs a new approval."""
-    from silo_agent.state import StateFolder
-    from silo_agent.steward import approve, wait_for_scan
-
-    with _journal(state) as journal:
-        wait_for_scan(journal, plan, wait)
-        kept = approve(journal, StateFolder(state), _outbound(state, journal), plan, role, reason)
-    typer.echo(f"approved {kept.study}: {kept.digest}")
-
-
-@plan_app.command("decline")
-def plan_decline(
-    plan: PlanArgument,
-    reason: Annotated[str, typer.Option(help="Why, for the hospital's own records; it does not leave.")],
-    state: StateOption = DEFAULT_STATE,
-) -> None:
-    """Say no, also to a plan that was approved: work on it stops. The coordinator learns that we decline, not why."""
-    from silo_agent.steward import decline
-
-    with _journal(state) as journal:
-        kept = decline(journal, _outbound(state, journal), plan, reason)
-    typer.echo(f"declined {kept.study}")
-
-
-@plan_app.command("rescan")
-def plan_rescan(plan: PlanArgument, state: StateOption = DEFAULT_STATE) -> None:
-    """Check our data against the plan again, after the label table or agent.toml was corrected."""
-    from silo_agent.steward import forget_scan
-
-    with _journal(state) as journal:
-        kept = forget_scan(journal, plan)
-    typer.echo(f"the running agent will check our data for {kept.study} again")
+    with opened_journal(state) as journal:
+        changed = set_pause(journal, is_paused=is_paused, now=datetime.now(UTC))
+    said = "paused: nothing is computed until `silo-agent resume`" if is_paused else "work goes on"
+    typer.echo(said if changed else f"nothing changed: {said}")
 
 
 def _is_terminal() -> bool:
     return sys.stdout.isatty()
-
-
-@contextmanager
-def _journal(state: Path) -> Iterator[Journal]:
-    from silo_agent.config import load_config
-
-    config = load_config(state)
-    journal = Journal(state / "journal.sqlite", config.site)
-    try:
-        yield journal
-    finally:
-        journal.close()
-
-
-def _outbound(state: Path, journal: Journal) -> "Outbound":
-    from silo_agent.config import load_config
-    from silo_agent.outbound import Outbound
-    from silo_agent.state import StateFolder
-
-    world = _world()
-    return Outbound(
-        load_config(state).site, StateFolder(state).identity, journal, world.now, world.entropy, world.version
-    )
-
-
-def _world() -> "Surroundings":
-    from silo_agent.daemon import Surroundings
-
-    return Surroundings(lambda: datetime.now(UTC), secrets.token_bytes, metadata.version("wardround"))
 
 
 def _log_to(path: Path, *, verbose: bool) -> None:

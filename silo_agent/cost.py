@@ -11,9 +11,9 @@ from compliance.errors import ComplianceError
 from compliance.ledger import Balance
 from compliance.privacy import event_bytes
 from silo_agent.budget import Terms, terms_of
-from silo_agent.config import AgentConfig
 from silo_agent.errors import WorkFailed
 from silo_agent.journal import Journal
+from silo_agent.policy.model import Policy, dataset_of
 from silo_agent.state import StateFolder
 
 TIGHT = "cost.json"  # beside a scan: the child's second opinion (compliance.prv), which the daemon is too small for
@@ -30,12 +30,9 @@ class Cost:
     fits: int
 
 
-def cost_here(plan: StudyPlan, study: str, config: AgentConfig, journal: Journal, folder: StateFolder) -> Cost | None:
+def cost_here(plan: StudyPlan, study: str, policy: Policy, journal: Journal, folder: StateFolder) -> Cost | None:
     """What the plan costs here, None without a guarantee. Raises `WorkFailed` if this hospital cannot take part so."""
-    name = plan.dataset.name
-    if name not in config.dataset:
-        raise WorkFailed("DATASET_UNREADABLE", f"agent.toml has no [dataset.{name}], which the plan asks for: add it")
-    terms = terms_of(plan, name, config.dataset[name])
+    terms = terms_of(plan, dataset_of(policy, plan.dataset.name))
     if terms is None:
         return None
     ledger, population = journal.ledger, terms.declared.population
@@ -53,7 +50,7 @@ def question_of(terms: Terms) -> dict[str, Any]:
 
 
 def _tight(folder: StateFolder, study: str, terms: Terms) -> float | None:
-    """None if there is none, or only one from before agent.toml was changed."""
+    """None if there is none, or only one from before the policy was changed."""
     try:
         said = json.loads((folder.cache / study / TIGHT).read_bytes())
         return float(said["epsilon"]) if question_of(terms).items() <= said.items() else None
@@ -125,7 +122,7 @@ class Account:
         }
 
 
-def accounts(config: AgentConfig, journal: Journal, folder: StateFolder) -> list[Account]:
+def accounts(policy: Policy, journal: Journal, folder: StateFolder) -> list[Account]:
     """Every study with a guarantee that this hospital approved, oldest first."""
     found = []
     for kept in journal.plans():
@@ -133,7 +130,7 @@ def accounts(config: AgentConfig, journal: Journal, folder: StateFolder) -> list
         if kept.approval is None or not isinstance(plan.privacy, PatientPrivacy):
             continue
         try:
-            found.append(Account(plan.label, kept.study, cost_here(plan, kept.study, config, journal, folder), ""))
+            found.append(Account(plan.label, kept.study, cost_here(plan, kept.study, policy, journal, folder), ""))
         except WorkFailed as why:
             found.append(Account(plan.label, kept.study, None, str(why)))
     return found

@@ -27,9 +27,11 @@ from boundary.roster import TrustedRoster
 from compliance.events import RosterTrusted
 from silo_agent.certificate import WARN_DAYS, read_certificate
 from silo_agent.config import AgentConfig
+from silo_agent.destination import by_policy
 from silo_agent.errors import (
     AgentError,
     ConfigError,
+    NoPolicy,
     NotEnrolled,
     RelayRefused,
     RelayUnreachable,
@@ -41,7 +43,9 @@ from silo_agent.inbound import OwnSide
 from silo_agent.journal import Journal, Parcel
 from silo_agent.mailroom import Mailroom
 from silo_agent.outbound import Outbound
+from silo_agent.permission import Permission
 from silo_agent.plain import plain
+from silo_agent.policy.errors import PolicyRefused
 from silo_agent.relay_client import RelayClient, TlsFiles
 from silo_agent.results import sweep
 from silo_agent.state import StateFolder
@@ -71,7 +75,7 @@ class Agent:
     """One hospital's agent. `run` returns when it is told to stop and raises when it must not go on."""
 
     def __init__(self, config: AgentConfig, folder: StateFolder, world: Surroundings, worker: Worker) -> None:
-        """Raises `NotEnrolled`, `ConfigError` or `UpgradeNeeded`."""
+        """Raises `NotEnrolled`, `ConfigError` or `UpgradeNeeded`; `NoPolicy` if no signed policy is in force."""
         self._config, self._folder, self._world = config, folder, world
         self.journal = Journal(folder.journal, config.site)
         try:
@@ -82,6 +86,8 @@ class Agent:
 
     def _assemble(self, worker: Worker) -> None:
         config, folder, world = self._config, self._folder, self._world
+        permission = Permission(folder, self.journal, config.resources, world.now)
+        self._expect_policy(permission)
         self._key: SigningIdentity = folder.identity
         self._steward: PublicIdentity = folder.steward.public
         self._roster = self._kept_roster()
@@ -90,8 +96,10 @@ class Agent:
         self._relay = self._client()
         outbound = Outbound(config.site, self._key, self.journal, world.now, world.entropy, world.version)
         self._outbound = outbound
-        self._sums = Sums(self.journal, outbound, self._own, world.entropy, config.sums.least_hospitals)
-        self._bench = Workbench(config, folder, self.journal, outbound, self._sums, worker, self._relay, self._own)
+        self._sums = Sums(self.journal, outbound, self._own, world.entropy, permission)
+        self._bench = Workbench(
+            config, folder, self.journal, outbound, self._sums, worker, self._relay, self._own, permission
+        )
         witness = Witness(self.journal, outbound, self._own)
         self._mail = Mailroom(self.journal, outbound, self._sums, witness, folder, self._own, self._unwanted)
         self._worker = worker
@@ -100,6 +108,12 @@ class Agent:
         self._told: tuple[int, int] | None = None  # which certificate warning was logged, and on which day
         for name in TROUBLES:
             self._trouble(name, None)
+
+    def _expect_policy(self, permission: Permission) -> None:
+        try:
+            permission.in_force()
+        except PolicyRefused as why:
+            raise NoPolicy(f"no signed policy is in force, so the agent does not start: {why}") from why
 
     def _kept_roster(self) -> TrustedRoster:
         data = self.journal.fact(ROSTER)
@@ -118,7 +132,8 @@ class Agent:
         tls = TlsFiles(self._folder.tls_certificate, self._folder.tls_key, self._folder.relay_ca)
         return RelayClient(
             url, tls, self._config.site, self._key,
-            now=self._world.now, entropy=self._world.entropy, proxy=self._config.proxy,
+            now=self._world.now, entropy=self._world.entropy, allow=by_policy(self._folder.root),
+            proxy=self._config.proxy,
         )  # fmt: skip
 
     def _own(self) -> OwnSide:
@@ -169,7 +184,7 @@ class Agent:
             try:
                 went_well = await turn()
                 self._trouble(name, None)
-            except (RelayUnreachable, RelayRefused) as why:
+            except (RelayUnreachable, RelayRefused, PolicyRefused) as why:
                 _log.warning("%s: %s; again in %.1f s", name, why, pause)
                 went_well = self._trouble(name, str(why))
             except Exception as why:
@@ -284,6 +299,7 @@ class Agent:
         with suppress(RelayUnreachable, RelayRefused):  # the poll says it already
             await self._relay.beat(self._heartbeat())
         await self._bench.drop_unapproved()
+        await self._bench.look_at_policy()
         self._look_at_certificate()
         return True
 

@@ -19,6 +19,7 @@ from boundary.roster import TrustedRoster
 from compliance.events import HospitalEnrolled
 from silo_agent.config import AgentConfig
 from silo_agent.daemon import RELAY_URL, ROSTER, Surroundings
+from silo_agent.destination import by_policy
 from silo_agent.errors import ConfigError, RelayUnreachable, WrongCoordinator
 from silo_agent.journal import Journal
 from silo_agent.relay_client import RelayClient, TlsFiles
@@ -45,7 +46,8 @@ class Enrolment:
         deadline = asyncio.get_running_loop().time() + wait_seconds
         async with RelayClient(
             self.invitation.relay_url, enrolment_tls, self.config.site, self.folder.identity,
-            now=self.world.now, entropy=self.world.entropy, proxy=self.config.proxy,
+            now=self.world.now, entropy=self.world.entropy, allow=by_policy(self.folder.root),
+            proxy=self.config.proxy,
         ) as relay:  # fmt: skip
             state = await relay.enrol(self._request())
             while state.state == "waiting" and asyncio.get_running_loop().time() < deadline:

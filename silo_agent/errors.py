@@ -38,6 +38,13 @@ class UpgradeNeeded(AgentError):
     exit_code = 5
 
 
+class NoPolicy(AgentError):
+    """No signed policy is in force, or it does not name the relay: the agent does not start."""
+
+    code = "NO_POLICY"
+    exit_code = 6
+
+
 class RelayUnreachable(AgentError):
     """The network or the relay is down; everything waits in the outbox and is retried."""
 

@@ -54,6 +54,7 @@ from compliance.events import (
 )
 from silo_agent.errors import EgressRefused
 from silo_agent.journal import Journal, KeptOrder
+from silo_agent.policy.errors import TOLD_AS, PolicyCode
 
 _log = logging.getLogger("silo_agent.outbound")
 
@@ -72,7 +73,7 @@ RELEASABLE_CODES = frozenset(
         "UNKNOWN_MEMBER", "UNKNOWN_MODEL", "UNSEAL_FAILED", "UNSHARED_STATE", "UNSUITABLE_PLAN", "WITHOUT_GRADIENT",
         "WRONG_RECIPIENT", "WRONG_TENSORS",
     }
-)  # fmt: skip
+) | {TOLD_AS.get(code, code.value) for code in PolicyCode}  # fmt: skip
 OfLogs = TrailShown | HeadsCosigned | LogDisputed
 Leaving = (
     PlanApproved | PlanDeclined | Ready | Shares | MaskedVector | SurvivorsSeen | SharesRevealed | Refused | OfLogs

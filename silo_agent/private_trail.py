@@ -92,11 +92,15 @@ class PrivateTrail:
         row = self._db.execute("SELECT * FROM withdrawn WHERE reference = ?", (reference,)).fetchone()
         return None if row is None else Withdrawal(*row)
 
-    def around(self, known: int) -> dict[str, list[str]]:
-        """References of the first `known` who withdrew, and of those since, as a scan is told them."""
+    def around(self, known: int, excluded: frozenset[str] = frozenset()) -> dict[str, list[str]]:
+        """References of the first `known` who withdrew, and of those since, as a scan is told them.
+
+        Who is on the hospital's list (`excluded`) counts as of before, unless they withdrew since.
+        """
         said: dict[str, list[str]] = {"before": [], "after": []}
         for one in self.withdrawals():
             said["before" if one.sequence <= known else "after"].append(one.reference)
+        said["before"] += sorted(excluded.difference(*said.values()))
         return said
 
     @property

@@ -35,6 +35,7 @@ from boundary.identity import SigningIdentity
 from boundary.messages import BlobRef
 from boundary.names import Frozen
 from boundary.requests import NONCE_BYTES, sign_request
+from silo_agent.destination import Allow, address_of, spki_of
 from silo_agent.errors import (
     AgentError,
     ConfigError,
@@ -47,7 +48,7 @@ from silo_agent.journal import Parcel
 from silo_agent.plain import plain
 from silo_agent.preflight.way_out import CREDENTIALS, ProxyNotTrusted, WayOut
 from silo_agent.state import sync_folder
-from silo_agent.streams import Backend
+from silo_agent.streams import Backend, Guard
 
 Answer = TypeVar("Answer", bound=Frozen)
 
@@ -102,7 +103,7 @@ class Traffic:
 class RelayClient:
     """A session with the relay. Use as an async context manager."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one for each thing it needs
         self,
         url: str,
         tls: TlsFiles,
@@ -111,22 +112,28 @@ class RelayClient:
         *,
         now: Callable[[], datetime],
         entropy: Callable[[int], bytes],
+        allow: Allow,
         proxy: str | None = None,
     ) -> None:
+        """`allow` is asked before each request, and about each connection's certificate; what it raises ends it."""
         self._silo, self._key, self._now, self._entropy = silo, key, now, entropy
         self.traffic = Traffic()
         self.dated: str | None = None  # the Date header of the last answer, for whoever compares clocks
         self._tls, self._context = tls, tls.context()
         self._way_out = None if proxy is None else WayOut.of(proxy, tls.certificate.parent)
         self._login_again: datetime | None = None
+        self._allow, self._address = allow, address_of(url)
         self._http = httpx.AsyncClient(
             base_url=url,
-            transport=_transport(self._context, self._way_out),
+            transport=_transport(self._context, self._way_out, self._look_at),
             headers={"accept-encoding": "identity"},  # answers are read raw, against a limit
             timeout=_TIMEOUT,
             trust_env=False,
             follow_redirects=False,
         )
+
+    def _look_at(self, certificate: bytes) -> None:
+        self._allow(*self._address, spki_of(certificate))
 
     def renewed(self) -> None:
         """The certificate file was replaced: use it from the next connection on. Raises `ConfigError`."""
@@ -261,6 +268,7 @@ class RelayClient:
     async def _talk(
         self, method: str, target: str, headers: dict[str, str], body: bytes | AsyncIterator[bytes] | None
     ) -> AsyncIterator[httpx.Response]:
+        self._allow(*self._address, None)
         self._spare_the_login()
         try:
             async with self._http.stream(method, target, headers=headers, content=body) as answer:
@@ -302,7 +310,9 @@ class RelayClient:
             )
 
 
-def _transport(context: ssl.SSLContext, way_out: WayOut | None) -> httpx.AsyncHTTPTransport:
+def _transport(
+    context: ssl.SSLContext, way_out: WayOut | None, look: Callable[[bytes], None]
+) -> httpx.AsyncHTTPTransport:
     """Through the proxy if there is one; its own TLS has a context of its own and never sees our certificate."""
     proxy = None
     if way_out is not None:
@@ -310,7 +320,8 @@ def _transport(context: ssl.SSLContext, way_out: WayOut | None) -> httpx.AsyncHT
         proxy = httpx.Proxy(way_out.url, ssl_context=way_out.context(), auth=login)
     limits = httpx.Limits(max_connections=6, max_keepalive_connections=6, keepalive_expiry=60)
     made = httpx.AsyncHTTPTransport(verify=context, trust_env=False, limits=limits, proxy=proxy)
-    made._pool._network_backend = Backend()  # noqa: SLF001 - httpcore takes it as an argument, httpx does not pass it on
+    backend = Backend(Guard(context, look))
+    made._pool._network_backend = backend  # noqa: SLF001 - httpcore takes it as an argument, httpx does not pass it on
     return made
 
 

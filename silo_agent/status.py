@@ -11,7 +11,6 @@ from boundary.errors import BoundaryError
 from boundary.plan import plan_from_json
 from boundary.roster import TrustedRoster
 from silo_agent.certificate import read_certificate
-from silo_agent.config import AgentConfig
 from silo_agent.cost import Account
 from silo_agent.daemon import CONTACT, RELAY_URL, ROSTER, TROUBLES
 from silo_agent.errors import ConfigError
@@ -94,7 +93,7 @@ def print_plans(journal: Journal) -> None:
     Console().print(table)
 
 
-def print_budget(config: AgentConfig, found: list[Account]) -> None:
+def print_budget(found: list[Account]) -> None:
     """One bar per study and one per population: what is spent of the cap. No patient and no count is in it."""
     console = Console()
     table = Table("study", "spent here", "cap", "", "rounds", title="Privacy budget: epsilon per study")
@@ -113,9 +112,7 @@ def print_budget(config: AgentConfig, found: list[Account]) -> None:
     for population, (spent, cap, delta) in lifetimes.items():
         together.add_row(population, f"{spent:.2f}", f"{cap:g}", _bar(spent, cap), f"{delta:.1e}")
     if not found:
-        without = [name for name, dataset in config.dataset.items() if dataset.privacy is None]
-        hint = f" agent.toml has no budget for {', '.join(without)} (docs/hospital.md)." if without else ""
-        console.print(f"Nothing was spent: no plan with a guarantee per patient was approved here.{hint}", markup=False)
+        console.print("Nothing was spent: no plan with a guarantee per patient was approved here.")
         return
     console.print(table)
     console.print(together)
@@ -126,14 +123,19 @@ def _bar(spent: float, cap: float) -> str:
     return "█" * full + "░" * (20 - full)
 
 
-def print_dossier(file: Dossier) -> None:
-    console = Console()
+def print_lines(said: list[tuple[str, str]]) -> None:
+    """(heading, text) pairs, in plain words."""
     table = Table(show_header=False, box=None, padding=(0, 2, 1, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    for heading, text in lines(file):
-        table.add_row(heading, Text(text))  # not str: square brackets in a plan are no markup
-    console.print(table)
+    for heading, text in said:
+        table.add_row(Text(heading), Text(text))  # not str: square brackets in a plan are no markup
+    Console().print(table)
+
+
+def print_dossier(file: Dossier) -> None:
+    console = Console()
+    print_lines(lines(file))
     changes = difference(file)
     if changes:
         console.print(f"[bold]Changed since the last approved plan ({file.before.label if file.before else ''})[/bold]")

@@ -10,12 +10,13 @@ from typing import Any
 from boundary.approval import Approval, sign_approval
 from boundary.canonical import parse_json
 from boundary.plan import StudyPlan, plan_from_json
-from silo_agent.config import AgentConfig
 from silo_agent.cost import Cost, cost_here, guarantee_lines
 from silo_agent.errors import ConfigError, ContractNotMet, WorkFailed
 from silo_agent.journal import Journal, KeptPlan
 from silo_agent.outbound import Outbound
+from silo_agent.permission import forecast
 from silo_agent.plain import plain
+from silo_agent.policy.files import load_policy
 from silo_agent.state import StateFolder
 
 
@@ -23,7 +24,8 @@ from silo_agent.state import StateFolder
 class Dossier:
     """A plan with what the hospital's own scan says about it. `report` is None until the scan is through.
 
-    `cost` is a sentence where this hospital cannot take part in a plan with this guarantee, or lack of one.
+    `cost` is a sentence where this hospital cannot take part in a plan with this guarantee, or lack of one. `refused`
+    is what the hospital's policy would refuse of the plan.
     """
 
     kept: KeptPlan
@@ -31,6 +33,7 @@ class Dossier:
     report: dict[str, Any] | None
     before: StudyPlan | None
     cost: Cost | str | None
+    refused: tuple[str, ...]
 
 
 def find_plan(journal: Journal, wanted: str) -> KeptPlan:
@@ -46,12 +49,8 @@ def find_plan(journal: Journal, wanted: str) -> KeptPlan:
     raise ConfigError(f"no plan {wanted!r}; known: {known}")
 
 
-def dossier(journal: Journal, folder: StateFolder, kept: KeptPlan, config: AgentConfig) -> Dossier:
-    plan = plan_from_json(parse_json(kept.plan))
-    try:
-        report = json.loads((folder.cache / kept.study / "report.json").read_bytes())
-    except (FileNotFoundError, ValueError):
-        report = None
+def dossier(journal: Journal, folder: StateFolder, kept: KeptPlan, now: datetime) -> Dossier:
+    plan, report = plan_from_json(parse_json(kept.plan)), _report(folder, kept)
     earlier = [
         plan_from_json(parse_json(other.plan))
         for other in journal.plans()
@@ -60,14 +59,37 @@ def dossier(journal: Journal, folder: StateFolder, kept: KeptPlan, config: Agent
     same = [other for other in earlier if other.name == plan.name] or earlier
     cost: Cost | str | None
     try:
-        cost = cost_here(plan, kept.study, config, journal, folder)
-    except WorkFailed as why:
+        cost = cost_here(plan, kept.study, load_policy(folder.root).policy, journal, folder)
+    except (WorkFailed, ConfigError) as why:
         cost = str(why)
-    return Dossier(kept, plan, report, same[-1] if same else None, cost)
+    return Dossier(kept, plan, report, same[-1] if same else None, cost, _refused(folder, plan, report, now))
+
+
+def _report(folder: StateFolder, kept: KeptPlan) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads((folder.cache / kept.study / "report.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return found
+
+
+def _refused(
+    folder: StateFolder, plan: StudyPlan, report: dict[str, Any] | None, now: datetime
+) -> tuple[str, ...]:  # fmt: skip
+    """What the policy in force would refuse of the plan, in sentences with their codes."""
+    patients = None if report is None else sum(report["patients"].values())
+    try:
+        force = load_policy(folder.root)
+    except (WorkFailed, ConfigError) as why:
+        return (str(why),)
+    return tuple(f"{why.reason}: {why.detail}" for why in forecast(plan, force, patients, now))
 
 
 def approve(journal: Journal, folder: StateFolder, outbound: Outbound, wanted: str, role: str, reason: str) -> KeptPlan:
-    """Sign exactly this digest, as it stands at this instant. Raises `ContractNotMet` or `ConfigError`."""
+    """Sign exactly this digest, as it stands at this instant. Raises `ContractNotMet` or `ConfigError`.
+
+    Not for a plan that the policy would refuse: that takes two people first (`silo-agent policy allow`).
+    """
     with journal.transaction():  # the daemon may be closing the study, or scanning again
         kept = find_plan(journal, wanted)
         if kept.state == "approved":
@@ -78,6 +100,8 @@ def approve(journal: Journal, folder: StateFolder, outbound: Outbound, wanted: s
         now: datetime = outbound.now()
         if now.date() > plan.purpose.expires:
             raise ContractNotMet(f"the plan expired on {plan.purpose.expires}")
+        if refused := _refused(folder, plan, _report(folder, kept), now):
+            raise ContractNotMet(f"the policy does not allow this plan: {'; '.join(refused)}")
         approval = Approval(
             silo=outbound.silo,
             plan_digest=kept.digest,
@@ -119,7 +143,7 @@ def _why_not(kept: KeptPlan) -> str:
         case "unsuitable":
             return (
                 f"our data do not meet the plan's contract: {kept.reason}. Nothing was deleted or changed; "
-                "correct the label table or agent.toml, then run `silo-agent plan rescan`"
+                "correct the label table or the policy, then run `silo-agent plan rescan`"
             )
         case other:
             return f"the plan is {other}"
@@ -137,6 +161,7 @@ def lines(file: Dossier) -> list[tuple[str, str]]:
         ("Study", f"{purpose.title} ({plan.label})"),
         ("Plan digest", file.kept.digest),
         ("State here", file.kept.state + (f": {file.kept.reason}" if file.kept.reason else "")),
+        ("Policy", f"does NOT allow it: {'; '.join(file.refused)}" if file.refused else "allows exactly this plan"),
         ("Purpose", purpose.statement),
         ("Legal basis", f"{purpose.legal_basis}; ethics reference {purpose.ethics_reference}"),
         ("Valid until", f"{purpose.expires}; records are kept {purpose.retain_years} years"),
@@ -195,7 +220,7 @@ def difference(file: Dossier) -> list[str]:
 
 
 def forget_scan(journal: Journal, wanted: str) -> KeptPlan:
-    """Have the agent look at our data again, after the label table or agent.toml was corrected."""
+    """Have the agent look at our data again, after the label table or the policy was changed."""
     with journal.transaction():
         kept = find_plan(journal, wanted)
         if kept.state not in {"scanned", "unsuitable"}:

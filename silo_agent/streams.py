@@ -6,8 +6,10 @@ has arrived. Proxies, pool, timeouts and HTTP stay httpx's.
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpcore
@@ -16,10 +18,19 @@ _MOST_WAITING = 1024 * 1024  # bytes received and not yet asked for; beyond, the
 _SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Looks at the certificate of connections under `context` before anything is sent over them; may raise."""
+
+    context: ssl.SSLContext
+    look: Callable[[bytes], None]
+
+
 class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
     """One connection, plain at first: what it has received, and whether it takes more."""
 
-    def __init__(self) -> None:
+    def __init__(self, guard: Guard | None = None) -> None:
+        self._guard = guard
         self._transport: asyncio.Transport | None = None
         self._received: list[bytes] = []
         self._size = 0
@@ -88,12 +99,14 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> httpcore.AsyncNetworkStream:
-        inner = Stream()
+        inner = Stream(self._guard)
         try:
             async with _within(timeout, httpcore.ConnectTimeout, httpcore.ConnectError):
                 secured = await asyncio.get_running_loop().start_tls(
                     self._open(), inner, ssl_context, server_hostname=server_hostname
                 )
+            if secured is not None and self._guard is not None and ssl_context is self._guard.context:
+                self._guard.look(secured.get_extra_info("ssl_object").getpeercert(binary_form=True))
         except BaseException:
             await self.aclose()
             raise
@@ -120,6 +133,9 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
 class Backend(httpcore.AsyncNetworkBackend):
     """Opens connections for httpcore."""
 
+    def __init__(self, guard: Guard | None = None) -> None:
+        self._guard = guard
+
     async def connect_tcp(
         self,
         host: str,
@@ -130,7 +146,9 @@ class Backend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         local = None if local_address is None else (local_address, 0)
         async with _within(timeout, httpcore.ConnectTimeout, httpcore.ConnectError):
-            _, stream = await asyncio.get_running_loop().create_connection(Stream, host, port, local_addr=local)
+            _, stream = await asyncio.get_running_loop().create_connection(
+                partial(Stream, self._guard), host, port, local_addr=local
+            )
         return stream
 
     async def sleep(self, seconds: float) -> None:

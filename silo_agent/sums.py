@@ -26,6 +26,8 @@ from silo_agent.errors import EgressRefused, StoredFileLost, disk_code
 from silo_agent.inbound import OwnSide, approved_plan, check_closing
 from silo_agent.journal import Journal, KeptOrder
 from silo_agent.outbound import Outbound
+from silo_agent.permission import Permission
+from silo_agent.policy.errors import PolicyRefused
 from silo_agent.results import StoredResult, forget_result
 
 _log = logging.getLogger("silo_agent.sums")
@@ -50,13 +52,13 @@ class KeysLost(PeerFault):
 
 @dataclass(slots=True)
 class Sums:
-    """All attempts under way. `least` is the hospital's own floor for the size of a sum."""
+    """All attempts under way. The policy is asked at each step whether the plan may still be worked on."""
 
     journal: Journal
     outbound: Outbound
     own: Callable[[], OwnSide]
     entropy: Callable[[int], bytes]
-    least: int
+    permission: Permission
     _attempts: dict[str, Attempt] = field(default_factory=dict)
 
     def begin(self, order: KeptOrder, result_folder: Path) -> None:
@@ -67,7 +69,7 @@ class Sums:
         session = HospitalSession(
             context_of(message),
             own.silo,
-            least=max(self.least, plan.aggregation.quorum),
+            least=max(self.permission.least(plan), plan.aggregation.quorum),
             entropy=self.entropy,
             revealed_for=self.journal.spent_on(result.identity),
         )
@@ -93,6 +95,10 @@ class Sums:
             self._no(order, told.collection, why.code, str(why), retryable=isinstance(why, KeysLost) or anew)
             if isinstance(why, ResultSpent):
                 forget_result(Path(order.result or ""))
+            return True
+        except PolicyRefused as why:
+            self.permission.refused(order, why)
+            self._no(order, told.collection, why.code, str(why), retryable=why.retryable)
             return True
         except (EgressRefused, StoredFileLost) as why:
             self._no(order, told.collection, why.code, str(why), retryable=False)
@@ -125,6 +131,7 @@ class Sums:
         """Whether we are in it. Raises a `PeerFault` for what must not be answered."""
         own = self.own()
         plan = approved_plan(self.journal.plan(order.study), own)
+        self.permission.least(plan)
         if told.order != order.digest:
             raise OutOfTurn(f"{told.kind} for another order")
         match told:

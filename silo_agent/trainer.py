@@ -23,7 +23,6 @@ from typing import Any, TextIO
 from boundary.errors import BoundaryError
 from silo_agent.errors import WorkCancelled, disk_code
 
-CANCEL = "cancel"
 _END_SECONDS = 10.0
 
 
@@ -36,7 +35,7 @@ class Conversation:
     def __init__(self, commands: TextIO, events: TextIO, on_end: Callable[[], None] = lambda: None) -> None:
         self._events, self._commands, self._on_end = events, commands, on_end
         self._waiting: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self._cancel, self._over = threading.Event(), threading.Event()
+        self._cancel, self._over, self._going = threading.Event(), threading.Event(), threading.Event()
         threading.Thread(target=self._hear, daemon=True, name="commands").start()
 
     def _hear(self) -> None:
@@ -46,16 +45,24 @@ class Conversation:
         except (ValueError, LookupError, TypeError) as why:
             sys.stderr.write(f"what is no command ends the child: {why}\n")
         self._over.set()
+        self._going.set()
         self._waiting.put(None)
         self._on_end()
 
     def _take(self, command: dict[str, Any]) -> None:
         """In the order they came: a cancel is for the command before it, never for the one after."""
-        if command["do"] == CANCEL:
-            self._cancel.set()
-        else:
-            self._cancel.clear()
-            self._waiting.put(command)
+        match command["do"]:
+            case "cancel":
+                self._cancel.set()
+                self._going.set()
+            case "pause":
+                self._going.clear()
+            case "resume":
+                self._going.set()
+            case _:
+                self._cancel.clear()
+                self._going.set()
+                self._waiting.put(command)
 
     def next(self) -> dict[str, Any] | None:
         return self._waiting.get()
@@ -68,6 +75,8 @@ class Conversation:
         self._events.flush()
 
     def progress(self, step: int, steps: int) -> None:
+        """Between two steps: say so, hold still while paused, raise `WorkCancelled` if it is not wanted any more."""
+        self._going.wait()
         if self.is_cancelled():
             raise WorkCancelled("between two steps")
         self.say(event="progress", step=step, steps=steps)
@@ -130,20 +139,45 @@ def classify(why: Exception) -> tuple[str, bool]:
 
 
 def _scan(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
+    """With an `index` the scans of the studies beside this one's are what inputs may be taken over from."""
+    from datetime import UTC, datetime
+
     from boundary.plan import parse_plan
+    from silo_agent.intake.reading import Means, Memory
+    from silo_agent.intake.reuse import OtherScan
     from silo_agent.intake.scan import FolderSource, scan
     from silo_agent.intake.withdrawn import Withdrawn
 
-    master = Path(command["key_file"]).read_bytes()
+    master, cache, memory = Path(command["key_file"]).read_bytes(), Path(command["cache"]), None
+    if command.get("index") is not None:
+        scans = sorted(folder for folder in cache.parent.glob("[!.]*") if folder.is_dir())
+        others = tuple(OtherScan(folder, study_key(master, folder.name)) for folder in scans)
+        memory = Memory(Path(command["index"]), datetime.now(UTC), others)
     report = scan(
         FolderSource(Path(command["dicom"]), Path(command["labels"])),
         parse_plan(command["plan"]),
         study_key(master, command["study"]),
-        Path(command["cache"]),
-        conversation.progress,
+        cache,
+        _each_step_once(conversation),
         withdrawn=Withdrawn.told(master, command["withdrawn"]),
+        means=Means(command.get("threads", 2), memory=memory),
     )
     return report.model_dump(mode="json")
+
+
+def _each_step_once(conversation: Conversation) -> Callable[[int, int], None]:
+    """Progress as it is told; a step that is said again, while a slow file is waited for, only asks for a cancel."""
+    last = -1
+
+    def progress(step: int, steps: int) -> None:
+        nonlocal last
+        if step != last:
+            last = step
+            conversation.progress(step, steps)
+        elif conversation.is_cancelled():
+            raise WorkCancelled("while a file was read")
+
+    return progress
 
 
 def _survey(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
@@ -151,13 +185,15 @@ def _survey(command: dict[str, Any], conversation: Conversation) -> dict[str, An
     from dataclasses import asdict
 
     from silo_agent.intake.cache import write_refused
+    from silo_agent.intake.reading import Means
     from silo_agent.intake.survey import survey, survey_volumes
 
     folder = Path(command["dicom"])
     if command["volumes"]:
         found = survey_volumes(folder, conversation.progress)
     else:
-        found = survey(folder, bytes.fromhex(command["key"]), conversation.progress)
+        means = Means(command.get("threads", 2))
+        found = survey(folder, bytes.fromhex(command["key"]), _each_step_once(conversation), means=means)
     if command["named"] is not None:
         write_refused(Path(command["named"]), found.named)
     return {name: value for name, value in asdict(found).items() if name != "named"}

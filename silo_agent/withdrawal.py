@@ -27,11 +27,16 @@ def withdraw(
 
     The first time counts, its decision too. Raises `ConfigError` for what is no Patient ID.
     """
-    master = master_key(folder)
-    reference = _reference(master, patient)
+    return withdraw_reference(journal, folder, _reference(master_key(folder), patient), decision, now)
+
+
+def withdraw_reference(
+    journal: Journal, folder: StateFolder, reference: str, decision: Decision, now: datetime
+) -> tuple[Withdrawal, bool]:
+    """As `withdraw`, of somebody who is known by their reference only."""
     with journal.transaction():
         known = journal.private.find(reference)
-        withdrawal = known or _record(journal, master, reference, decision, now)
+        withdrawal = known or _record(journal, master_key(folder), reference, decision, now)
     finish(journal, folder, now)
     return withdrawal, known is None
 

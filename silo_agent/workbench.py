@@ -1,9 +1,12 @@
-"""Does the next thing there is to do, with the child: an order first, else a proposed plan's scan, else warming up."""
+"""Does the next thing there is to do, with the child: an order first, else a proposed plan's scan, else warming up.
+
+Nothing is begun that the policy in force does not allow at that moment, and nothing goes on that it stops allowing.
+"""
 
 import asyncio
 import json
 import logging
-import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,26 +16,30 @@ from boundary.api import Activity
 from boundary.canonical import parse_json
 from boundary.errors import MalformedMessage, PeerFault
 from boundary.messages import Collection, WorkOrder
-from boundary.plan import StudyPlan, plan_from_json
+from boundary.plan import plan_from_json
 from boundary.protocol import Step
 from boundary.secagg.context import selection_key
 from compliance.events import IntakeCounted, TrainingStarted, in_tens
 from silo_agent.budget import Terms, terms_of
-from silo_agent.config import AgentConfig, DatasetConfig
+from silo_agent.config import AgentConfig
 from silo_agent.cost import TIGHT, question_of
+from silo_agent.errand import Errand, disk_shortage
 from silo_agent.errors import RelayRefused, RelayUnreachable, StoredFileLost, WorkCancelled, WorkFailed, disk_code
 from silo_agent.inbound import OwnSide, approved_plan
 from silo_agent.intake.erasing import KNOWN
 from silo_agent.intake.refusals import Refusal
 from silo_agent.journal import Journal, KeptOrder, KeptPlan, PlanState
 from silo_agent.outbound import Outbound
+from silo_agent.permission import PAUSED, Asked, Permission
+from silo_agent.policy.errors import PolicyCode, PolicyRefused
+from silo_agent.policy.model import dataset_of
 from silo_agent.relay_client import RelayClient
 from silo_agent.releases import reserve
 from silo_agent.results import StoredResult, forget_study, identity_of, residual_of, result_folder
 from silo_agent.state import StateFolder, write_private
 from silo_agent.sums import Sums, order_of
 from silo_agent.withdrawal import erase_from, finish
-from silo_agent.worker import Worker
+from silo_agent.worker import OnProgress, Worker, untold
 
 _log = logging.getLogger("silo_agent.workbench")
 MOST_STARTS = 5  # a work that killed its child five times will do so again
@@ -51,17 +58,23 @@ class Workbench:
     worker: Worker
     relay: RelayClient
     own: Callable[[], OwnSide]
+    permission: Permission
     activity: Activity | None = None
     current: str | None = None
     _warm: set[str] = field(default_factory=set)
+    _asked: Asked | None = None  # of the work that is under way
+    _refusal: PolicyRefused | None = None  # why it was stopped
+    _held: str | None = None  # why it holds still
 
     async def do_next(self) -> bool:
         """Whether there was anything to do: the oldest order, else a proposed plan, else warming up."""
         finish(self.journal, self.folder, self.own().now)  # what `silo-agent withdraw` was killed in
-        working = [order for order in self.journal.open_orders() if order.step is Step.WORKING]
-        if working:
-            await self._work(working[0])
-            return True
+        if self.permission.is_paused:
+            return False
+        for order in self.journal.open_orders():
+            if order.step is Step.WORKING and not self._waits(order):
+                await self._work(order)
+                return True
         for plan in self.journal.plans():
             if plan.state == "received":
                 return await self._consider(plan)
@@ -86,6 +99,38 @@ class Workbench:
             _log.info("%s is no longer wanted here", self.current)
             await self.worker.cancel()
 
+    async def look_at_policy(self) -> None:
+        """Hold the work still while the hours are over or a person said so; end it if it is not allowed any more."""
+        if self._asked is None:
+            return
+        try:
+            if not self.permission.is_paused:
+                self.permission.still(self._asked)
+        except PolicyRefused as why:
+            if why.reason is not PolicyCode.OUT_OF_HOURS:
+                self._refusal = why
+                await self.worker.cancel()
+                return
+            await self._hold(why.code)
+        else:
+            await self._hold(PAUSED if self.permission.is_paused else None)
+
+    async def _hold(self, code: str | None) -> None:
+        """The training holds still between two steps and keeps what it has; `code` None lets it go on."""
+        before, self._held = self._held, code
+        if (before is None) == (code is None):
+            return
+        await self.worker.pause(is_paused=code is not None)
+        if PAUSED not in {before, code}:  # which has its entries already
+            self.permission.held(code)
+
+    def _waits(self, order: KeptOrder) -> bool:
+        """Whether the policy's hours begin again before the work is due; else it is refused, so that others know."""
+        try:
+            return self.permission.opens_before(order_of(order, self.own()).due)
+        except (PeerFault, PolicyRefused):
+            return False
+
     # --- orders --------------------------------------------------------------------------------------
     async def _work(self, order: KeptOrder) -> None:
         collection = Collection.parse(order.collection)
@@ -97,6 +142,8 @@ class Workbench:
                 self.sums.begin(order, result)
         except WorkCancelled:
             _log.info("%s was stopped", collection)  # if it still counts as work, the next look says why not
+            if self._refusal is not None:
+                self._no(order, collection, self._refusal)
         except WorkFailed as why:
             self._no(order, collection, why)
         except StoredFileLost as why:
@@ -106,11 +153,15 @@ class Workbench:
         except OSError as why:
             self._no(order, collection, WorkFailed(disk_code(why), str(why), retryable=True))
         finally:
-            self.activity = self.current = None
+            await self._hold(None)
+            self.activity = self.current = self._asked = self._refusal = None
 
     def _no(self, order: KeptOrder, collection: Collection, why: WorkFailed) -> None:
         if self._still_wanted(order):
-            self.outbound.refuse(order, collection, why.code, str(why), retryable=why.retryable)
+            with self.journal.transaction():
+                if isinstance(why, PolicyRefused):
+                    self.permission.refused(order, why)
+                self.outbound.refuse(order, collection, why.code, str(why), retryable=why.retryable)
 
     def _still_wanted(self, order: KeptOrder) -> bool:
         now = self.journal.order(order.collection)
@@ -124,7 +175,10 @@ class Workbench:
             return folder  # finished before a restart, or for an attempt that failed: not trained twice
         kept, start = self._may_start(order, message)
         self._check_disk()
-        await self._same_data(kept)
+        plan = plan_from_json(parse_json(kept.plan))
+        self.permission.excluded(self.permission.dataset(plan))
+        patients = await self._same_data(kept)
+        asked, terms = self.permission.ask(order, message, plan, patients)
         weights = await self._model(order, message)
         if not self._still_wanted(order):
             raise WorkCancelled("while the model was fetched")
@@ -135,11 +189,12 @@ class Workbench:
             "selection": selection_key(collection, message.model.digest).hex(),
             "residual": str(residual_of(self.folder, order.study)),
         }  # fmt: skip
-        plan = plan_from_json(command["plan"])
-        release, terms = None, self._terms(plan)
+        release = None
         if terms is not None and collection.phase == "train":
             # what cannot be trained on is found before it is paid for: a useless model must not empty the budget
-            await self.worker.run(command | {"do": "check"}, _untold)
+            await self.worker.run(command | {"do": "check"}, untold)
+        self.permission.begin(asked)
+        if terms is not None and collection.phase == "train":
             release = reserve(self.journal, terms, collection, start, self.own().now)
             command |= {"private": release.private}
         started = TrainingStarted(
@@ -152,7 +207,7 @@ class Workbench:
         erase_from(self.journal, self.folder, order.study)
         gone = self.journal.private.count_of(order.study)
         # a private training's steps take as long as the patients drawn for them: nobody outside is to follow them
-        match await self.worker.run(command, self._progress if release is None else _untold):
+        match await self._counted_hours(asked, command, self._progress if release is None else untold):
             case {"parameters": int(parameters), "metrics": int(metrics), **rest} if not rest:
                 if collection.phase != "train" and gone != self.journal.private.count_of(order.study):
                     raise WorkCancelled("somebody withdrew meanwhile: nobody can tell whether it is with them or not")
@@ -165,9 +220,13 @@ class Workbench:
             case other:
                 raise WorkFailed("INTERNAL", f"the child's result is {other!r:.200}")
 
-    def _terms(self, plan: StudyPlan) -> Terms | None:
-        name = plan.dataset.name
-        return terms_of(plan, name, self._dataset(name))
+    async def _counted_hours(self, asked: Asked, command: dict[str, Any], on_progress: OnProgress) -> dict[str, Any]:
+        begun, self._asked = time.monotonic(), asked
+        try:
+            return await self.worker.run(command, on_progress)
+        finally:
+            self._asked = None
+            self.permission.worked(asked.order, time.monotonic() - begun)
 
     def _may_start(self, order: KeptOrder, message: WorkOrder) -> tuple[KeptPlan, int]:
         """The plan, and how often the work was started. Asked again every time: days may have passed."""
@@ -204,13 +263,12 @@ class Workbench:
                 return path
 
     def _check_disk(self) -> None:
-        free = shutil.disk_usage(self.folder.root).free // 2**20
-        if free < self.config.resources.min_free_disk_mb:
-            raise WorkFailed("DISK_FULL", f"{free} MB are free under {self.folder.root}", retryable=True)
+        if shortage := disk_shortage(self.folder, self.config.resources):
+            raise WorkFailed("DISK_FULL", shortage, retryable=True)
 
     # --- data ----------------------------------------------------------------------------------------
-    async def _same_data(self, kept: KeptPlan) -> None:
-        """Train only on the data the steward approved; a lost cache is built again and compared."""
+    async def _same_data(self, kept: KeptPlan) -> int:
+        """Train only on the data the steward approved; a lost cache is built again and compared. How many patients."""
         try:
             report = json.loads((self.folder.cache / kept.study / "report.json").read_bytes())
         except (FileNotFoundError, ValueError):
@@ -220,6 +278,7 @@ class Workbench:
                 "DATASET_CHANGED",
                 "the data are not those the steward approved: the coordinator must propose a new revision of the plan",
             )
+        return int(sum(report["patients"].values())) - self.journal.private.count_of(kept.study)
 
     async def _consider(self, kept: KeptPlan) -> bool:
         """Scan our data for a proposed plan, so that the steward decides on facts. Whether there is an outcome."""
@@ -227,7 +286,8 @@ class Workbench:
         known = self.journal.private.last  # whoever has withdrawn is not in the data that the steward decides on
         report, patients = None, b""
         try:
-            terms = self._terms(plan_from_json(parse_json(kept.plan)))
+            plan = plan_from_json(parse_json(kept.plan))
+            terms = terms_of(plan, self.permission.dataset(plan))
             report = await self._scan(kept, known)
             patients = (self.folder.cache / kept.study / KNOWN).read_bytes()
             problems = "; ".join([*report["problems"], *_too_many(report, terms)])
@@ -276,7 +336,7 @@ class Workbench:
         """
         question = question_of(terms)
         try:
-            said = await self.worker.run(self._command("cost", kept) | question, lambda _step, _steps: None)
+            said = await self.worker.run(self._command("cost", kept) | question, untold)
         except WorkFailed as why:
             _log.warning("there is no closer estimate of what %s costs: %s", kept.study, why)
             return
@@ -284,7 +344,8 @@ class Workbench:
 
     async def _scan(self, kept: KeptPlan, known: int) -> dict[str, Any]:
         """The child's report; the first `known` who withdrew are refused, the others belong to the data's digest."""
-        command = self._command("scan", kept) | {"withdrawn": self.journal.private.around(known)}
+        excluded = self.permission.excluded(self.permission.dataset(plan_from_json(parse_json(kept.plan))))
+        command = self._command("scan", kept) | {"withdrawn": self.journal.private.around(known, excluded)}
         report = await self.worker.run(command, self._scan_progress)
         erase_from(self.journal, self.folder, kept.study)
         return report
@@ -292,33 +353,22 @@ class Workbench:
     async def _warm_up(self, kept: KeptPlan) -> None:
         self._warm.add(kept.study)
         try:
-            await self.worker.run(self._command("warm", kept), lambda _step, _steps: None)
+            await self.worker.run(self._command("warm", kept), untold)
         except (WorkFailed, WorkCancelled, OSError) as why:
             _log.warning("the plan's model cannot be built here yet: %s", why)
 
     def _command(self, do: str, kept: KeptPlan) -> dict[str, Any]:
-        plan = parse_json(kept.plan)
-        dataset = self._dataset(plan["dataset"]["name"])
-        return {
-            "do": do,
-            "plan": plan,
-            "study": kept.study,
-            "dicom": dataset.source.path,
-            "labels": dataset.labels.path,
-            "key_file": str(self.folder.dataset_key_file),
-            "cache": str(self.folder.cache / kept.study),
-            "device": self.config.resources.device,
-            "at_once": self.config.resources.images_at_once,
-            "declared": None if dataset.privacy is None else dataset.privacy.most_patients,
-        }
-
-    def _dataset(self, name: str) -> DatasetConfig:
-        try:
-            return self.config.dataset[name]
-        except KeyError:
-            raise WorkFailed(
-                "DATASET_UNREADABLE", f"agent.toml has no [dataset.{name}], which the plan asks for: add it"
-            ) from None
+        policy, plan = self.permission.policy, plan_from_json(parse_json(kept.plan))
+        errand = Errand(
+            plan=parse_json(kept.plan),
+            study=kept.study,
+            dataset=dataset_of(policy, plan.dataset.name),
+            key_file=self.folder.dataset_key_file,
+            cache=self.folder.cache / kept.study,
+            resources=self.config.resources,
+            devices=policy.resources.devices,
+        )
+        return errand.command(do)
 
     def _progress(self, step: int, steps: int) -> None:
         if self.activity is not None:
@@ -327,10 +377,6 @@ class Workbench:
     def _scan_progress(self, step: int, steps: int) -> None:
         if step in {0, steps} or step % 500 == 0:
             _log.info("checked %d of %d files", step, steps)
-
-
-def _untold(_step: int, _steps: int) -> None:
-    """Progress that stays here."""
 
 
 def _counted(study: str, report: dict[str, Any], *, usable: bool) -> IntakeCounted:

@@ -20,8 +20,12 @@ _LINE_LIMIT = 4 * 1024 * 1024
 _STOP_SECONDS = 2.0  # the child keeps nothing that a kill could spoil; who stops the agent should not wait
 _CANCEL_SECONDS = 20.0  # a step of a large network, or one huge file; then the child is ended
 _LOG_BYTES = 5_000_000
-OnProgress = Callable[[int, int], None]
 CHILD_MODULE = "silo_agent.trainer"
+OnProgress = Callable[[int, int], None]
+
+
+def untold(_step: int, _steps: int) -> None:
+    """Progress that stays here."""
 
 
 class Worker:
@@ -32,7 +36,7 @@ class Worker:
     ) -> None:
         self._log_path, self._threads, self._module = log, threads, module
         self._process: asyncio.subprocess.Process | None = None
-        self._cancelled = False
+        self._cancelled = self._is_told = self._is_paused = False
         self._busy, self._idle = asyncio.Lock(), asyncio.Event()
         self._patience = patience
 
@@ -71,10 +75,14 @@ class Worker:
                 if self._cancelled:  # while the child was starting
                     raise WorkCancelled("the work was stopped before it began")
                 await self._say(command)
+                self._is_told = True
+                if self._is_paused:  # before there was anything to pause
+                    await self._say({"do": "pause"})
                 return await self._listen(on_progress)
             except (BrokenPipeError, ConnectionResetError) as why:
                 raise await self._died() from why
             finally:
+                self._is_told = self._is_paused = False
                 self._idle.set()
 
     async def _say(self, command: dict[str, Any]) -> None:
@@ -151,6 +159,15 @@ class Worker:
             _log.warning("the child did not stop within %.0f s and is ended", self._patience)
             if self._process is not None and self._process.returncode is None:
                 self._process.kill()
+
+    async def pause(self, *, is_paused: bool) -> None:
+        """Have the running command hold still after its step, or go on. None running is fine."""
+        if not self._busy.locked():
+            return
+        self._is_paused = is_paused
+        if self._is_told and not self._cancelled:
+            with suppress(BrokenPipeError, ConnectionResetError):
+                await self._say({"do": "pause" if is_paused else "resume"})
 
     async def stop(self) -> None:
         """End the child: close its input, wait, then kill. Cancelled in between, the next call goes on with it."""

@@ -17,6 +17,7 @@ from compliance.events import (
     ContributionReleased,
     DataPurged,
     EvidenceIssued,
+    GateRefused,
     HospitalAdmitted,
     IncidentClosed,
     IncidentOpened,
@@ -24,6 +25,7 @@ from compliance.events import (
     PlanApprovalGiven,
     PlanDeclineGiven,
     PlanPublished,
+    PolicyAdopted,
     ReceiptSigned,
     ReleaseDecided,
     RoundClosed,
@@ -58,6 +60,8 @@ _WORTH_IT: dict[type[AnyEvent], tuple[tuple[str, str], str]] = {
     PlanDeclineGiven: (_ACTIVITY, "E"),
     IntakeCounted: (_ACTIVITY, "R"),
     TrainingStarted: (_ACTIVITY, "R"),
+    PolicyAdopted: (_ALERT, "U"),
+    GateRefused: (_ALERT, "E"),
     BudgetReserved: (_ACTIVITY, "E"),
     BudgetRefused: (_ALERT, "E"),
     ContributionReleased: (_EXPORT, "C"),
@@ -74,7 +78,7 @@ _WORTH_IT: dict[type[AnyEvent], tuple[tuple[str, str], str]] = {
     EvidenceIssued: (_ACTIVITY, "C"),
     DataPurged: (_ACTIVITY, "D"),
 }
-_REFUSALS = WorkRefused, BudgetRefused, PlanDeclineGiven, IncidentOpened
+_REFUSALS = WorkRefused, GateRefused, BudgetRefused, PlanDeclineGiven, IncidentOpened
 
 
 def audit_events(bundle: Bundle) -> dict[str, Any]:

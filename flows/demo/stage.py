@@ -1,16 +1,22 @@
 """Sets the stage: servers up, hospitals enrolled and running, plan published and approved."""
 
+import hashlib
 import json
 import os
 import re
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from datetime import UTC, datetime, timedelta
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from flows import coordinator as home
 from flows.admission import admit, invite
@@ -132,14 +138,41 @@ class Stage:
 
     def _init(self, site: Site) -> str:
         threads = max(1, (os.cpu_count() or 2) // len(self.sites))
+        self._key_of_it(site).parent.mkdir(parents=True, exist_ok=True)
+        second = _run([str(_BIN / "silo-agent"), "policy", "key", str(self._key_of_it(site))]).strip()
         said = self._agent(
             site, "init", "--site", site.silo, "--dicom", str(site.dicom), "--labels", str(site.labels),
             "--dataset", DATASET, *self._declared(site), "--threads", str(threads), "--heartbeat", "1.0",
+            "--second-key", second,
         )  # fmt: skip
         found = re.search(r"fingerprint: ([0-9a-f ]+)", said)
         if found is None:
             raise DemoFailed(f"silo-agent init of {site.silo} said no fingerprint: {said}")
+        self._begin_policy(site)
         return found.group(1).strip()
+
+    def _key_of_it(self, site: Site) -> Path:
+        """Of the second person, who would have it on another machine."""
+        return self.workdir / "people" / f"{site.silo}-it.pem"
+
+    def _begin_policy(self, site: Site) -> None:
+        """Two people go through policy.toml, as `init` wrote it, and sign it."""
+        path = self.state_of(site) / "policy.toml"
+        path.write_text(wide(path.read_text("utf-8"), self.relay, is_private=site.silo in self.most_patients), "utf-8")
+        self._sign(site)
+        self._agent(site, "policy", "begin")
+
+    def _sign(self, site: Site) -> None:
+        self._agent(site, "policy", "sign")
+        self._agent(site, "policy", "sign", "--role", "it_security", "--key", str(self._key_of_it(site)))
+
+    @cached_property
+    def relay(self) -> tuple[str, int, str]:
+        """Host, port and key of the relay, as it shows itself: what IT would confirm by telephone."""
+        shown = ssl.get_server_certificate(("127.0.0.1", self.ports.relay))
+        key = x509.load_pem_x509_certificate(shown.encode()).public_key()
+        spki = hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+        return "127.0.0.1", self.ports.relay, spki
 
     def _declared(self, site: Site) -> list[str]:
         return ["--most-patients", str(self.most_patients[site.silo])] if site.silo in self.most_patients else []
@@ -187,7 +220,14 @@ class Stage:
 
     def _approve(self, site: Site, label: str) -> None:
         try:
-            self._agent(site, "plan", "approve", label, "--reason", "demo", "--wait", "180")
+            self._agent(site, "plan", "await", label, "--wait", "180")
+            self._agent(
+                site, "policy", "allow", label, "--irb", "a demo", "--dpia", f"sha256:{hashlib.sha256().hexdigest()}",
+                "--expires", f"{datetime.now(UTC).date() + timedelta(days=300)}",
+            )  # fmt: skip
+            self._sign(site)
+            self._agent(site, "policy", "adopt")
+            self._agent(site, "plan", "approve", label, "--reason", "demo")
         except DemoFailed as why:
             self.say(f"{site.silo} does not take part: {why}")
         else:
@@ -195,6 +235,27 @@ class Stage:
 
     def _agent(self, site: Site, *arguments: str) -> str:
         return _run([str(_BIN / "silo-agent"), *arguments, "--state", str(self.state_of(site))])
+
+
+def wide(policy: str, relay: tuple[str, int, str], *, is_private: bool) -> str:
+    """The policy.toml that `init` wrote, as wide as a demo on one machine needs it."""
+    host, port, spki = relay
+    for narrow, said in {
+        "allow = []": f'allow = [{{ host = "{host}", port = {port}, spki_sha256 = "{spki}" }}]',
+        'windows = ["Mon-Fri 19:00-06:00", "Sat-Sun 00:00-24:00"]': 'windows = ["Mon-Sun 00:00-24:00"]',
+        'modalities = ["CT"]': 'modalities = ["CT", "CR", "DX", "US", "MR"]',
+        "min_patients = 50": "min_patients = 1",
+        "max_images_per_patient = 8": "max_images_per_patient = 1000",
+        "max_epsilon_per_study = 6.0": "max_epsilon_per_study = 8.0",
+        "max_epsilon_lifetime = 10.0": "max_epsilon_lifetime = 16.0",
+        "min_noise_multiplier = 0.6": "min_noise_multiplier = 0.1",
+        "required = true": f"required = {str(is_private).lower()}",
+        'metrics = ["loss", "accuracy", "auroc"]': 'metrics = ["loss", "accuracy", "auroc", "intensities"]',
+    }.items():
+        if narrow not in policy:
+            raise DemoFailed(f"policy.toml has no {narrow}")
+        policy = policy.replace(narrow, said)
+    return policy
 
 
 def _asks(coordinator: Coordinator, site: Site, enrolling: Future[str]) -> bool:

@@ -26,6 +26,7 @@ from infra.bench.federation import BenchStage, federation
 from infra.bench.rows import Row, at_most, ratio_at_least
 from silo_agent.config import load_config
 from silo_agent.daemon import RELAY_URL
+from silo_agent.destination import by_policy
 from silo_agent.journal import Journal, Parcel
 from silo_agent.relay_client import RelayClient, TlsFiles
 from silo_agent.state import StateFolder
@@ -84,7 +85,8 @@ def _client(stage: BenchStage) -> tuple[RelayClient, StateFolder]:
     url = (journal.fact(RELAY_URL) or b"").decode()
     journal.close()
     tls = TlsFiles(state.tls_certificate, state.tls_key, state.relay_ca)
-    return RelayClient(url, tls, site, state.identity, now=_now, entropy=secrets.token_bytes), state
+    allow = by_policy(state.root)
+    return RelayClient(url, tls, site, state.identity, now=_now, entropy=secrets.token_bytes, allow=allow), state
 
 
 def _parcel(stage: BenchStage, state: StateFolder, file: Path, data: bytes, number: int) -> tuple[Parcel, BlobRef]:

@@ -17,6 +17,7 @@ from silo_agent.console.notices import notice
 from silo_agent.console.visit import Visit
 from silo_agent.cost import Cost, accounts
 from silo_agent.journal import Journal, KeptPlan
+from silo_agent.policy.files import load_policy
 from silo_agent.status import summary
 from silo_agent.steward import difference, dossier, lines
 
@@ -87,7 +88,7 @@ def the_plan(journal: Journal, study: str) -> KeptPlan:
 
 def plan_page(visit: Visit, kept: KeptPlan, problem: str = "", status: int = 200) -> Response:
     """With `problem` the forms keep what was typed."""
-    file = dossier(visit.journal, visit.world.folder, kept, visit.config)
+    file = dossier(visit.journal, visit.world.folder, kept, visit.world.now())
     return visit.page(
         "plan.html",
         file.plan.label,
@@ -109,9 +110,8 @@ def plan_page(visit: Visit, kept: KeptPlan, problem: str = "", status: int = 200
 
 
 def budget(visit: Visit) -> Response:
-    found = accounts(visit.config, visit.journal, visit.world.folder)
-    without = [name for name, dataset in visit.config.dataset.items() if dataset.privacy is None]
-    return visit.page("budget.html", "Privacy budget", budget=budget_view(found), without=without)
+    found = accounts(load_policy(visit.world.folder.root).policy, visit.journal, visit.world.folder)
+    return visit.page("budget.html", "Privacy budget", budget=budget_view(found))
 
 
 def rounds(visit: Visit) -> Response:

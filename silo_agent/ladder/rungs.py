@@ -11,7 +11,7 @@ from boundary.plan import StudyPlan
 from boundary.secagg.ring import first_encoding
 from silo_agent.errors import ConfigError, ContractNotMet
 from silo_agent.ladder.trial import Trial, refusal_lines
-from silo_agent.worker import OnProgress
+from silo_agent.worker import OnProgress, untold
 
 Say = Callable[[str], None]
 
@@ -41,7 +41,7 @@ async def dry_run(trial: Trial, withdrawn: dict[str, list[str]], say: Say, on_pr
     weights, vector = trial.scratch / "model.safetensors", trial.scratch / "vector"
     parameters = await trial.begin(weights)
     begun = time.monotonic()
-    layout = await trial.train(weights, vector, _untold, steps=1)
+    layout = await trial.train(weights, vector, untold, steps=1)
     step = time.monotonic() - begun
     say(f"one training step of {trial.plan.model.name} ({parameters:,} weights): {step:.1f} s with loading")
     sent = _rehearse_masks(trial, vector, layout, say)
@@ -140,7 +140,3 @@ def _apply(plan: StudyPlan, weights: Path, vector: Path, layout: VectorLayout) -
     weight = float(numbers[layout.where("weight")][0])
     np.divide(delta, np.float32(weight), out=delta)
     weights.write_bytes(pack(np.add(unpack_file(weights, shapes), delta, out=delta), shapes))
-
-
-def _untold(_step: int, _steps: int) -> None:
-    """Progress nobody asked for."""

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from boundary.identity import SigningIdentity
 from boundary.plan import StudyPlan, parse_plan
-from silo_agent.config import CsvOf, DatasetConfig, FolderOf
+from silo_agent.policy.model import PatientCaps, SiloDataset
+from silo_agent.policy.sections import DatasetRules
 
 IMAGES = 96
 KEY_BYTES = 32
@@ -18,7 +19,7 @@ class Stage:
     """What a rehearsal is played with."""
 
     plan: StudyPlan
-    dataset: DatasetConfig
+    dataset: SiloDataset
     key_file: Path
 
 
@@ -28,14 +29,28 @@ def synthetic_stage(
     """Write synthetic chests as DICOM below `folder`, and compose a plan of `site` with hospitals that do not exist."""
     from infra.hospitals.phantoms import make_phantom_hospitals
 
-    (home,) = make_phantom_hospitals(folder / "archive", 1, IMAGES)
+    (home,) = make_phantom_hospitals(folder.resolve() / "archive", 1, IMAGES)
     key_file = folder / "key"
     key_file.write_bytes(entropy(KEY_BYTES))
-    dataset = DatasetConfig(
-        source=FolderOf(kind="folder", path=str(home / "dicom")),
-        labels=CsvOf(kind="csv", path=str(home / "labels.csv")),
+    return Stage(_plan(site, hospitals, network, side, today), _dataset(home), key_file)
+
+
+def _dataset(home: Path) -> SiloDataset:
+    rules = DatasetRules.model_validate(
+        {
+            "source": {"kind": "folder", "path": str(home / "dicom")},
+            "labels": {"kind": "csv", "path": str(home / "labels.csv")},
+            "modalities": ["CT"],
+            "exclusions": {"path": str(home / "nobody"), "max_age_hours": 1},
+            "min_patients": 1,
+            "max_images_per_patient": 1000,
+            "n_max_patients": IMAGES,
+            "lossy": "refuse",
+            "burned_in": "refuse",
+        }
     )
-    return Stage(_plan(site, hospitals, network, side, today), dataset, key_file)
+    caps = PatientCaps(most_patients=IMAGES, study_epsilon=1, lifetime_epsilon=1, population="nobody", required=False)
+    return SiloDataset("rehearsal", rules, caps)
 
 
 def _plan(site: str, hospitals: int, network: str, side: int, today: date) -> StudyPlan:

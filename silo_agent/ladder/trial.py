@@ -15,9 +15,11 @@ from boundary.canonical import parse_json
 from boundary.layout import VectorLayout, layout_for
 from boundary.plan import StudyPlan, study_id, to_json
 from silo_agent.budget import Terms, terms_of
-from silo_agent.config import AgentConfig, DatasetConfig
+from silo_agent.config import AgentConfig
+from silo_agent.errand import Errand
 from silo_agent.errors import WorkFailed
-from silo_agent.worker import OnProgress, Worker
+from silo_agent.policy.model import SiloDataset
+from silo_agent.worker import OnProgress, Worker, untold
 
 _SELECTION_BYTES = 32
 
@@ -30,18 +32,19 @@ class Trial:
     """
 
     plan: StudyPlan
-    dataset: DatasetConfig
+    dataset: SiloDataset
     worker: Worker
     scratch: Path
     key_file: Path
     config: AgentConfig
     entropy: Callable[[int], bytes]
     noise: bool = True
+    devices: int = 0  # GPUs, by the policy
 
     @property
     def terms(self) -> Terms | None:
         """Of a plan with a guarantee per patient; raises `WorkFailed` where this hospital cannot take part in it."""
-        return terms_of(self.plan, self.plan.dataset.name, self.dataset)
+        return terms_of(self.plan, self.dataset)
 
     async def scan(self, withdrawn: dict[str, list[str]], on_progress: OnProgress) -> dict[str, Any]:
         """The intake report, as a scan for this plan would make it now."""
@@ -49,7 +52,7 @@ class Trial:
 
     async def begin(self, weights: Path) -> int:
         """Write the model that the study begins with; give how many weights it has."""
-        said = await self.worker.run(self._command("initial") | {"model": str(weights)}, _untold)
+        said = await self.worker.run(self._command("initial") | {"model": str(weights)}, untold)
         return int(said["parameters"])
 
     async def statistics(self) -> dict[str, float] | None:
@@ -57,7 +60,7 @@ class Trial:
         if self.plan.preprocessing.normalise == "none":
             return None
         out = self.scratch / "statistics"
-        await self.worker.run(self._command("statistics") | {"out": str(out)}, _untold)
+        await self.worker.run(self._command("statistics") | {"out": str(out)}, untold)
         count, total, squares = numbers_of(out, 3)
         if not count:
             raise WorkFailed("NO_IMAGES", "no image is left to train on")
@@ -81,7 +84,7 @@ class Trial:
         command = self._command("evaluate") | {
             "model": str(weights), "out": str(out), "normalisation": await self.statistics(),
         }  # fmt: skip
-        said = await self.worker.run(command, _untold)
+        said = await self.worker.run(command, untold)
         return layout_for("evaluate", parameters=int(said["parameters"]), metrics=int(said["metrics"]))
 
     def _command(self, do: str, *, steps: int | None = None) -> dict[str, Any]:
@@ -93,19 +96,16 @@ class Trial:
             private = terms.for_trial(steps)
         if steps is not None:
             plan["training"]["max_steps"] = min(steps, plan["training"]["max_steps"])
-        return {
-            "do": do,
-            "plan": plan,
-            "study": study_id(self.plan),
-            "dicom": self.dataset.source.path,
-            "labels": self.dataset.labels.path,
-            "key_file": str(self.key_file),
-            "cache": str(self.scratch / "cache"),
-            "device": self.config.resources.device,
-            "at_once": self.config.resources.images_at_once,
-            "declared": None if self.dataset.privacy is None else self.dataset.privacy.most_patients,
-            "private": private,
-        }
+        errand = Errand(
+            plan=plan,
+            study=study_id(self.plan),
+            dataset=self.dataset,
+            key_file=self.key_file,
+            cache=self.scratch / "cache",
+            resources=self.config.resources,
+            devices=self.devices,
+        )
+        return errand.command(do) | {"private": private}
 
 
 def numbers_of(vector: Path, count: int) -> list[float]:
@@ -117,7 +117,3 @@ def numbers_of(vector: Path, count: int) -> list[float]:
 def refusal_lines(report: dict[str, Any]) -> list[tuple[str, int]]:
     """(code, files) of an intake report, most first."""
     return sorted(report["refused"].items(), key=lambda pair: (-pair[1], pair[0]))
-
-
-def _untold(_step: int, _steps: int) -> None:
-    """Progress nobody asked for."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from compliance.events import BudgetRefused
 from silo_agent.errors import WorkFailed
 
 
@@ -49,6 +50,21 @@ class PolicyCode(StrEnum):
 # Time alone, or a list that is brought daily, changes the answer; everything else needs a person or another plan.
 PASSES = frozenset({PolicyCode.OUT_OF_HOURS, PolicyCode.EXCLUSIONS_STALE, PolicyCode.EXCLUSIONS_MISSING})
 
+# Which cap was reached says something about other studies, and which bound about how many patients there are.
+TOLD_AS = {
+    PolicyCode.STUDY_EPSILON: "BUDGET_SPENT",
+    PolicyCode.LIFETIME_EPSILON: "BUDGET_SPENT",
+    PolicyCode.DATASET_TOO_SMALL: "CONTRACT_NOT_MET",
+    PolicyCode.DATASET_TOO_LARGE: "CONTRACT_NOT_MET",
+}
+_GATE_OF = {
+    PolicyCode.DATASET_NOT_ALLOWED: "dataset",
+    PolicyCode.EXCLUSIONS_MISSING: "exclusions",
+    PolicyCode.STUDY_NOT_ALLOWED: "study",
+    PolicyCode.PLAN_NOT_ALLOWED: "study",
+    PolicyCode.STUDY_EXPIRED: "study",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class GatePassed:
@@ -60,16 +76,18 @@ class GatePassed:
 
 
 class PolicyRefused(WorkFailed):
-    """The policy does not allow this. `gate` is the one that refused, `passed` are those before it.
+    """The policy does not allow this. `gate` is the one that refused, `passed` those before it, `policy` its digest.
 
-    Both are filled in by `silo_agent.policy.gates.judge`. The detail names the fix and never tells a number that was
-    counted on patients.
+    All three are filled in by `silo_agent.policy.gates.judge`. The detail names the fix and never tells a number that
+    was counted on patients. `code` is what a coordinator may learn, `reason` what the hospital's own log says.
     """
 
     code = "POLICY_REFUSED"
 
     def __init__(self, code: PolicyCode, detail: str) -> None:
-        super().__init__(code.value, detail, retryable=code in PASSES)
-        self.detail = detail
-        self.gate = ""
+        super().__init__(TOLD_AS.get(code, code.value), detail, retryable=code in PASSES)
+        self.reason, self.detail = code, detail
+        self.gate = _GATE_OF.get(code, "signature")  # of what is found before the gates are asked
+        self.policy = ""
+        self.entry: BudgetRefused | None = None  # what else the trail has to say of it
         self.passed: tuple[GatePassed, ...] = ()

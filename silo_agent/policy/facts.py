@@ -74,7 +74,10 @@ class Using:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request to work on one round. `parties` is the least number of hospitals in its sum."""
+    """One request to work on one round. `parties` is how many hospitals the plan names.
+
+    In a sum over fewer of them than the policy asks for, the session takes no part (`silo_agent.sums`).
+    """
 
     standing: Standing
     plan_name: str
@@ -100,14 +103,14 @@ class Request:
         leaving: Leaving,
         using: Using,
     ) -> Self:
-        """A request for a round of `plan`: its name, digest and quorum are the plan's own."""
+        """A request for a round of `plan`: its name, digest and hospitals are the plan's own."""
         return cls(
             standing=standing,
             plan_name=plan.name,
             plan_digest=digest_of(plan),
             round=round,
             data=data,
-            parties=plan.aggregation.quorum,
+            parties=len(plan.silos),
             model_size=model_size,
             spending=spending,
             leaving=leaving,

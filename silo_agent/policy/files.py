@@ -140,6 +140,14 @@ def add_signatures(root: Path, data: bytes) -> PolicySignatures:
         return file
 
 
+def read_proposed(root: Path) -> tuple[Policy, Policy | None]:
+    """The policy that waits for signatures, and the one in force if there is one. Raises `ConfigError`."""
+    files = PolicyFiles(root)
+    with _held(root, fcntl.LOCK_SH):
+        policy, _, _ = _waiting(files)
+        return policy, _read_pin(files).policy if files.pin.exists() else None
+
+
 def next_number(root: Path) -> int:
     """The number that the next policy will have, which its approvers sign. Raises `ConfigError`."""
     files = PolicyFiles(root)

@@ -9,11 +9,13 @@ from datetime import datetime, timedelta
 from typing import assert_never
 
 from boundary.names import parse_timestamp, timestamp
+from boundary.plan import StudyPlan
+from boundary.plan import digest_of as plan_digest_of
 from boundary.requests import CLOCK_SKEW
-from silo_agent.policy.adoption import check_standing, check_valid
+from silo_agent.policy.adoption import PolicyInForce, check_standing, check_valid
 from silo_agent.policy.errors import GatePassed, PolicyCode, PolicyRefused
 from silo_agent.policy.facts import NothingSpent, Request, Spending, Unguarded
-from silo_agent.policy.model import Policy, delta_of, digest_of
+from silo_agent.policy.model import Policy, dataset_of, delta_of, digest_of
 from silo_agent.policy.sections import DatasetRules, PrivacyRules, StudyRules
 
 MB = 1_000_000
@@ -32,18 +34,7 @@ def check_validity(_request: Request, policy: Policy, now: datetime) -> None:
 
 def check_study(request: Request, policy: Policy, now: datetime) -> None:
     """The study is named, lists exactly this plan, and its papers have not expired."""
-    rules = _study(request, policy)
-    if request.plan_digest not in rules.plan_digest:
-        raise PolicyRefused(
-            PolicyCode.PLAN_NOT_ALLOWED,
-            f"the policy names the study {request.plan_name} but not the plan {request.plan_digest}: add it to "
-            "plan_digest once it has been read",
-        )
-    if parse_timestamp(timestamp(now)).date() > rules.legal.expires:
-        raise PolicyRefused(
-            PolicyCode.STUDY_EXPIRED,
-            f"the papers of {request.plan_name} expired after {rules.legal.expires} (UTC): renew them, then the policy",
-        )
+    _check_named(request.plan_name, request.plan_digest, policy, now)
 
 
 def check_hours(_request: Request, policy: Policy, now: datetime) -> None:
@@ -99,7 +90,8 @@ def check_cohort(request: Request, policy: Policy, _now: datetime) -> None:
     rules, least = _dataset(request, policy), policy.release.min_parties_in_sum
     if not request.parties >= least:
         raise PolicyRefused(
-            PolicyCode.COHORT_TOO_SMALL, f"a sum has to be over at least {least} hospitals: ask for a larger quorum"
+            PolicyCode.COHORT_TOO_SMALL,
+            f"a sum has to be over at least {least} hospitals, the plan names fewer: ask for more",
         )
     if not request.data.patients >= rules.min_patients:
         raise PolicyRefused(
@@ -157,7 +149,7 @@ def check_egress(request: Request, policy: Policy, _now: datetime) -> None:
 
 def check_resources(request: Request, policy: Policy, _now: datetime) -> None:
     """Not more rounds, GPUs or hours than allowed."""
-    rounds, most, using = _study(request, policy).max_rounds, policy.resources, request.using
+    rounds, most, using = _study(request.plan_name, policy).max_rounds, policy.resources, request.using
     if not request.round <= rounds:
         raise PolicyRefused(PolicyCode.TOO_MANY_ROUNDS, f"the policy allows {rounds} rounds of {request.plan_name}")
     if not using.devices <= most.devices:
@@ -187,7 +179,7 @@ GATES: tuple[tuple[str, Gate], ...] = (
 def judge(request: Request, policy: Policy, now: datetime) -> tuple[GatePassed, ...]:
     """Ask every gate in order; returns what passed, one for each. Changes nothing.
 
-    Raises the `PolicyRefused` of the first that refuses, with its `gate` and those `passed` before it.
+    Raises the `PolicyRefused` of the first that refuses, with its `gate`, those `passed` before it and the policy.
     """
     passed: tuple[GatePassed, ...] = ()
     digest = digest_of(policy)
@@ -195,39 +187,63 @@ def judge(request: Request, policy: Policy, now: datetime) -> tuple[GatePassed, 
         try:
             check(request, policy, now)
         except PolicyRefused as why:
-            why.gate, why.passed = name, passed
+            why.gate, why.passed, why.policy = name, passed, digest
             raise
         passed += (GatePassed(name, digest, now),)
     return passed
 
 
-def check_destination(host: str, port: int, spki_sha256: str, policy: Policy) -> None:
-    """Asked when the agent dials, not per request: the address and the certificate's key are named together."""
-    if not any((one.host, one.port, one.spki_sha256) == (host, port, spki_sha256) for one in policy.network.allow):
+def check_plan(plan: StudyPlan, force: PolicyInForce, now: datetime) -> None:
+    """The gates that a plan has to pass at every step, whatever it asks for: signature, validity, study."""
+    check_standing(force.policy, force.standing)
+    check_valid(force.policy.valid, now)
+    _check_named(plan.name, plan_digest_of(plan), force.policy, now)
+
+
+def check_destination(host: str, port: int, spki_sha256: str | None, policy: Policy) -> None:
+    """Asked when the agent dials, not per order: the address and the certificate's key are named together.
+
+    Before a certificate was shown (None) the address alone is asked for.
+    """
+    keys = {one.spki_sha256 for one in policy.network.allow if (one.host, one.port) == (host, port)}
+    if not keys:
+        raise PolicyRefused(
+            PolicyCode.DESTINATION_NOT_ALLOWED,
+            f"[network] does not name {host}:{port}: `silo-agent check` shows its key; if IT confirms it, add both",
+        )
+    if spki_sha256 is not None and spki_sha256 not in keys:
         raise PolicyRefused(
             PolicyCode.DESTINATION_NOT_ALLOWED,
             f"[network] does not name {host}:{port} with the key {spki_sha256}: if IT confirms the key, add it",
         )
 
 
-def _study(request: Request, policy: Policy) -> StudyRules:
-    rules = policy.study_of(request.plan_name)
+def _check_named(name: str, digest: str, policy: Policy, now: datetime) -> None:
+    rules = _study(name, policy)
+    if digest not in rules.plan_digest:
+        raise PolicyRefused(
+            PolicyCode.PLAN_NOT_ALLOWED,
+            f"the policy names the study {name} but not the plan {digest}: add it to plan_digest once it has been read",
+        )
+    if parse_timestamp(timestamp(now)).date() > rules.legal.expires:
+        raise PolicyRefused(
+            PolicyCode.STUDY_EXPIRED,
+            f"the papers of {name} expired after {rules.legal.expires} (UTC): renew them, then the policy",
+        )
+
+
+def _study(name: str, policy: Policy) -> StudyRules:
+    rules = policy.study_of(name)
     if rules is None:
         raise PolicyRefused(
             PolicyCode.STUDY_NOT_ALLOWED,
-            f"the policy names no study {request.plan_name}: add [study.{request.plan_name}]",
+            f"the policy names no study {name}: read the plan, then `silo-agent policy allow` proposes to add it",
         )
     return rules
 
 
 def _dataset(request: Request, policy: Policy) -> DatasetRules:
-    rules = policy.dataset.get(request.data.name)
-    if rules is None:
-        raise PolicyRefused(
-            PolicyCode.DATASET_NOT_ALLOWED,
-            f"the policy names no data set {request.data.name}: add [dataset.{request.data.name}]",
-        )
-    return rules
+    return dataset_of(policy, request.data.name).rules
 
 
 def _check_spending(spending: Spending, privacy: PrivacyRules, rules: DatasetRules) -> None:

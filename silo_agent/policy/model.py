@@ -5,19 +5,22 @@ nothing else is left out. Unknown keys are refused at every level.
 """
 
 import tomllib
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from boundary.canonical import Digest, canonical_bytes, digest
 from boundary.names import Frozen, SiloId, StudyName, VersionOne
-from silo_agent.config import PatientCaps
-from silo_agent.errors import ConfigError
+from silo_agent.errors import ConfigError, WorkFailed
+from silo_agent.policy.errors import PolicyCode, PolicyRefused
 from silo_agent.policy.hours import Hours
 from silo_agent.policy.sections import (
     Approvers,
     AuditRules,
     DatasetRules,
+    FolderSource,
     Network,
     PrivacyRules,
     ReleaseRules,
@@ -113,13 +116,57 @@ def delta_of(rules: DatasetRules) -> float:
     return 1 / (10 * rules.n_max_patients)
 
 
-def caps_of(policy: Policy, name: str) -> PatientCaps:
-    """What agent.toml used to say about a data set's patients. Raises `KeyError` for a data set it does not name."""
-    rules, privacy = policy.dataset[name], policy.privacy
-    return PatientCaps(
+@dataclass(frozen=True, slots=True)
+class PatientCaps:
+    """What the patients of a data set may be exposed to, by plans with a guarantee per patient.
+
+    `most_patients` is a public number that the archive will not outgrow: sampling rates and delta come from it, never
+    from a count. `population` names the people: data sets of one population may share patients, and what is spent on
+    one is spent on all. Epsilons are at delta = 1 / (10 * most_patients).
+    """
+
+    most_patients: int
+    study_epsilon: float
+    lifetime_epsilon: float
+    population: StudyName
+    required: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SiloDataset:
+    """One data set of the hospital as the policy in force names it, by the name that plans use."""
+
+    name: str
+    rules: DatasetRules
+    caps: PatientCaps
+
+    @property
+    def folder(self) -> Path:
+        """Where its DICOM files lie. Raises `WorkFailed` for a kind of source that this agent cannot read yet."""
+        if not isinstance(self.rules.source, FolderSource):
+            raise WorkFailed("DATASET_UNREADABLE", f"[dataset.{self.name}]: this agent reads folders only so far")
+        return Path(self.rules.source.path)
+
+    @property
+    def labels(self) -> Path:
+        """The label table. Raises as `folder`."""
+        if self.rules.labels.kind not in {"csv", "parquet"}:
+            raise WorkFailed("DATASET_UNREADABLE", f"[dataset.{self.name}]: this agent reads label tables only so far")
+        return Path(self.rules.labels.path)
+
+
+def dataset_of(policy: Policy, name: str) -> SiloDataset:
+    """Raises `PolicyRefused` for a data set that the policy does not name."""
+    rules, privacy = policy.dataset.get(name), policy.privacy
+    if rules is None:
+        raise PolicyRefused(
+            PolicyCode.DATASET_NOT_ALLOWED, f"the policy names no data set {name}: add [dataset.{name}]"
+        )
+    caps = PatientCaps(
         most_patients=rules.n_max_patients,
         study_epsilon=privacy.max_epsilon_per_study,
         lifetime_epsilon=privacy.max_epsilon_lifetime,
         population=rules.population,
         required=privacy.required,
     )
+    return SiloDataset(name, rules, caps)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+from silo_agent.config import quoted
 from silo_agent.errors import ConfigError
 from silo_agent.policy.sections import Destination
 
@@ -33,21 +34,21 @@ def starting_policy(start: Start) -> str:
     """
     if len({role for role, _ in start.approvers}) < 2:
         raise ConfigError("a policy is signed in two roles: name the key of a second person, in another role")
-    roles = ", ".join(_quoted(role) for role, _ in start.approvers)
-    keys = ", ".join(_quoted(key) for _, key in start.approvers)
+    roles = ", ".join(quoted(role) for role, _ in start.approvers)
+    keys = ", ".join(quoted(key) for _, key in start.approvers)
     required = len({role for role, _ in start.approvers})
     return f"""\
 # What this hospital allows. What is not named here is refused. Read docs/hospital.md before changing anything.
 # A change that only tightens takes one signature, every other all that `required` asks for:
 # write it to policy.proposed.toml, `silo-agent policy sign`, `silo-agent policy adopt`.
 version = 1
-site = {_quoted(start.site)}
+site = {quoted(start.site)}
 valid = {{ from = {start.first.isoformat()}, until = {start.last.isoformat()} }}   # days in UTC, both included
 
 [approvers]
 required = {required}   # so many different roles sign, each with its own key
 roles = [{roles}]
-keys = [{keys}]   # the n-th key is the n-th role's
+keys = [{keys}]   # the n-th key is the n-th role's; a person makes theirs with `silo-agent policy key`
 
 [network]   # the agent only dials out, and only to these
 allow = [{_destination(start.relay)}]
@@ -55,15 +56,15 @@ max_egress_mb_per_round = 200   # what leaves, all messages of a round together
 max_model_mb = 200              # what comes in
 
 [hours]
-timezone = {_quoted(start.timezone)}
+timezone = {quoted(start.timezone)}
 windows = ["Mon-Fri 19:00-06:00", "Sat-Sun 00:00-24:00"]   # 06:00 is that of the next morning
 on_close = "finish-step-then-pause"
 
 [dataset.{start.dataset}]
-source = {{ kind = "folder", path = {_quoted(str(start.dicom))} }}   # or kind = "dicomweb", url = "http://..."
-labels = {{ kind = "csv", path = {_quoted(str(start.labels))} }}   # or parquet, seg, nifti
+source = {{ kind = "folder", path = {quoted(str(start.dicom))} }}   # or kind = "dicomweb", url = "http://..."
+labels = {{ kind = "csv", path = {quoted(str(start.labels))} }}   # or parquet, seg, nifti
 modalities = ["CT"]
-exclusions = {{ path = {_quoted(str(start.exclusions))}, max_age_hours = 24 }}   # older than that: no round
+exclusions = {{ path = {quoted(str(start.exclusions))}, max_age_hours = 24 }}   # older than that: no round
 min_patients = 50
 max_images_per_patient = 8
 n_max_patients = {start.n_max_patients}   # a public number the archive will not outgrow, never a count
@@ -74,13 +75,13 @@ burned_in = "refuse"
 [privacy]   # what a patient may be exposed to; epsilons are at delta = 1 / (10 * n_max_patients)
 max_epsilon_per_study = 6.0
 max_epsilon_lifetime = 10.0
-max_delta = {1 / (10 * start.n_max_patients):.3g}
+max_delta = {1 / (10 * start.n_max_patients)!r}   # no less than 1 / (10 * n_max_patients) of each data set
 min_noise_multiplier = 0.6
 required = true   # turn down plans without a guarantee per patient
 
 [release]
 min_parties_in_sum = 3
-metrics = ["loss", "auroc"]
+metrics = ["loss", "accuracy", "auroc"]   # and "intensities", for plans with federated normalisation
 smallest_cell = 10   # counts are told in steps of so many
 
 # No study yet, so no plan can run. One looks like this:
@@ -104,12 +105,5 @@ on_fork = "halt"
 def _destination(relay: Destination | None) -> str:
     if relay is None:
         return ""
-    host, key = _quoted(relay.host), _quoted(relay.spki_sha256)
+    host, key = quoted(relay.host), quoted(relay.spki_sha256)
     return f"{{ host = {host}, port = {relay.port}, spki_sha256 = {key} }}"
-
-
-def _quoted(text: str) -> str:
-    """A TOML basic string; what would need an escape is refused."""
-    if not text.isprintable() or '"' in text or "\\" in text:
-        raise ConfigError(f"a path or name with quotes, backslashes or control characters: {text!r}: choose another")
-    return f'"{text}"'

@@ -9,9 +9,11 @@ from typing import Any
 
 from silo_agent.errors import WorkCancelled, WorkFailed
 from silo_agent.plain import plain
+from silo_agent.policy.files import load_policy
+from silo_agent.policy.model import dataset_of
 from silo_agent.preflight.finding import Check, Finding, fail, ok, warn
 from silo_agent.preflight.setting import Setting
-from silo_agent.worker import Worker
+from silo_agent.worker import Worker, untold
 
 LOG_NAME = "check.log"
 LEAST_GPU_MB = 2048  # free, for the larger networks of the catalogue; others on the card may leave less
@@ -75,9 +77,9 @@ def _gpu_fix(report: dict[str, Any]) -> str:
 
 async def archive(name: str, setting: Setting) -> Finding:
     """List the folder of a data set and read the first images as a scan does."""
-    dataset = setting.config.dataset[name]
-    command = {"do": "archive", "path": dataset.source.path, "labels": dataset.labels.path}
-    fix = "Mount the archive and grant the agent's user read access, or correct source.path in agent.toml"
+    dataset = dataset_of(load_policy(setting.folder.root).policy, name)
+    command = {"do": "archive", "path": str(dataset.folder), "labels": str(dataset.labels)}
+    fix = "Mount the archive and grant the agent's user read access, or correct source.path in the policy"
     report = await _read(Check.ARCHIVE, name, command, fix, setting)
     return report if isinstance(report, Finding) else judge_archive(name, report)
 
@@ -95,15 +97,16 @@ def judge_archive(name: str, report: dict[str, Any]) -> Finding:
     if report["files"] == 0:
         return fail(Check.ARCHIVE, f"{name}: no file is there", "Mount the archive, or correct source.path")
     if report["read"] == 0:
-        fix = "Compare source.path in agent.toml with where the images are; docs/hospital.md explains each code"
+        fix = "Compare source.path in the policy with where the images are; docs/hospital.md explains each code"
         return warn(Check.ARCHIVE, said, fix)
     return ok(Check.ARCHIVE, said)
 
 
 async def labels(name: str, setting: Setting) -> Finding:
     """It is a table with a column of UIDs and one that may be the label; which classes count is a plan's to say."""
-    command = {"do": "labels", "path": setting.config.dataset[name].labels.path}
-    fix = "Put the label table right as it says, or correct labels.path in agent.toml"
+    dataset = dataset_of(load_policy(setting.folder.root).policy, name)
+    command = {"do": "labels", "path": str(dataset.labels)}
+    fix = "Put the label table right as it says, or correct labels.path in the policy"
     report = await _read(Check.LABELS, name, command, fix, setting)
     if isinstance(report, Finding):
         return report
@@ -131,7 +134,7 @@ async def _ask(setting: Setting, command: dict[str, Any]) -> dict[str, Any]:
     worker = Worker(setting.folder.root / LOG_NAME, setting.config.resources.threads, setting.probe)
     try:
         async with asyncio.timeout(setting.child_seconds):
-            return await worker.run(command, lambda _step, _steps: None)
+            return await worker.run(command, untold)
     finally:
         with suppress(TimeoutError):
             async with asyncio.timeout(_STOP_SECONDS):

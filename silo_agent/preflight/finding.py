@@ -7,6 +7,7 @@ The ladder is the order of `Check`: what stands first must be put right first.
 | 0 | none; there may be warnings | |
 | 2 | agent.toml | `config` |
 | 19 | state folder, keys, enrolment, certificate | `state`, `keys`, `enrolment`, `certificate` |
+| 21 | the hospital's policy, the age of its exclusion lists | `policy`, `exclusions` |
 | 10 | network: the relay's name, its port | `names`, `connection` |
 | 11 | proxy: reaching it, TLS to it, login, leave to go on | `proxy` |
 | 12 | TLS to the relay, mostly something that opens it | `tls` |
@@ -46,6 +47,8 @@ class Check(StrEnum):
     KEYS = "keys"
     ENROLMENT = "enrolment"
     CERTIFICATE = "certificate"
+    POLICY = "policy"
+    EXCLUSIONS = "exclusions"
     NAMES = "names"
     PROXY = "proxy"
     CONNECTION = "connection"
@@ -67,6 +70,8 @@ EXIT_CODES = {
     Check.KEYS: 19,
     Check.ENROLMENT: 19,
     Check.CERTIFICATE: 19,
+    Check.POLICY: 21,
+    Check.EXCLUSIONS: 21,
     Check.NAMES: 10,
     Check.PROXY: 11,
     Check.CONNECTION: 10,

@@ -5,8 +5,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from silo_agent.errors import AgentError, ConfigError
-from silo_agent.preflight import child, machine, network, own, relay, tls
+from silo_agent.errors import AgentError
+from silo_agent.policy.files import load_policy
+from silo_agent.preflight import child, machine, network, own, relay, rules, tls
 from silo_agent.preflight.finding import Check, Finding, fail, warn
 from silo_agent.preflight.setting import Setting
 
@@ -27,7 +28,7 @@ class Step:
 
 
 def ladder(datasets: Iterable[str], *, enrolled: bool = True) -> list[Step]:
-    """All checks in the order of `Check`; archive and labels once for each data set.
+    """All checks in the order of `Check`; exclusions, archive and labels once for each data set of the policy.
 
     Before enrolment the relay would not answer us, and there is no certificate of ours.
     """
@@ -38,6 +39,8 @@ def ladder(datasets: Iterable[str], *, enrolled: bool = True) -> list[Step]:
         Step(Check.KEYS, own.keys, _OWN),
         Step(Check.ENROLMENT, own.enrolment, _OWN),
         Step(Check.CERTIFICATE, own.certificate, _OWN | {Check.ENROLMENT}),
+        Step(Check.POLICY, rules.policy, _OWN),
+        *(Step(Check.EXCLUSIONS, partial(rules.exclusions, name), _OWN | {Check.POLICY}) for name in datasets),
         Step(Check.NAMES, network.names, _OWN | {Check.ENROLMENT}),
         Step(Check.PROXY, network.proxy, _OWN | {Check.ENROLMENT}),
         Step(Check.CONNECTION, network.connection, _OWN | {Check.ENROLMENT, Check.NAMES}),
@@ -77,9 +80,9 @@ async def run_checks(setting: Setting, on_finding: Callable[[Finding], None] = l
 
 def _datasets(setting: Setting) -> tuple[str, ...]:
     try:
-        return tuple(setting.config.dataset)
-    except ConfigError:
-        return ()  # the first step says why
+        return tuple(load_policy(setting.folder.root).policy.dataset)
+    except AgentError:
+        return ()  # the step that looks at the policy says why
 
 
 def _not_tried(check: Check, first: Check) -> Finding:

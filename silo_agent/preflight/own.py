@@ -23,8 +23,7 @@ async def config(setting: Setting) -> Finding:
         read = setting.config
     except ConfigError as why:
         return fail(Check.CONFIG, str(why), "Correct agent.toml as docs/hospital.md shows it, then check again")
-    names = ", ".join(read.dataset) or "no data set"
-    return ok(Check.CONFIG, f"{read.site}: {names}")
+    return ok(Check.CONFIG, read.site)
 
 
 async def state(setting: Setting) -> Finding:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from boundary.api import Invitation
 from silo_agent.config import AgentConfig, load_config
 from silo_agent.daemon import RELAY_URL
+from silo_agent.destination import by_policy
 from silo_agent.enrolment import read_invitation
 from silo_agent.errors import ConfigError, NotEnrolled
 from silo_agent.journal import Journal
@@ -143,5 +144,5 @@ class Setting:
         """The agent's own client of the relay: what it can do here the daemon can do."""
         return RelayClient(
             self.fact(RELAY_URL).decode(), self.tls_files, self.config.site, self.folder.identity,
-            now=self.now, entropy=self.entropy, proxy=self.config.proxy,
+            now=self.now, entropy=self.entropy, allow=by_policy(self.folder.root), proxy=self.config.proxy,
         )  # fmt: skip

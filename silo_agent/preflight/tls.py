@@ -4,18 +4,21 @@ Twice: once only to see the certificate, believing nothing and sending nothing, 
 network team needs to find the device that opens TLS is in the first.
 """
 
-import hashlib
 import ssl
 from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from silo_agent.destination import spki_of
+from silo_agent.errors import AgentError
 from silo_agent.plain import plain
-from silo_agent.preflight.finding import Check, Finding, fail, ok
+from silo_agent.policy.files import load_policy
+from silo_agent.policy.model import Policy
+from silo_agent.preflight.finding import Check, Finding, fail
 from silo_agent.preflight.line import secured
 from silo_agent.preflight.network import way_to_relay
+from silo_agent.preflight.rules import judge_relay
 from silo_agent.preflight.setting import Setting
 
 # OpenSSL, x509_vfy.h
@@ -37,11 +40,10 @@ class Seen:
     def of(cls, der: bytes) -> "Seen":
         """Raises `ValueError`."""
         read = x509.load_der_x509_certificate(der)
-        key = read.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         return cls(
             plain(read.subject.rfc4514_string()) or "(no name)",
             plain(read.issuer.rfc4514_string()) or "(no name)",
-            hashlib.sha256(key).hexdigest(),
+            spki_of(der),
             read.not_valid_before_utc,
             read.not_valid_after_utc,
         )
@@ -65,7 +67,16 @@ async def tls(setting: Setting) -> Finding:
         version = await _believed(setting)
     except OSError as why:
         return judge_tls(seen, why, host, setting.now())
-    return ok(Check.TLS, f"{seen.sentence}; of the CA that enrolment pinned; {version}")
+    said = f"{seen.sentence}; of the CA that enrolment pinned; {version}"
+    return judge_relay(said, host, setting.relay.port, seen.spki, _policy(setting))
+
+
+def _policy(setting: Setting) -> Policy | None:
+    """None while none is in force, which another check says."""
+    try:
+        return load_policy(setting.folder.root).policy
+    except AgentError:
+        return None
 
 
 async def _looked_at(setting: Setting) -> Seen:

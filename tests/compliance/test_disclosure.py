@@ -16,6 +16,8 @@ ON_REQUEST: dict[str, str] = {
     "budget-committed": "budget",
     "budget-refused": "budget",
     "training-started": "budget",
+    "gates-passed": "budget",
+    "gate-refused": "budget",
     "intake-counted": "intake",
     "data-purged": "intake",  # the bytes of a cache are those of its images
     "patient-withdrawn": "withdrawals",

@@ -83,6 +83,11 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
         st.builds(SeenHead, log=st.sampled_from(("coordinator", "ucl")), size=COUNTS, root=DIGESTS), max_size=3
     ).map(tuple),
     "incident": COUNTS,
+    "number": COUNTS,
+    "policy": DIGESTS,
+    "how": st.sampled_from(("signed", "tightened")),
+    "gate": st.sampled_from(("signature", "hours")),
+    "gates": st.lists(st.sampled_from(("signature", "hours", "budget")), min_size=1, max_size=5).map(tuple),
     "log": st.sampled_from(("coordinator", "ucl")),
     "evidence": DIGESTS,
     "private": DIGESTS,

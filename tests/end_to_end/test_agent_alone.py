@@ -98,7 +98,7 @@ def test_the_agent_starts_and_its_child_reads_and_trains(alone: Path, tmp_path: 
         alone / "silo-agent", "init", "--site", sites[0].silo, "--dicom", sites[0].dicom, "--labels", sites[0].labels,
         "--dataset", "demo-images", "--state", state,
     )  # fmt: skip
-    assert "silo-agent enrol" in said(alone / "silo-agent", "run", "--state", state, expect=3)
+    assert "policy begin" in said(alone / "silo-agent", "run", "--state", state, expect=6)
 
     plan = _plan(compose_plan(sites, 1, look_at(sites), 0.0))
     common = {"plan": plan, "study": "demo-00000000", "device": "cpu", "cache": str(tmp_path / "cache")}

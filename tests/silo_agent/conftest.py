@@ -29,6 +29,7 @@ from cryptography.x509.oid import NameOID
 from boundary.api import ENROLMENT_CONTEXT, EnrolmentRequest, SignedEnrolment
 from boundary.canonical import canonical_bytes
 from boundary.envelope import Envelope
+from boundary.identity import SigningIdentity
 from boundary.messages import AnyMessage, BlobRef, HeadsShown, ShownHead
 from boundary.names import COORDINATOR
 from boundary.plan import StudyPlan, study_id
@@ -39,6 +40,7 @@ from flows.desk import Desk
 from flows.store import audit, holdings, members
 from flows.store.database import reading, writing
 from infra.hospitals.phantoms import make_phantom_hospitals
+from infra.hospitals.policy import destination_of, put_in_force, wide_policy
 from silo_agent.config import AgentConfig, starting_config
 from silo_agent.daemon import Surroundings
 from silo_agent.enrolment import Enrolment, read_invitation
@@ -255,7 +257,8 @@ class Federation:
         """A hospital from `init` to `admitted`."""
         folder = StateFolder(root)
         dicom, labels = (data / "dicom", data / "labels.csv") if data else (root, root)
-        folder.create(secrets.token_bytes, starting_config(silo, "images", dicom, labels, threads=1, heartbeat=0.3))
+        folder.create(secrets.token_bytes, starting_config(silo, threads=1, heartbeat=0.3))
+        self.allow(folder, silo, dicom, labels)
         config = made_impatient(folder)
         asking = self.enrolment(folder, config, self.invite(silo, root))
 
@@ -266,6 +269,15 @@ class Federation:
 
         assert asyncio.run(join())
         return folder, config
+
+    def allow(self, folder: StateFolder, silo: str, dicom: Path, labels: Path, *plans: StudyPlan) -> None:
+        """A policy of this hospital that names our relay and these plans, signed by two."""
+        second = SigningIdentity.generate()
+        keys, excluded = [folder.steward.public.text, second.public.text], folder.root / "excluded.hmac"
+        excluded.touch()
+        relay = [destination_of(f"https://localhost:{self.port}")]
+        value = wide_policy(silo, keys, dicom, labels, excluded, plans, relay=relay)
+        put_in_force(folder, second, value)
 
     def on_paper(self, silo: str) -> "Paper":
         """A hospital that only exists in the coordinator's books, with keys to speak for it."""

@@ -1,9 +1,11 @@
 """A hospital in a box: its state folder and journal, its agent's parts, and a coordinator that signs."""
 
-import re
+import copy
+import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -41,12 +43,16 @@ from boundary.secagg.ring import first_encoding
 from compliance.merkle import consistency_proof
 from compliance.trail import read_leaf
 from flows.authority import Authority
+from infra.hospitals.policy import destination_of, put_in_force, wide_policy
 from silo_agent.config import AgentConfig, load_config, parse_config, starting_config
 from silo_agent.daemon import RELAY_URL, ROSTER
+from silo_agent.destination import address_of
 from silo_agent.inbound import OwnSide
 from silo_agent.journal import Journal, KeptOrder, Parcel
 from silo_agent.mailroom import Mailroom
 from silo_agent.outbound import Outbound
+from silo_agent.permission import Permission
+from silo_agent.policy.sections import Destination
 from silo_agent.results import StoredResult, identity_of, result_folder
 from silo_agent.state import StateFolder, write_private
 from silo_agent.steward import approve
@@ -121,6 +127,31 @@ def private(**changes: Any) -> dict[str, Any]:
 
 
 # --- one hospital without a network ------------------------------------------------------------------
+def _other_plan(policy: dict[str, Any]) -> None:
+    for study in policy["study"].values():
+        study["plan_digest"] = [digest(b"another plan")]
+
+
+def _old_papers(policy: dict[str, Any]) -> None:
+    for study in policy["study"].values():
+        study["legal"]["expires"] = date(2021, 1, 1)
+
+
+_FORBIDDEN: dict[str, Callable[[dict[str, Any]], object]] = {
+    "study": lambda policy: policy["study"].clear(),
+    "plan": _other_plan,
+    "papers": _old_papers,
+    "days": lambda policy: policy.update(valid={"from": date(2020, 1, 1), "until": date(2021, 1, 1)}),
+    "hours": lambda policy: policy["hours"].update(windows=[]),
+    "modality": lambda policy: policy["dataset"]["images"].update(modalities=["US"]),
+    "images": lambda policy: policy["dataset"]["images"].update(max_images_per_patient=1),
+    "patients": lambda policy: policy["dataset"]["images"].update(min_patients=90),
+    "metrics": lambda policy: policy["release"].update(metrics=["auroc"]),
+    "cells": lambda policy: policy["release"].update(smallest_cell=20),
+    "egress": lambda policy: policy["network"].update(max_egress_mb_per_round=1),
+}
+
+
 @dataclass
 class Site:
     """One agent's parts as the daemon puts them together, with a clock in the test's hand."""
@@ -128,16 +159,20 @@ class Site:
     root: Path
     coordinator: Signer = field(default_factory=Signer)
     now: datetime = NOW
-    least: int = 3  # hospitals in a sum, by agent.toml
+    least: int = 3  # hospitals in a sum, by the policy
     unwanted: list[str] = field(default_factory=list)
     changes: dict[str, Any] = field(default_factory=dict)  # of the plan, as `plan_for` takes them
-    most_patients: int | None = None  # by agent.toml; without it the hospital has no budget
+    most_patients: int | None = None  # by the policy; without it the hospital takes part without a guarantee too
+    second: SigningIdentity = field(default_factory=SigningIdentity.generate)  # who signs policies with the steward
+    policy: dict[str, Any] = field(default_factory=dict)  # as `wide_policy` takes it
+    allowed: dict[str, StudyPlan] = field(default_factory=dict)  # by digest
 
     def __post_init__(self) -> None:
         self.folder = StateFolder(self.root)
-        labels, most = self.root / "labels.csv", self.most_patients
-        config = starting_config(SILO, "images", self.root, labels, threads=1, heartbeat=0.3, most_patients=most)
-        self.folder.create(secrets.token_bytes, config)
+        self.folder.create(secrets.token_bytes, starting_config(SILO, threads=1, heartbeat=0.3))
+        excluded = self.root / "excluded.hmac"
+        excluded.touch()
+        os.utime(excluded, (self.now.timestamp(), self.now.timestamp()))
         self.card = self.folder.card(SILO)
         self.peers = {name: Peer(name) for name in OTHERS}
         self.cards = [self.card, *(peer.card for peer in self.peers.values())]
@@ -145,6 +180,9 @@ class Site:
         self.roster = TrustedRoster(self.signed_roster)
         self.plan = plan_for(self.cards, **self.changes)
         self.study = study_id(self.plan)
+        if self.most_patients is not None:
+            self.policy = {"most_patients": self.most_patients, "required": True} | self.policy
+        self.allow(least=self.least)
         self.attempts: dict[str, Attempt] = {}
         self._sequence = count(1)
         self.logs = {COORDINATOR: OthersLog(COORDINATOR, self.coordinator.key)}
@@ -154,18 +192,31 @@ class Site:
         self._last_told: dict[str, int] = {}  # log -> how large it was when we were last told of it
         self.open()
 
-    def declare(self, **caps: float) -> None:
-        """Correct agent.toml: `study_epsilon`, `lifetime_epsilon`, `most_patients` of its data set."""
-        path = self.root / "agent.toml"
-        text = path.read_text()
-        for name, value in caps.items():
-            text, found = re.subn(rf"^{name} = \S+", f"{name} = {value}", text, flags=re.MULTILINE)
-            assert found == 1, name
-        path.write_text(text)
+    def allow(self, *plans: StudyPlan, **how: Any) -> None:
+        """Have both sign another policy, which names these plans too, or the site's; `how` as `wide_policy` has it."""
+        self.policy |= how
+        self.allowed |= {digest_of(plan): plan for plan in plans or [self.plan]}
+        keys = [self.folder.steward.public.text, self.second.public.text]
+        where = {"dicom": self.root, "labels": self.root / "labels.csv", "exclusions": self.root / "excluded.hmac"}
+        self._sign(wide_policy(SILO, keys, plans=[*self.allowed.values()], **(where | self.policy)))
 
-    @property
-    def agent_toml(self) -> AgentConfig:
-        return load_config(self.root)
+    def forbid(self, *what: str) -> None:
+        """Have both sign the last policy without something."""
+        value = copy.deepcopy(self._signed)
+        for name in what:
+            _FORBIDDEN[name](value)
+        self._sign(value)
+
+    def _sign(self, value: dict[str, Any]) -> None:
+        self._signed = value
+        privacy = value["privacy"]
+        privacy["max_epsilon_per_study"] = min(privacy["max_epsilon_per_study"], privacy["max_epsilon_lifetime"])
+        put_in_force(self.folder, self.second, value)
+        if hasattr(self, "journal"):
+            self.permission().in_force()
+
+    def permission(self) -> Permission:
+        return Permission(self.folder, self.journal, load_config(self.root).resources, lambda: self.now)
 
     def open(self) -> None:
         """(Re)open the journal, as the start of the daemon does."""
@@ -173,11 +224,12 @@ class Site:
         self.journal._db.execute("PRAGMA synchronous=OFF")  # processes are killed here, but nobody pulls the plug
         identity = self.folder.identity
         self.outbound = Outbound(SILO, identity, self.journal, lambda: self.now, secrets.token_bytes, "0.1.0")
-        self.sums = Sums(self.journal, self.outbound, self.own, secrets.token_bytes, self.least)
+        self.sums = Sums(self.journal, self.outbound, self.own, secrets.token_bytes, self.permission())
         self.witness = Witness(self.journal, self.outbound, self.own)
         self.mailroom = Mailroom(
             self.journal, self.outbound, self.sums, self.witness, self.folder, self.own, self.unwanted.append
         )
+        self.permission().in_force()  # as the daemon looks at its start
         self.sums.admit_loss()
 
     def restart(self) -> None:
@@ -195,6 +247,8 @@ class Site:
         return delivery
 
     def propose(self) -> None:
+        if digest_of(self.plan) not in self.allowed:
+            self.allow()
         self.hear(PlanProposed(study=self.study, plan=self.plan))
 
     def scanned(self, problems: str | None = None) -> None:
@@ -355,7 +409,9 @@ class Site:
         return [parcel for parcel in self.journal.waiting() if parcel.kind == kind][-1]
 
     def events(self) -> list[str]:
-        return [read_leaf(leaf).event.event for leaf in self.journal.trail()]
+        """The kinds of all entries, but of those about policies, which are signed often here."""
+        found = [read_leaf(leaf).event.event for leaf in self.journal.trail()]
+        return [kind for kind in found if kind != "policy-adopted"]
 
     def outbox(self) -> list[AnyMessage]:
         """Everything in the outbox, whatever became of it, as the coordinator would read it."""
@@ -372,7 +428,17 @@ class Site:
         write_private(self.folder.relay_ca, authority.pem.encode())
         self.journal.set_fact(ROSTER, self.signed_roster.data)
         self.journal.set_fact(RELAY_URL, url.encode())
+        self.allow(relay=[destination_at(url)])
         return made_impatient(self.folder, heartbeat)
+
+
+def destination_at(url: str) -> Destination:
+    """Of a server, or of an address where there is none."""
+    try:
+        return destination_of(url)
+    except OSError:
+        host, port = address_of(url)
+        return Destination(host=host, port=port, spki_sha256="00" * 32)
 
 
 def made_impatient(folder: StateFolder, heartbeat: float = 0.3) -> AgentConfig:

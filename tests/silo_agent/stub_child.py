@@ -49,6 +49,9 @@ def perform(do: str, what: Any, command: dict[str, Any]) -> None:  # noqa: C901,
             out.parent.mkdir(parents=True, exist_ok=True)
             numbers, weights = what
             out.write_bytes(array.array("d", [1.0] * numbers).tobytes() + array.array("f", [1.0] * weights).tobytes())
+        case "hear":
+            with Path(what).open("a") as file:
+                file.write(json.loads(sys.stdin.readline())["do"] + "\n")
         case "obey":
             while json.loads(sys.stdin.readline() or '{"do": "cancel"}')["do"] != "cancel":
                 pass

@@ -24,6 +24,7 @@ UNAUDITED: dict[str, str] = {
     "facts inbox cursor": "how far the inbox was read; what it held has entries of its own",
     "facts trail shown": "how much of the trail was shown; it is signed, and the others' logs say that they saw it",
     "facts heads in doubt": "what was shown when an incident was opened, which has an entry",
+    "facts worked": "how long a round was worked on, which only ever makes the policy end it sooner",
     "outbox UPDATE": "that something arrived or was withdrawn; that it may leave has its entry",
     "orders INSERT": "an order was accepted: nothing is used or leaves by that, and what is done of it has entries",
     "orders UPDATE": "work was begun anew or given up, as the coordinator says in its own log",
@@ -196,4 +197,9 @@ def test_what_is_unaudited_is_still_written(make_site: Callable[..., Site]) -> N
         site.approve()
         live(site)
         written = written.union(*log.committed)
+    site = make_site()
+    log = watched(site)
+    site.approve()
+    site.permission().worked(site.ordered(1), 1.0)
+    written = written.union(*log.committed)
     assert all(any(what.startswith(known) for what in written) for known in UNAUDITED)

@@ -15,19 +15,18 @@ from compliance.ledger import Balance
 from compliance.privacy import PoissonGaussian, Spent
 from compliance.terms import SMALLEST_NOISE
 from silo_agent.budget import Terms, terms_of
-from silo_agent.config import CsvOf, DatasetConfig, FolderOf, PatientCaps
 from silo_agent.errors import WorkFailed
+from silo_agent.policy.model import PatientCaps, SiloDataset
 
 PlanWith = Callable[..., StudyPlan]
-CAPS: dict[str, Any] = {"most_patients": 1000, "study_epsilon": 8.0, "lifetime_epsilon": 16.0}
+CAPS: dict[str, Any] = {
+    "most_patients": 1000, "study_epsilon": 8.0, "lifetime_epsilon": 16.0, "population": "everybody", "required": True,
+}  # fmt: skip
 
 
-def dataset(**caps: Any) -> DatasetConfig:
-    """A data set with these caps on top of the usual ones; none at all for `privacy=None`."""
-    privacy = None if caps == {"privacy": None} else PatientCaps(**(CAPS | caps))
-    return DatasetConfig(
-        source=FolderOf(kind="folder", path="/data"), labels=CsvOf(kind="csv", path="/data.csv"), privacy=privacy
-    )
+def dataset(**caps: Any) -> SiloDataset:
+    """A data set with these caps on top of the usual ones; its files do not matter here."""
+    return SiloDataset("images", None, PatientCaps(**(CAPS | caps)))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def plan_with(make_plan_for: Any, new_card: Any, private: Any) -> PlanWith:
 
 
 def terms(plan: StudyPlan, **caps: Any) -> Terms:
-    found = terms_of(plan, "images", dataset(**caps))
+    found = terms_of(plan, dataset(**caps))
     assert found is not None
     return found
 
@@ -140,11 +139,7 @@ OUT_OF_REACH: dict[str, dict[str, Any]] = {
     "no noise is enough": {"epsilon": 0.01, "steps": 100_000, "patients_per_step": 4096},
 }
 REFUSED: dict[str, tuple[dict[str, Any] | None, dict[str, Any], dict[str, Any], str, str]] = {
-    "no budget at all": ({}, {"privacy": None}, {}, "NO_PRIVACY_BUDGET", "no [dataset.images.privacy]"),
     "no guarantee where one is asked for": (None, {}, {}, "GUARANTEE_REQUIRED", "the plan gives none"),
-    "a weight that is not declared": (
-        None, {"privacy": None}, {"training__weighting": "declared"}, "NO_PRIVACY_BUDGET", "weighs hospitals by",
-    ),
     **{
         name: (privacy | {"noise_multiplier": None}, {}, {}, "BUDGET_OUT_OF_REACH", "epsilon 0.0")
         for name, privacy in OUT_OF_REACH.items()
@@ -162,15 +157,14 @@ def test_a_hospital_says_why_it_cannot_take_part(
     says: str,
 ) -> None:
     with pytest.raises(WorkFailed) as refused:
-        terms_of(plan_with(privacy, **changes), "images", dataset(**caps))
+        terms_of(plan_with(privacy, **changes), dataset(**caps))
     assert refused.value.code == code
     assert says in str(refused.value)
     assert not refused.value.retryable, "asking again changes nothing"
 
 
-@pytest.mark.parametrize("caps", [{"privacy": None}, {"required": False}], ids=["no budget", "a budget, and no demand"])
-def test_a_plan_without_a_guarantee_has_no_terms(plan_with: PlanWith, caps: dict[str, Any]) -> None:
-    assert terms_of(plan_with(None), "images", dataset(**caps)) is None
+def test_a_plan_without_a_guarantee_has_no_terms_where_none_is_asked_for(plan_with: PlanWith) -> None:
+    assert terms_of(plan_with(None), dataset(required=False)) is None
 
 
 # --- what fits ---------------------------------------------------------------------------------------

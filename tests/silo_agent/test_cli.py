@@ -23,9 +23,9 @@ from flows.store.database import reading
 from silo_agent import cli
 from silo_agent.budget import terms_of
 from silo_agent.cli import app
-from silo_agent.config import load_config
 from silo_agent.errors import ConfigError
 from silo_agent.journal import SCHEMA_VERSION
+from silo_agent.policy.model import parse_policy
 from silo_agent.releases import reserve
 from silo_agent.state import StateFolder
 
@@ -64,7 +64,7 @@ def test_init_makes_keys_and_says_what_to_do_next(tmp_path: Path) -> None:
     said = init(tmp_path / "state", tmp_path)
     assert said.exit_code == 0, said.output
     assert re.search(r"fingerprint: ([0-9a-f]{4} ){15}[0-9a-f]{4}", said.output)
-    assert "then `silo-agent enrol INVITATION`" in said.output
+    assert "have both people sign it" in said.output
 
 
 def test_the_consoles_passphrase_is_shown_at_a_terminal_only(tmp_path: Path) -> None:
@@ -101,25 +101,27 @@ def test_init_never_replaces_keys(tmp_path: Path) -> None:
     assert (tmp_path / "state" / "identity.pem").read_bytes() == before
 
 
-def test_init_writes_a_budget_only_with_a_number_that_was_declared(tmp_path: Path) -> None:
-    for name, more in (("with", ("--most-patients", "1200")), ("without", ())):
-        arguments = ["--site", "st-olavs", "--dicom", str(tmp_path), "--labels", str(tmp_path), "--dataset", "chest-ct"]
-        said = run.invoke(app, ["init", *arguments, *more, "--state", str(tmp_path / name)])
-        assert said.exit_code == 0, said.output
-    caps = load_config(tmp_path / "with").dataset["chest-ct"].privacy
-    assert caps is not None
-    assert caps.most_patients == 1200
-    assert load_config(tmp_path / "without").dataset["chest-ct"].privacy is None
-    assert "# [dataset.chest-ct.privacy]" in (tmp_path / "without" / "agent.toml").read_text()
+def test_init_writes_a_policy_that_allows_nothing_yet_and_waits_for_the_second_person(tmp_path: Path) -> None:
+    arguments = ["--site", "st-olavs", "--dicom", str(tmp_path), "--labels", str(tmp_path), "--dataset", "chest-ct"]
+    said = run.invoke(app, ["init", *arguments, "--most-patients", "1200", "--state", str(tmp_path / "state")])
+    assert said.exit_code == 0, said.output
+    path = tmp_path / "state" / "policy.toml"
+    with pytest.raises(ConfigError, match=r"approvers\.keys\.1"):
+        parse_policy(path.read_bytes(), "policy.toml")
+    made = run.invoke(app, ["policy", "key", str(tmp_path / "it.pem")])
+    path.write_text(path.read_text().replace("ed25519:...", made.output.strip()))
+    policy = parse_policy(path.read_bytes(), "policy.toml")
+    assert (policy.network.allow, policy.study, policy.privacy.required) == ((), {}, True)
+    assert policy.dataset["chest-ct"].n_max_patients == 1200
+    assert (tmp_path / "state" / "excluded.hmac").read_bytes() == b""
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "10000001"])
 def test_init_refuses_a_number_of_patients_that_cannot_be(tmp_path: Path, number: str) -> None:
-    """Found by this test: for 0 it wrote 1000, a number that nobody had declared."""
     arguments = ["--site", "st-olavs", "--dicom", str(tmp_path), "--labels", str(tmp_path), "--most-patients", number]
     said = run.invoke(app, ["init", *arguments, "--state", str(tmp_path / "state")])
-    assert isinstance(said.exception, ConfigError)
-    assert "most_patients" in str(said.exception)
+    assert said.exit_code == 2
+    assert "--most-patients" in said.output
     assert not (tmp_path / "state").exists()
 
 
@@ -165,6 +167,25 @@ def not_enrolled(site: Any) -> None:
     site.folder.tls_certificate.unlink()
 
 
+def no_policy(site: Any) -> None:
+    (site.folder.root / "approvers.json").unlink()
+
+
+def unsigned_change(site: Any) -> None:
+    path = site.folder.root / "policy.toml"
+    path.write_text(path.read_text().replace("Mon-Sun 00:00-24:00", "Mon 00:00-24:00"))
+
+
+def older_policy(site: Any) -> None:
+    """From a backup, with all its signatures."""
+    names = ("policy.toml", "policy.sig", "approvers.json")
+    before = {name: (site.folder.root / name).read_bytes() for name in names}
+    site.allow(least=4)
+    site.permission().in_force()
+    for name, data in before.items():
+        (site.folder.root / name).write_bytes(data)
+
+
 def running(site: Any) -> None:
     site.lock = (site.folder.root / "lock").open("w")
     fcntl.flock(site.lock, fcntl.LOCK_EX)
@@ -173,6 +194,9 @@ def running(site: Any) -> None:
 ENDS: dict[str, tuple[Callable[[Any], None], int, str]] = {
     "the state folder is open to others": (open_folder, 2, "run `chmod 700"),
     "a key can be read by others": (open_key, 2, "run `chmod 600"),
+    "no policy was ever signed": (no_policy, 6, "run `silo-agent policy begin`"),
+    "the policy was changed by one hand": (unsigned_change, 6, "this is not the policy in force"),
+    "the policy is an older one": (older_policy, 6, "was replaced by number"),
     "agent.toml has an unknown key": (unknown_key, 2, "unknown key"),
     "the journal is damaged": (damaged_journal, 2, "never delete it"),
     "the relay's CA is missing": (no_ca, 2, "relay-ca.crt cannot be used"),
@@ -288,7 +312,7 @@ def test_a_rescan_after_a_correction(site: Any) -> None:
 
 # --- the budget --------------------------------------------------------------------------------------
 def spend(site: Any, number: int, *, kept: bool) -> None:
-    terms = terms_of(site.plan, "images", site.agent_toml.dataset["images"])
+    terms = terms_of(site.plan, site.permission().dataset(site.plan))
     assert terms is not None
     release = reserve(site.journal, terms, site.collection(number), 1, site.now)
     if kept:
@@ -333,7 +357,7 @@ def test_the_budget_for_a_program(private_site: Any, make_plan_for: Any, private
 
 def test_without_a_private_study_there_is_nothing_to_show(site: Any, private_site: Any) -> None:
     nothing = "Nothing was spent: no plan with a guarantee per patient was approved here."
-    assert invoke(site, "budget") == f"{nothing} agent.toml has no budget for images (docs/hospital.md).\n"
+    assert invoke(site, "budget") == f"{nothing}\n"
     private_site.propose()
     private_site.scanned()
     assert invoke(private_site, "budget") == f"{nothing}\n", "not approved yet"
@@ -341,15 +365,13 @@ def test_without_a_private_study_there_is_nothing_to_show(site: Any, private_sit
 
 
 def test_a_budget_that_cannot_be_told_any_more_is_said_with_its_reason(private_site: Any) -> None:
-    """Found by reading: `[dataset.images.privacy]` was taken for markup and left out of the very sentence."""
+    """Found by reading: `[dataset.images]` was taken for markup and left out of the very sentence."""
     private_site.approve()
-    path = private_site.root / "agent.toml"
-    before, _, after = path.read_text().partition("[dataset.images.privacy]")
-    path.write_text(before + after[after.index("[resources]") :])
+    private_site.allow(dataset="others")
     said = invoke(private_site, "budget")
-    assert re.search(rf"{private_site.study} .*\? .*\? .*agent\.toml has no \[dataset\.images\.privacy\]", said)
+    assert re.search(rf"{private_site.study} .*\? .*\? .*names no data set images: add \[dataset\.images\]", said)
     (told,) = (json.loads(line) for line in invoke(private_site, "budget", "--json").splitlines())
-    assert told["unable"].startswith("the plan spends a privacy budget")
+    assert told["unable"].startswith("the policy names no data set images")
 
 
 def test_a_ledger_that_cannot_be_read_is_said_and_no_traceback(private_site: Any) -> None:
@@ -383,6 +405,7 @@ def test_enrol_by_hand(federation: Any, tmp_path: Path, until: Any) -> None:
     """init, enrol in a terminal, admit on the other side, enrol again: renewal."""
     state = tmp_path / "state"
     init(state, tmp_path, site="by-hand")
+    federation.allow(StateFolder(state), "by-hand", tmp_path, tmp_path)
     for expected in ("admitted: start the agent", "renewed: a running agent uses the new certificate"):
         invitation = federation.invite("by-hand", tmp_path)
         process = subprocess.Popen(
@@ -404,6 +427,7 @@ def test_enrol_by_hand(federation: Any, tmp_path: Path, until: Any) -> None:
 
 def test_not_admitted_yet_is_no_disaster(federation: Any, tmp_path: Path) -> None:
     init(tmp_path / "state", tmp_path, site="patient")
+    federation.allow(StateFolder(tmp_path / "state"), "patient", tmp_path, tmp_path)
     invitation = federation.invite("patient", tmp_path)
     for _ in range(2):
         ended = agent("enrol", invitation, "--wait", "0", "--state", tmp_path / "state")

@@ -519,7 +519,9 @@ def test_heartbeats_go_on_while_the_child_works(facing: Any, hostile: Any, live:
     facing.study = study_id(facing.plan)
     facing.approve()
     (facing.folder.cache / facing.study).mkdir()
-    (facing.folder.cache / facing.study / "report.json").write_text(json.dumps({"dataset_digest": DIGEST}))
+    (facing.folder.cache / facing.study / "report.json").write_text(
+        json.dumps({"dataset_digest": DIGEST, "patients": {"train": 20}})
+    )
     facing.ordered(model=MODEL)
     hostile.answers["/v1/blobs/"] = b"the model"
     beats: list[Any] = []
@@ -574,6 +576,7 @@ def test_a_round_through_a_real_relay_that_goes_away_in_the_middle(  # noqa: PLR
     )
     study, silo = study_id(plan), "whole-round"
     collection = Collection(study=study, round=1, phase="train")
+    federation.allow(folder, silo, tmp_path, tmp_path / "labels.csv", plan)
     journal = Journal(folder.journal, silo)  # as the steward's commands have it, beside the running agent
 
     def heard(kind: str, slot: str) -> Any:
@@ -590,7 +593,7 @@ def test_a_round_through_a_real_relay_that_goes_away_in_the_middle(  # noqa: PLR
 
         report = folder.cache / study / "report.json"
         report.parent.mkdir(exist_ok=True)
-        report.write_text(json.dumps({"dataset_digest": DIGEST}))
+        report.write_text(json.dumps({"dataset_digest": DIGEST, "patients": {"train": 20}}))
         order = WorkOrder(
             collection=collection, plan_digest=digest_of(plan), roster_digest=federation.roster().digest,
             model=federation.put(b"the model"), encoding=first_encoding(plan), normalisation=None,
@@ -656,6 +659,7 @@ def test_a_steward_stops_a_training_that_runs(
         [folder.card("free-to-go"), *(paper.card for paper in others)], purpose={**PURPOSE, "expires": "2099-01-01"}
     )
     study, collection = study_id(plan), Collection(study=study_id(plan), round=1, phase="train")
+    federation.allow(folder, "free-to-go", tmp_path, tmp_path / "labels.csv", plan)
     journal = Journal(folder.journal, "free-to-go")
 
     async def act(agent: Agent) -> None:

@@ -44,7 +44,8 @@ def facts(folder: StateFolder, silo: str) -> tuple[bytes | None, bytes | None]:
 
 def new(federation: Any, tmp_path: Path, impatient: Any, silo: str) -> tuple[StateFolder, AgentConfig]:
     folder = StateFolder(tmp_path / silo)
-    folder.create(secrets.token_bytes, starting_config(silo, "images", tmp_path, tmp_path, threads=1, heartbeat=1.0))
+    folder.create(secrets.token_bytes, starting_config(silo, threads=1, heartbeat=1.0))
+    federation.allow(folder, silo, tmp_path, tmp_path)
     return folder, impatient(folder)
 
 
@@ -115,6 +116,7 @@ def test_a_used_invitation_is_refused_by_the_relay(federation: Any, tmp_path: Pa
     ask(federation.enrolment(folder, config, invitation))
     thief, thiefs_config = StateFolder(tmp_path / "thief"), config
     thief.create(secrets.token_bytes, (folder.root / "agent.toml").read_text())
+    federation.allow(thief, "bodo", tmp_path, tmp_path)
     with pytest.raises(RelayRefused, match="INVITATION_REFUSED"):
         ask(federation.enrolment(thief, thiefs_config, invitation))
 

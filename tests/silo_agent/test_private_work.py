@@ -59,11 +59,12 @@ def test_a_private_training_is_reserved_before_the_child_is_asked_and_committed_
     trains(careful, stub_child, [("copy", [str(careful.folder.journal), str(seen)]), *PRIVATELY])
     journal = Journal(seen, "st-olavs")
     assert [state for (state,) in journal._db.execute("SELECT state FROM budget")] == ["reserved"]
-    assert [read_leaf(leaf).event.event for leaf in journal.trail()[-2:]] == ["budget-reserved", "training-started"]
+    last = [read_leaf(leaf).event.event for leaf in journal.trail()[-3:]]
+    assert last == ["gates-passed", "budget-reserved", "training-started"]
     journal.close()
     assert ledger(careful) == [("1/train/1#1", "committed")]
     assert careful.events()[2:] == [
-        "heads-witnessed", "budget-reserved", "training-started", "budget-committed", "work-done",
+        "heads-witnessed", "gates-passed", "budget-reserved", "training-started", "budget-committed", "work-done",
     ]  # fmt: skip
     assert codes(careful) == ["ready"]
     careful.hear(careful.closing(careful.kept()))
@@ -132,7 +133,7 @@ CAPS = {"of the study": {"study_epsilon": 0.5}, "of all studies on these people"
 def test_over_a_cap_the_child_is_never_asked(
     careful: Any, stub_child: Any, tmp_path: Path, caps: dict[str, float]
 ) -> None:
-    careful.declare(**caps)
+    careful.allow(**caps)
     approved(careful)
     record = [("record", str(tmp_path / "asked")), *PRIVATELY]
     trains(careful, stub_child, record, number=1)
@@ -143,7 +144,7 @@ def test_over_a_cap_the_child_is_never_asked(
     assert not refused.retryable
     assert set(refused.model_dump()) == {"collection", "order", "code", "reference", "retryable"}, "no number leaves"
     assert ledger(careful) == [("1/train/1#1", "committed")]
-    assert careful.events()[-2:] == ["budget-refused", "work-refused"]
+    assert careful.events()[-3:] == ["gate-refused", "budget-refused", "work-refused"]
 
 
 def test_what_is_not_a_training_spends_nothing(careful: Any, stub_child: Any, tmp_path: Path) -> None:
@@ -167,7 +168,7 @@ def test_a_result_that_was_kept_before_a_crash_is_released_under_its_reservation
     """Killed between the result and the commitment: it leaves, and it is counted."""
     approved(careful)
     careful.ordered()
-    terms = terms_of(careful.plan, "images", careful.agent_toml.dataset["images"])
+    terms = terms_of(careful.plan, careful.permission().dataset(careful.plan))
     assert terms is not None
     reserve(careful.journal, terms, careful.collection(), 1, careful.now)
     careful.store_result()
@@ -208,7 +209,7 @@ def test_an_attack_that_has_a_round_trained_anew_spends_each_time_until_the_cap(
     careful: Any, stub_child: Any, tmp_path: Path
 ) -> None:
     """Its result is unmasked in one sum and asked for in another: it is trained again, with other noise."""
-    careful.declare(study_epsilon=0.6)  # two trainings
+    careful.allow(study_epsilon=0.6)  # two trainings
     approved(careful)
     record = [("record", str(tmp_path / "asked")), *PRIVATELY]
     trains(careful, stub_child, record, attempt=1)
@@ -294,21 +295,21 @@ def test_no_more_patients_take_part_than_are_declared(
     kept = careful.journal.plan(careful.study)
     assert kept.state == state
     if state == "unsuitable":
-        assert kept.reason.startswith("there are 101 patients, more than the 100 that agent.toml declares")
+        assert kept.reason.startswith("there are 101 patients, more than the 100 that the policy declares")
     assert careful.outbox() == []
 
 
-TOO_FEW_WORDS: dict[str, tuple[int | None, bool, str]] = {
-    "a guarantee where there is no budget": (None, True, "NO_PRIVACY_BUDGET: the plan spends a privacy budget"),
-    "none where one is required": (100, False, "GUARANTEE_REQUIRED: [dataset.images.privacy] asks for a guarantee"),
+TOO_FEW_WORDS: dict[str, tuple[int | None, dict[str, Any], str]] = {
+    "no guarantee where one is required": (100, {}, "GUARANTEE_REQUIRED: the policy asks for a guarantee"),
+    "a data set that is not named": (100, {"dataset__name": "mr"}, "DATASET_NOT_ALLOWED: the policy names no data set"),
 }
 
 
-@pytest.mark.parametrize(("most", "guaranteed", "reason"), TOO_FEW_WORDS.values(), ids=TOO_FEW_WORDS)
-def test_a_plan_that_does_not_go_with_agent_toml_is_unsuitable_before_a_file_is_read(
-    make_site: Any, private: Any, stub_child: Any, tmp_path: Path, most: int | None, guaranteed: bool, reason: str
+@pytest.mark.parametrize(("most", "changes", "reason"), TOO_FEW_WORDS.values(), ids=TOO_FEW_WORDS)
+def test_a_plan_that_does_not_go_with_the_policy_is_unsuitable_before_a_file_is_read(
+    make_site: Any, stub_child: Any, tmp_path: Path, most: int | None, changes: dict[str, Any], reason: str
 ) -> None:
-    site = make_site(most_patients=most, changes=private() if guaranteed else {})
+    site = make_site(most_patients=most, changes=changes)
     site.propose()
     bench_of(site)(stub_child(scan=[("record", str(tmp_path / "asked")), SCANNED]))
     kept = site.journal.plan(site.study)
@@ -319,15 +320,13 @@ def test_a_plan_that_does_not_go_with_agent_toml_is_unsuitable_before_a_file_is_
 def test_a_plan_without_a_guarantee_is_no_longer_worked_on_when_one_is_required(
     site: Any, stub_child: Any, impatient: Any, tmp_path: Path
 ) -> None:
-    """Approved before the hospital had a budget. What agent.toml says is inside the hospital: no code tells of it."""
+    """Approved before the hospital's people asked for one."""
     impatient(site.folder)
     approved(site)
-    path = site.root / "agent.toml"
-    privacy = "[dataset.images.privacy]\nmost_patients = 100\nstudy_epsilon = 8.0\nlifetime_epsilon = 16.0\n"
-    path.write_text(path.read_text() + privacy)
+    site.allow(required=True)
     site.ordered()
     bench_of(site)(stub_child(train=[("record", str(tmp_path / "asked")), *PRIVATELY]))
-    assert (codes(site), asked(tmp_path / "asked")) == (["INTERNAL"], [])
+    assert (codes(site), asked(tmp_path / "asked")) == (["GUARANTEE_REQUIRED"], [])
 
 
 def test_a_second_opinion_on_the_cost_is_kept_for_the_steward(careful: Any, stub_child: Any, tmp_path: Path) -> None:

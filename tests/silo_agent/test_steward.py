@@ -162,7 +162,7 @@ REPORT = {
 
 
 def read(site: Any) -> str:
-    file = dossier(site.journal, site.folder, site.journal.plan(site.study), site.agent_toml)
+    file = dossier(site.journal, site.folder, site.journal.plan(site.study), site.now)
     return "\n".join(f"{heading}: {text}" for heading, text in lines(file))
 
 
@@ -191,13 +191,13 @@ def test_what_changed_since_the_last_approved_plan_is_shown(site: Any, make_plan
     site.plan = make_plan_for(site.cards, revision=2, training__rounds=1000)
     site.study = study_id(site.plan)
     site.propose()
-    changes = difference(dossier(site.journal, site.folder, site.journal.plan(site.study), site.agent_toml))
+    changes = difference(dossier(site.journal, site.folder, site.journal.plan(site.study), site.now))
     assert [line for line in changes if line.startswith("+ ")] == ['+ "revision": 2,', '+  "rounds": 1000,']
 
 
 # --- a guarantee, in words ---------------------------------------------------------------------------
 def headed(site: Any) -> dict[str, str]:
-    file = dossier(site.journal, site.folder, site.journal.plan(site.study), site.agent_toml)
+    file = dossier(site.journal, site.folder, site.journal.plan(site.study), site.now)
     return dict(lines(file))
 
 
@@ -223,7 +223,7 @@ def test_the_dossier_says_what_a_guarantee_costs_and_what_it_does_not_cover(priv
 
 def test_the_dossier_counts_what_was_spent_before(private_site: Any) -> None:
     """The steward is asked again when the plan has begun, or another on the same people."""
-    private_site.declare(study_epsilon=0.6, lifetime_epsilon=0.6)
+    private_site.allow(study_epsilon=0.6, lifetime_epsilon=0.6)
     private_site.propose()
     assert "There is room for 2 of 3 rounds; then we stop taking part" in headed(private_site)["Budget"]
     spend_round(private_site, private_site.study)
@@ -238,39 +238,38 @@ def test_the_dossier_counts_what_was_spent_before(private_site: Any) -> None:
 
 
 def spend_round(site: Any, study: str) -> None:
-    terms = terms_of(site.plan, "images", site.agent_toml.dataset["images"])
+    terms = terms_of(site.plan, site.permission().dataset(site.plan))
     assert terms is not None
     reserve(site.journal, terms, Collection(study=study, round=1, phase="train", attempt=1), 1, site.now)
 
 
 def test_the_closer_estimate_is_shown_for_the_numbers_it_was_made_for(private_site: Any) -> None:
-    """Found by reading: one from before agent.toml was changed was shown beside the new epsilon."""
+    """Found by reading: one from before the policy was changed was shown beside the new epsilon."""
     private_site.propose()
-    terms = terms_of(private_site.plan, "images", private_site.agent_toml.dataset["images"])
+    terms = terms_of(private_site.plan, private_site.permission().dataset(private_site.plan))
     assert terms is not None
     path = private_site.folder.cache / private_site.study / TIGHT
     path.parent.mkdir()
     path.write_text(json.dumps({"epsilon": 0.6112, "upper": 0.62} | question_of(terms)))
     assert "cost epsilon 0.68, 0.61 by the closer estimate, at" in headed(private_site)["Guarantee"]
-    private_site.declare(most_patients=50)
+    private_site.allow(most_patients=50)
     assert "closer estimate" not in headed(private_site)["Guarantee"]
-    private_site.declare(most_patients=100)
+    private_site.allow(most_patients=100)
     for useless in ('{"epsilon": null, "why": "no"}', "[]", "7", "{half a", '{"epsilon": 0.6}'):
         path.write_text(useless)
         assert "closer estimate" not in headed(private_site)["Guarantee"], useless
 
 
 LEFT_OUT: dict[str, tuple[int | None, bool, dict[str, Any], str, str]] = {
-    "we have no budget": (None, True, {}, "Guarantee", "per patient, but not here: the plan spends a privacy budget"),
     "we have not this data set": (
-        100, True, {"dataset": {"name": "mr", "modalities": ["MR"]}}, "Guarantee", "not here: agent.toml has no",
+        100, True, {"dataset": {"name": "mr", "modalities": ["MR"]}}, "Guarantee", "not here: the policy names no",
     ),
     "no noise is enough": (
         100, True, {"privacy": {"mechanism": "patient-dp", "epsilon": 0.01, "steps": 100_000}}, "Guarantee",
         "not here: epsilon 0.01",
     ),
     "we take part with a guarantee only": (
-        100, False, {}, "Not possible", "[dataset.images.privacy] asks for a guarantee per patient, and the plan gives",
+        100, False, {}, "Not possible", "the policy asks for a guarantee per patient, and the plan gives",
     ),
 }  # fmt: skip
 
@@ -321,7 +320,7 @@ def test_a_plan_cannot_hide_text_from_the_steward(
     site.propose()
     page = io.StringIO()
     monkeypatch.setattr(status, "Console", lambda **_: Console(file=page, width=300, color_system="truecolor"))
-    status.print_dossier(dossier(site.journal, site.folder, site.journal.plan(site.study), site.agent_toml))
+    status.print_dossier(dossier(site.journal, site.folder, site.journal.plan(site.study), site.now))
     assert "harmless[black on black] 1000 rounds[/]" in page.getvalue()
     assert "x [/nonsense] y" in page.getvalue()
 

@@ -219,7 +219,7 @@ def test_the_next_step_of_an_attempt_whose_secrets_are_gone_is_refused(site: Any
     """As if the start had not noticed."""
     site.approve()
     closing = site.closing(site.ready())
-    site.sums = Sums(site.journal, site.outbound, site.own, site.sums.entropy, 3)
+    site.sums = Sums(site.journal, site.outbound, site.own, site.sums.entropy, site.permission())
     site.mailroom = type(site.mailroom)(
         site.journal, site.outbound, site.sums, site.witness, site.folder, site.own, site.unwanted.append
     )

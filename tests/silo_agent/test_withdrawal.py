@@ -100,9 +100,7 @@ class Ward:
 
     def __init__(self, site: Any, folder: Path) -> None:
         self.site, self.child, self.archive = site, Child(), folder
-        toml = site.root / "agent.toml"
-        text = toml.read_text().replace(f'path = "{site.root}"', f'path = "{folder / "dicom"}"')
-        toml.write_text(text.replace(str(site.root / "labels.csv"), str(folder / "labels.csv")))
+        site.allow(dicom=folder / "dicom", labels=folder / "labels.csv")
         site.propose()
 
     @property

@@ -94,7 +94,7 @@ def test_a_plan_for_a_data_set_we_do_not_have_is_unsuitable(
     site.study = study_id(site.plan)
     site.propose()
     bench(stub_child())
-    assert "agent.toml has no [dataset.brain-mr]" in site.journal.plan(site.study).reason
+    assert "names no data set brain-mr" in site.journal.plan(site.study).reason
 
 
 # --- orders ------------------------------------------------------------------------------------------

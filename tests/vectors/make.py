@@ -133,6 +133,11 @@ def events() -> dict[str, audit.AnyEvent]:
             excluded={"NO_LABEL": 10},
         ),
         audit.TrainingStarted(**at, order=sha("order"), start=1),
+        audit.PolicyAdopted(number=3, policy=sha("policy"), how="signed"),
+        audit.GatesPassed(**at, order=sha("order"), policy=sha("policy"), gates=("signature", "hours", "budget")),
+        audit.GateRefused(**at, order=sha("order"), policy=sha("policy"), gate="hours", code="OUT_OF_HOURS"),
+        audit.WorkPaused(code="PAUSED_BY_STEWARD"),
+        audit.WorkResumed(),
         audit.RoundReceived(
             study=study(),
             round=2,

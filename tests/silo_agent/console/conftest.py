@@ -221,6 +221,7 @@ def another_plan(make_plan_for: Callable[..., StudyPlan]) -> Callable[..., str]:
     def propose(site: Any, **changes: Any) -> str:
         plan = make_plan_for(site.cards, **({"name": "ct-triage"} | changes))
         study = study_id(plan)
+        site.allow(plan)
         site.hear(PlanProposed(study=study, plan=plan))
         site.journal.set_plan(study, "scanned", dataset_digest=DATA)
         return study

@@ -24,7 +24,7 @@ def hospital(make_site: Any, private: Any, with_report: Any, another_plan: Any) 
     """Something on every page: plans in each state, a round under way, a budget, an incident that is closed."""
     site = make_site(most_patients=100, changes=private())
     site.approve()
-    terms = terms_of(site.plan, "images", site.agent_toml.dataset["images"])
+    terms = terms_of(site.plan, site.permission().dataset(site.plan))
     assert terms is not None
     reserve(site.journal, terms, site.collection(), 1, site.now)
     site.masked()
@@ -163,6 +163,7 @@ def test_zoomed_in_no_page_has_to_be_scrolled_sideways(
 
 
 def test_all_of_it_can_be_done_with_the_keyboard(hospital: Any, serve_site: Any, browser: Any) -> None:
+    hospital.allow(required=False)  # the other plan gives no guarantee
     served = serve_site(hospital)
     log_in(browser, served)
     browser.go(f"{served.url}/plans/{hospital.other}")

@@ -33,7 +33,7 @@ def test_trouble_is_said_first(site: Any, steward: Any) -> None:
 def test_a_plan_is_shown_in_the_words_of_the_terminal(waiting: Any, steward: Any) -> None:
     page = steward.get(f"/plans/{waiting.study}")
     kept = waiting.journal.plan(waiting.study)
-    said = lines(dossier(waiting.journal, waiting.folder, kept, waiting.agent_toml))
+    said = lines(dossier(waiting.journal, waiting.folder, kept, waiting.now))
     assert len(said) > 12
     for heading, text in said:
         assert f"{heading} {text}" in page.text
@@ -68,7 +68,7 @@ def test_the_difference_to_the_last_approved_plan_is_shown(site: Any, steward: A
 def test_the_cost_here_is_drawn_against_the_caps(make_site: Any, private: Any, serve_site: Any, client_of: Any) -> None:
     site = make_site(most_patients=100, changes=private())
     site.approve()
-    terms = terms_of(site.plan, "images", site.agent_toml.dataset["images"])
+    terms = terms_of(site.plan, site.permission().dataset(site.plan))
     assert terms is not None
     reserve(site.journal, terms, site.collection(), 1, site.now)
     client = client_of(serve_site(site))
@@ -123,8 +123,8 @@ def test_what_left_is_told_with_bytes_and_digests(site: Any, steward: Any) -> No
 
 
 def test_the_trail_is_paged_with_the_newest_last(site: Any, steward: Any, another_plan: Any) -> None:
-    for number in range(60):
-        another_plan(site, name=f"plan-{number}")
+    while site.journal.trail_size < 60:
+        another_plan(site, name=f"plan-{site.journal.trail_size}")
     last = steward.get("/trail")
     assert "Page 2 of 2" in last.text
     assert '<th scope="row" class="number">60</th>' in last.html
@@ -144,7 +144,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_the_verify_button_says_whether_the_log_is_what_was_written(change: str, waiting: Any, steward: Any) -> None:
     form = {"token": steward.get("/trail").token}
-    assert "1 entries, root" in steward.post("/trail/verify", form).text
+    assert "2 entries, root" in steward.post("/trail/verify", form).text
     waiting.journal._db.execute(f"UPDATE {change}")
     page = steward.post("/trail/verify", form)
     assert "BROKEN: " in page.text
@@ -156,7 +156,7 @@ def test_an_entry_that_cannot_be_read_does_not_hide_the_others(
     entry: str, waiting: Any, steward: Any, another_plan: Any
 ) -> None:
     another_plan(waiting)
-    waiting.journal._db.execute(f"UPDATE trail SET leaf = {entry} WHERE sequence = 1")  # noqa: S608 - our own
+    waiting.journal._db.execute(f"UPDATE trail SET leaf = {entry} WHERE sequence = 2")  # noqa: S608 - our own
     page = steward.get("/trail")
     assert "cannot be read: verify the log" in page.text
     assert page.text.count("plan-received") == 1

@@ -1,12 +1,14 @@
 """Dry run, baseline and rehearsal on the code of a real round; nothing of them leaves, is written down or is kept."""
 
 import asyncio
+import hashlib
 import json
 import os
 import sqlite3
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from datetime import date
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from typer.testing import CliRunner
 from boundary.plan import parse_plan
 from silo_agent import trainer
 from silo_agent.cli import app
-from silo_agent.config import AgentConfig, PatientCaps, parse_config, starting_config
+from silo_agent.config import AgentConfig, parse_config, starting_config
 from silo_agent.errors import ConfigError, ContractNotMet, WorkFailed
 from silo_agent.ladder import rungs
 from silo_agent.ladder.synthetic import synthetic_stage
@@ -49,16 +51,22 @@ class Child:
 
 
 def config() -> AgentConfig:
-    text = starting_config("st-olavs", "rehearsal", Path("/d"), Path("/l"), threads=1, heartbeat=1)
+    text = starting_config("st-olavs", threads=1, heartbeat=1)
     return parse_config(text, "agent.toml")
+
+
+def same() -> Callable[[int], bytes]:
+    """The same in each run: of another key another split of few patients, and some of them teach nothing."""
+    calls = count()
+    return lambda size: hashlib.shake_256(b"a rung %d" % next(calls)).digest(size)
 
 
 @pytest.fixture
 def trial(tmp_path: Path) -> Trial:
     scratch = tmp_path / "trial"
     scratch.mkdir()
-    stage = synthetic_stage(tmp_path, "st-olavs", 4, "cnn-small", 32, os.urandom, date(2026, 11, 21))
-    return Trial(stage.plan, stage.dataset, Child(), scratch, stage.key_file, config(), os.urandom)  # type: ignore[arg-type]
+    stage = synthetic_stage(tmp_path, "st-olavs", 4, "cnn-small", 32, same(), date(2026, 11, 21))
+    return Trial(stage.plan, stage.dataset, Child(), scratch, stage.key_file, config(), same())  # type: ignore[arg-type]
 
 
 def played(rung: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> tuple[Any, str]:
@@ -84,10 +92,10 @@ def test_a_baseline_learns_from_this_hospital_alone(trial: Trial) -> None:
 
 
 def private_trial(trial: Trial) -> Trial:
-    caps = PatientCaps(most_patients=60, study_epsilon=8, lifetime_epsilon=16)
+    caps = replace(trial.dataset.caps, most_patients=60, study_epsilon=8, lifetime_epsilon=16)
     changes = {"privacy": private()["privacy"], "training": {"rounds": 3, "weighting": "declared"}}
     plan = parse_plan(trial.plan.model_dump(mode="json") | changes)
-    return replace(trial, plan=plan, dataset=trial.dataset.model_copy(update={"privacy": caps}))
+    return replace(trial, plan=plan, dataset=replace(trial.dataset, caps=caps))
 
 
 def test_a_dry_run_does_one_step_and_says_what_would_leave(trial: Trial) -> None:
@@ -124,15 +132,15 @@ def test_data_that_do_not_meet_the_contract_end_it(trial: Trial) -> None:
 
 
 def test_a_plan_this_hospital_cannot_take_part_in_says_why(trial: Trial) -> None:
-    ours = private_trial(trial)
-    with pytest.raises(WorkFailed, match="most_patients"):
-        played(rungs.dry_run, replace(ours, dataset=trial.dataset), NOBODY)
+    careful = replace(trial.dataset, caps=replace(trial.dataset.caps, required=True))
+    with pytest.raises(WorkFailed, match="asks for a guarantee per patient"):
+        played(rungs.dry_run, replace(trial, dataset=careful), NOBODY)
 
 
 def test_more_patients_than_declared_are_said_before_anything_is_trained(trial: Trial) -> None:
     ours = private_trial(trial)
-    few = PatientCaps(most_patients=20, study_epsilon=8, lifetime_epsilon=16)
-    ours = replace(ours, dataset=ours.dataset.model_copy(update={"privacy": few}))
+    few = replace(ours.dataset.caps, most_patients=20)
+    ours = replace(ours, dataset=replace(ours.dataset, caps=few))
     with pytest.raises(ContractNotMet, match="more than the 20 that"):
         played(rungs.dry_run, ours, NOBODY)
     assert [one["do"] for one in trial.worker.told] == ["scan"]  # type: ignore[attr-defined]
@@ -173,12 +181,7 @@ def test_nothing_is_tried_beside_a_round(site: Any) -> None:
 def test_the_commands_play_it_with_a_child_process_and_leave_nothing(site: Any, tmp_path: Path) -> None:
     """A plan of real messages, the agent's own state folder, the real child."""
     stage = synthetic_stage(tmp_path, "st-olavs", 3, "cnn-small", 32, os.urandom, date(2026, 11, 21))
-    toml = site.root / "agent.toml"
-    toml.write_text(
-        toml.read_text()
-        .replace(f'path = "{site.root}"', f'path = "{stage.dataset.source.path}"')
-        .replace(str(site.root / "labels.csv"), stage.dataset.labels.path)
-    )
+    site.allow(dicom=stage.dataset.folder, labels=stage.dataset.labels)
     site.propose()
     before = journal_of(site.root)
     for words in (["rehearse", "--hospitals", "3", "--side", "32"], ["dry-run", site.study]):

@@ -19,7 +19,7 @@ from silo_agent.ladder.scratch import clear, scratch_in
 RUNG = """
 import asyncio, sys
 from pathlib import Path
-from silo_agent.ladder.commands import _finish
+from silo_agent.commands.ladder import _finish
 from silo_agent.ladder.scratch import scratch_in
 
 class Worker:

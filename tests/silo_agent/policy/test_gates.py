@@ -110,7 +110,7 @@ def test_each_gate_refuses(gate: str, code: str, changes: Changes, asked: dict[s
     policy = a_policy(changes)
     with pytest.raises(PolicyRefused) as refused:
         judge(a_request(policy, **asked), policy, NOW)
-    assert (refused.value.gate, refused.value.code) == (gate, code)
+    assert (refused.value.gate, refused.value.reason) == (gate, code)
     assert tuple(one.gate for one in refused.value.passed) == ORDER[: ORDER.index(gate)], "what passed before it"
     assert str(refused.value)
 
@@ -190,7 +190,7 @@ def test_a_policy_nobody_stands_behind_lets_nothing_through(stand: Any, code: st
     request = a_request(policy, standing=stand(policy))
     with pytest.raises(PolicyRefused) as refused:
         judge(request, policy, NOW)
-    assert (refused.value.gate, refused.value.code, refused.value.passed) == ("signature", code, ())
+    assert (refused.value.gate, refused.value.reason, refused.value.passed) == ("signature", code, ())
 
 
 def test_a_tightening_stands_with_one_signature() -> None:
@@ -228,7 +228,7 @@ DIALLED = {
 def test_the_agent_dials_nobody_else(host: str, port: int, key: str) -> None:
     with pytest.raises(PolicyRefused) as refused:
         check_destination(host, port, key, a_policy())
-    assert refused.value.code == "DESTINATION_NOT_ALLOWED"
+    assert refused.value.reason == "DESTINATION_NOT_ALLOWED"
     check_destination("relay.study.example", 443, "ab" * 32, a_policy())
 
 

@@ -7,11 +7,12 @@ from silo_agent_tests_policies import DPIA, GONE, PAGE, PLAN, STEWARD, Changes, 
 
 from boundary.canonical import parse_canonical
 from compliance.terms import delta_of as delta_of_terms
-from silo_agent.config import PatientCaps
 from silo_agent.errors import ConfigError
+from silo_agent.policy.errors import PolicyRefused
 from silo_agent.policy.model import (
     MAX_POLICY_BYTES,
-    caps_of,
+    PatientCaps,
+    dataset_of,
     delta_of,
     digest_of,
     parse_policy,
@@ -39,12 +40,12 @@ def test_its_canonical_form_is_read_back() -> None:
     assert policy_from(parse_canonical(to_json(policy)), "pin") == policy
 
 
-def test_the_caps_are_those_that_agent_toml_used_to_give() -> None:
-    assert caps_of(a_policy(), "chest-ct") == PatientCaps(
+def test_a_data_set_has_the_caps_of_its_own_table_and_of_privacy() -> None:
+    assert dataset_of(a_policy(), "chest-ct").caps == PatientCaps(
         most_patients=2000, study_epsilon=6.0, lifetime_epsilon=10.0, population="everybody", required=True
     )
-    with pytest.raises(KeyError):
-        caps_of(a_policy(), "head-mr")
+    with pytest.raises(PolicyRefused, match="names no data set head-mr"):
+        dataset_of(a_policy(), "head-mr")
 
 
 def test_delta_is_the_ledgers() -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from silo_agent.config import load_config
 from silo_agent.preflight import child, child_probe
 from silo_agent.preflight.child import judge_archive, judge_device
 from silo_agent.preflight.finding import Finding
@@ -95,16 +94,10 @@ def test_a_child_fails_by(enrolled: StateFolder, setting_of: SettingOf, stub_chi
 
 
 # --- the archive and its labels, in the real child ---------------------------------------------------
-def of_its_own(folder: StateFolder, dicom: Path, table: Path | None = None) -> StateFolder:
+def of_its_own(site: Any, dicom: Path, table: Path | None = None) -> StateFolder:
     """The same hospital with other data."""
-    path = folder.root / "agent.toml"
-    before = load_config(folder.root).dataset["images"]
-    text = path.read_text().replace(
-        f'kind = "folder", path = "{before.source.path}"', f'kind = "folder", path = "{dicom}"'
-    )
-    text = text.replace(f'kind = "csv", path = "{before.labels.path}"', f'kind = "csv", path = "{table or dicom}"')
-    path.write_text(text)
-    assert load_config(folder.root).dataset["images"].source.path == str(dicom)
+    site.allow(dicom=dicom, labels=table or dicom)
+    folder: StateFolder = site.folder
     return folder
 
 
@@ -116,7 +109,7 @@ def test_a_real_archive_and_its_labels_are_read(enrolled: StateFolder, setting_o
 
 
 def test_an_archive_that_is_not_there_is_said(site: Any, setting_of: SettingOf, tmp_path: Path) -> None:
-    found = archive(setting_of(of_its_own(site.folder, tmp_path / "none")))
+    found = archive(setting_of(of_its_own(site, tmp_path / "none")))
     assert (found.verdict, "no archive folder" in found.said, "Mount" in found.fix) == ("fail", True, True)
 
 
@@ -128,7 +121,7 @@ def test_no_name_of_a_file_is_ever_said(site: Any, setting_of: SettingOf, tmp_pa
         (root / name / "MUELLER.dcm").write_bytes(b"no image of MUELLER")
     (root / "MUELLER-link").symlink_to(root / "nowhere")
     (root / "MUELLER-loop").symlink_to(root)
-    found = archive(setting_of(of_its_own(site.folder, root)))
+    found = archive(setting_of(of_its_own(site, root)))
     assert (found.verdict, "2 files, 0 of the first 2" in found.said, "2 NOT_DICOM" in found.said) == (
         "warn",
         True,
@@ -223,7 +216,7 @@ def test_label_tables(site: Any, setting_of: SettingOf, tmp_path: Path) -> None:
         assert good is (verdict == "ok"), (name, event)
         assert "HANS" not in str(event)
     table.write_bytes(b"SeriesInstanceUID,label\n")
-    settled = labels(setting_of(of_its_own(site.folder, tmp_path, table)))
+    settled = labels(setting_of(of_its_own(site, tmp_path, table)))
     assert (settled.verdict, "Add a row" in settled.fix) == ("fail", True)
 
 

@@ -17,6 +17,7 @@ from flows.store import holdings
 from flows.store.database import writing
 from silo_agent.config import load_config, starting_config
 from silo_agent.daemon import RELAY_URL
+from silo_agent.destination import by_policy
 from silo_agent.errors import ConfigError, RelayRefused, RelayUnreachable
 from silo_agent.journal import Parcel
 from silo_agent.relay_client import RelayClient, TlsFiles
@@ -33,8 +34,9 @@ POLL = PollRequest(
 def client(folder: StateFolder, url: str, silo: str, now: Any = lambda: datetime.now(UTC)) -> RelayClient:
     tls = TlsFiles(folder.tls_certificate, folder.tls_key, folder.relay_ca)
     return RelayClient(
-        url, tls, silo, folder.identity, now=now, entropy=secrets.token_bytes, proxy=load_config(folder.root).proxy
-    )
+        url, tls, silo, folder.identity, now=now, entropy=secrets.token_bytes, allow=by_policy(folder.root),
+        proxy=load_config(folder.root).proxy,
+    )  # fmt: skip
 
 
 def once(relay: RelayClient) -> Any:
@@ -45,16 +47,17 @@ def once(relay: RelayClient) -> Any:
     return asyncio.run(talk())
 
 
-def new_hospital(root: Path, silo: str) -> StateFolder:
+def new_hospital(federation: Any, root: Path, silo: str) -> StateFolder:
     folder = StateFolder(root)
-    folder.create(secrets.token_bytes, starting_config(silo, "images", root, root, threads=1, heartbeat=1.0))
+    folder.create(secrets.token_bytes, starting_config(silo, threads=1, heartbeat=1.0))
+    federation.allow(folder, silo, root, root)
     return folder
 
 
 def test_an_agent_enrols_polls_and_moves_blobs_through_an_https_proxy_that_wants_a_login(
     federation: Any, secure_proxy: Any, hospital_network: Any, behind: Any, tmp_path: Path
 ) -> None:
-    folder = new_hospital(tmp_path / "state", "walled-in")
+    folder = new_hospital(federation, tmp_path / "state", "walled-in")
     behind(folder, secure_proxy, LOGIN, hospital_network)
     config = load_config(folder.root)
     asking = federation.enrolment(folder, config, federation.invite("walled-in", tmp_path))

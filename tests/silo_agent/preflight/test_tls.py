@@ -40,7 +40,7 @@ def test_the_relays_own_certificate_is_named_with_the_digest_of_its_key(
     found = looked(setting_of(enrolled))
     assert found.verdict == "ok", found
     assert f"SPKI sha256:{spki((federation.home / 'keys' / 'relay.crt').read_bytes())}" in found.said
-    assert found.said.endswith("TLSv1.3")
+    assert found.said.endswith("TLSv1.3; named by the policy")
 
 
 def test_a_proxy_that_opens_tls_is_found_named_and_told_to_the_network_team(

@@ -15,9 +15,9 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from silo_agent.commands.options import DEFAULT_STATE, PlanArgument, StateOption
 from silo_agent.errors import ConfigError
 from silo_agent.journal import Journal
-from silo_agent.options import DEFAULT_STATE, PlanArgument, StateOption
 
 T = TypeVar("T")
 
@@ -146,8 +146,11 @@ def _trial(state: Path, wanted: str) -> Iterator[tuple[Any, dict[str, list[str]]
     from boundary.canonical import parse_json
     from boundary.plan import plan_from_json
     from silo_agent.config import load_config
+    from silo_agent.exclusions import read_exclusions
     from silo_agent.ladder.scratch import scratch_in
     from silo_agent.ladder.trial import Trial
+    from silo_agent.policy.files import load_policy
+    from silo_agent.policy.model import dataset_of
     from silo_agent.state import StateFolder
     from silo_agent.steward import find_plan
     from silo_agent.worker import Worker
@@ -163,21 +166,23 @@ def _trial(state: Path, wanted: str) -> Iterator[tuple[Any, dict[str, list[str]]
         gone = [one.reference for one in journal.private.withdrawals()]
     finally:
         journal.close()
-    dataset = config.dataset.get(plan.dataset.name)
-    if dataset is None:
-        raise ConfigError(f"agent.toml has no [dataset.{plan.dataset.name}], which the plan asks for: add it")
+    policy = load_policy(state).policy
+    dataset = dataset_of(policy, plan.dataset.name)
+    gone += read_exclusions(Path(dataset.rules.exclusions.path)).difference(gone)
     with scratch_in(folder.root) as scratch:
         worker = Worker(folder.root / "trial.log", config.resources.threads)
-        trial = Trial(plan, dataset, worker, scratch, folder.dataset_key_file, config, secrets.token_bytes)
+        trial = Trial(
+            plan, dataset, worker, scratch, folder.dataset_key_file, config, secrets.token_bytes,
+            devices=policy.resources.devices,
+        )  # fmt: skip
         yield trial, {"before": gone, "after": []}
     (folder.root / "trial.log").unlink(missing_ok=True)  # kept after a failure only: it may name paths
 
 
 def _check_idle(folder: Any, config: Any) -> None:
     """Not beside a training: the real one might be killed for memory, and its budget is spent all the same."""
-    import shutil
-
     from boundary.protocol import Step
+    from silo_agent.errand import disk_shortage
 
     if folder.journal.exists():
         journal = Journal(folder.journal, config.site)
@@ -186,11 +191,8 @@ def _check_idle(folder: Any, config: Any) -> None:
                 raise ConfigError("the agent is working on a round: run this when `silo-agent status` shows none")
         finally:
             journal.close()
-    free = shutil.disk_usage(folder.root).free // 2**20
-    if free < config.resources.min_free_disk_mb:
-        raise ConfigError(
-            f"{free} MB are free under {folder.root}, agent.toml asks for {config.resources.min_free_disk_mb}"
-        )
+    if shortage := disk_shortage(folder, config.resources):
+        raise ConfigError(shortage)
 
 
 def _new_file(path: Path, outside: Path | None = None) -> None:

@@ -1,0 +1,49 @@
+"""A proposal that adds one plan to the policy in force: its text, with nothing else of it changed."""
+
+from pathlib import Path
+
+from boundary.plan import StudyPlan, digest_of
+from silo_agent.config import quoted
+from silo_agent.errors import ConfigError
+from silo_agent.policy.files import PolicyFiles, load_policy
+from silo_agent.policy.model import Policy, parse_policy
+from silo_agent.policy.sections import Legal
+from silo_agent.state import write_private
+
+
+def propose_plan(root: Path, plan: StudyPlan, legal: Legal, max_rounds: int) -> Path:
+    """Write policy.proposed.toml with a table for the plan's study. Raises `ConfigError`, or `PolicyRefused`.
+
+    A study that the policy names already is changed by its people in the file itself: nobody can tell which of its
+    papers are to be replaced.
+    """
+    files, policy = PolicyFiles(root), load_policy(root).policy
+    _check_is_new(files, policy, plan)
+    text = files.policy.read_text("utf-8").rstrip() + "\n\n" + _table(plan, legal, max_rounds)
+    parse_policy(text.encode(), f"{files.proposed}, as it would be,")
+    write_private(files.proposed, text.encode())
+    return files.proposed
+
+
+def _check_is_new(files: PolicyFiles, policy: Policy, plan: StudyPlan) -> None:
+    rules = policy.study_of(plan.name)
+    if rules is not None and digest_of(plan) in rules.plan_digest:
+        raise ConfigError(f"the policy names exactly this plan already: `silo-agent plan approve {plan.label}`")
+    if rules is not None:
+        raise ConfigError(
+            f"the policy names the study {plan.name}: copy policy.toml to {files.proposed.name} and add "
+            f'"{digest_of(plan)}" to its plan_digest, with the papers that belong to it'
+        )
+    if files.proposed.exists():
+        raise ConfigError(f"{files.proposed} waits for signatures: `policy adopt` it, or remove it, first")
+
+
+def _table(plan: StudyPlan, legal: Legal, max_rounds: int) -> str:
+    papers = f"irb = {quoted(legal.irb)}, dpia = {quoted(legal.dpia)}, expires = {legal.expires.isoformat()}"
+    return f"""\
+[study.{plan.name}]   # {plan.label}
+plan_digest = [{quoted(digest_of(plan))}]
+purpose = {quoted(plan.purpose.title)}
+legal = {{ {papers} }}
+max_rounds = {max_rounds}
+"""
