@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from importlib import metadata
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
@@ -66,11 +67,17 @@ def link(name: str, target: Path) -> None:
             continue
         place = target / Path(*file.parts)
         place.parent.mkdir(parents=True, exist_ok=True)
+        source = Path(str(file.locate()))
+        if source.suffix == ".py" and (code := Path(cache_from_source(str(source)))).exists():
+            _link(code, Path(cache_from_source(str(place))))  # the same bytes make the same byte code
         if not place.exists():
             shutil.copy2(file.locate(), place) if place.suffix == ".pth" else _link(Path(str(file.locate())), place)
 
 
 def _link(source: Path, place: Path) -> None:
+    if place.exists():
+        return
+    place.parent.mkdir(exist_ok=True)
     try:
         os.link(source, place)
     except OSError:  # another file system

@@ -198,6 +198,6 @@ def test_the_coordinator_holds_no_trace_of_a_patient_and_a_planted_one_is_found(
 
 def test_the_hospitals_side_is_searched_by_the_same_means_and_does_hold_them(finished_demo: Finished) -> None:
     folder, _ = finished_demo
-    agents = folder / "w" / "agents"
-    needles = needles_of(agents / "archives")
-    assert len(find_leaks(agents / "archives", needles)) > len(needles) // 2
+    one = min(path for path in (folder / "w" / "agents" / "archives").iterdir() if path.is_dir())
+    needles = needles_of(one)
+    assert len(find_leaks(one, needles)) > len(needles) // 2

@@ -42,7 +42,7 @@ from infra.hospitals.phantoms import make_phantom_hospitals
 from silo_agent.journal import Journal
 
 pytestmark = pytest.mark.slow
-ROUNDS = 7
+ROUNDS = 6
 DONE = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 

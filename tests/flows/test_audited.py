@@ -6,6 +6,7 @@ the same transaction, unless it is named here, with the reason why nobody has to
 
 import re
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from flows.driver import StudyDriver
 from flows.evidence import issue
 from flows.incidents import close
 from flows.round_work import RoundWork
-from flows.store import witnessed
+from flows.store import studies, witnessed
 from flows.store.database import writing
 from flows.watch import look
 from infra.driving import PARAMETERS, attempts, one_round, run, train_only, work_of
@@ -32,6 +33,7 @@ UNAUDITED: dict[str, str] = {
     "transfers INSERT": "how many bytes went where",
     "silos UPDATE last_seen_at": "signs of life",
     "studies UPDATE driver": "that nobody drives a study any more; that somebody drives it has an entry",
+    "studies UPDATE driver_until": "that whoever drives a study goes on; a slow machine sees more of these",
     "alembic_version": "which schema the database has; it holds nothing yet when that changes",
     "rounds UPDATE candidate": "a model that no round rests on yet, and that may still be computed again",
     "published INSERT": "what MLflow was told; it is a display",
@@ -134,6 +136,18 @@ def images_are_counted_first(home: Path) -> SimulatedFederation:
     return made
 
 
+def the_lease_is_prolonged(home: Path) -> SimulatedFederation:
+    made = federation(home)
+
+    async def story(driver: StudyDriver) -> None:
+        with writing(made.coordinator.store) as connection:
+            studies.hold(connection, driver.reins, made.coordinator.now(), timedelta(minutes=1))
+        await train_only(driver)
+
+    run(made, story)
+    return made
+
+
 def two_of_four_restart(home: Path) -> SimulatedFederation:
     made = federation(home, 4)
     for silo in ("h3", "h4"):
@@ -166,7 +180,7 @@ def a_log_is_doubted_and_the_doubt_settled(home: Path) -> SimulatedFederation:
 LIVES: dict[str, Life] = {
     one.__name__.replace("_", " "): one
     for one in (
-        two_rounds_and_the_evidence, images_are_counted_first, two_of_four_restart,
+        two_rounds_and_the_evidence, images_are_counted_first, the_lease_is_prolonged, two_of_four_restart,
         a_log_is_doubted_and_the_doubt_settled,
     )
 }  # fmt: skip
