@@ -31,7 +31,7 @@ from silo_agent.state import StateFolder
 from silo_agent.withdrawal import master_key, withdraw_reference
 
 PAUSED = "PAUSED_BY_STEWARD"
-_IN_FORCE, _PAUSED = "policy in force", "paused"
+_IN_FORCE, PAUSE = "policy in force", "paused"
 _WORD_BYTES, _MOST_MESSAGES = 8, 4_000_000  # a masked word at most; all other messages of a round (docs/protocol.md)
 _METRICS = {"train": {"loss"}, "evaluate": {"loss", "accuracy", "auroc"}, "statistics": {"intensities"}}
 NO_POLICY = str(digest(b""))
@@ -204,7 +204,7 @@ class Permission:
     @property
     def is_paused(self) -> bool:
         """Whether a person of this hospital said that nothing is to be computed (`silo-agent pause`)."""
-        return bool(self.journal.fact(_PAUSED))
+        return bool(self.journal.fact(PAUSE))
 
     def held(self, code: str | None) -> None:
         """The entry of work that holds still because of `code`, or goes on."""
@@ -292,8 +292,8 @@ def announce(journal: Journal, force: PolicyInForce, now: datetime) -> None:
 def pause(journal: Journal, *, is_paused: bool, now: datetime) -> bool:
     """A person has everything hold still, or go on; whether that changes anything."""
     with journal.transaction():
-        if bool(journal.fact(_PAUSED)) == is_paused:
+        if bool(journal.fact(PAUSE)) == is_paused:
             return False
-        journal.set_fact(_PAUSED, b"paused" if is_paused else b"")
+        journal.set_fact(PAUSE, b"paused" if is_paused else b"")
         journal.record(WorkPaused(code=PAUSED) if is_paused else WorkResumed(), now)
         return True

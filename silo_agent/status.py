@@ -15,6 +15,7 @@ from silo_agent.cost import Account
 from silo_agent.daemon import CONTACT, RELAY_URL, ROSTER, TROUBLES
 from silo_agent.errors import ConfigError
 from silo_agent.journal import Journal
+from silo_agent.permission import PAUSE
 from silo_agent.plain import plain
 from silo_agent.state import StateFolder
 from silo_agent.steward import Dossier, difference, lines
@@ -49,6 +50,8 @@ def summary(journal: Journal, folder: StateFolder, now: datetime) -> list[tuple[
         ("roster", _roster(journal, now)),
         ("state folder", str(folder.root)),
     ]
+    if journal.fact(PAUSE):
+        said.append(("PAUSED", "nothing is computed until `silo-agent resume`"))
     troubles = [(f"TROUBLE {name}", _text(journal.fact(f"trouble {name}"), "")) for name in TROUBLES]
     doubts = [
         (f"INCIDENT {one.incident}", f"the log of {one.log}: {one.code}. No order is taken: silo-agent incidents")
@@ -127,7 +130,7 @@ def print_lines(said: list[tuple[str, str]]) -> None:
     """(heading, text) pairs, in plain words."""
     table = Table(show_header=False, box=None, padding=(0, 2, 1, 0))
     table.add_column(style="bold", no_wrap=True)
-    table.add_column()
+    table.add_column(overflow="fold")  # a digest is read to its end
     for heading, text in said:
         table.add_row(Text(heading), Text(text))  # not str: square brackets in a plan are no markup
     Console().print(table)

@@ -124,5 +124,6 @@ def test_pausing_is_said_and_done_once(site: Any) -> None:
     assert "nothing is computed until" in well("pause", "--state", site.root)
     assert "nothing changed" in well("pause", "--state", site.root)
     assert site.permission().is_paused
+    assert "PAUSED" in well("status", "--state", site.root)
     assert "work goes on" in well("resume", "--state", site.root)
     assert site.events()[-2:] == ["work-paused", "work-resumed"]
