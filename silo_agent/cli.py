@@ -125,8 +125,8 @@ def check(
     """Look at everything the agent needs, each failure with its fix: network, proxy, TLS, clock, disk, GPU, data.
 
     Exit code 0: nothing failed. Else that of the first that did: 2 agent.toml, 19 state folder, keys or enrolment, 21
-    policy or exclusion list, 10 network, 11 proxy, 12 TLS, 13 clock, 20 relay, 14 disk, 15 memory, 16 child or GPU, 17 archive,
-    18 labels.
+    policy or exclusion list, 10 network, 11 proxy, 12 TLS, 13 clock, 20 relay, 14 disk, 15 memory, 16 child or GPU, 17
+    archive, 18 labels.
     """
     from silo_agent.preflight.command import main as look
 
