@@ -158,26 +158,11 @@ def _scan(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]
         parse_plan(command["plan"]),
         study_key(master, command["study"]),
         cache,
-        _each_step_once(conversation),
+        conversation.progress,
         withdrawn=Withdrawn.told(master, command["withdrawn"]),
         means=Means(command.get("threads", 2), memory=memory),
     )
     return report.model_dump(mode="json")
-
-
-def _each_step_once(conversation: Conversation) -> Callable[[int, int], None]:
-    """Progress as it is told; a step that is said again, while a slow file is waited for, only asks for a cancel."""
-    last = -1
-
-    def progress(step: int, steps: int) -> None:
-        nonlocal last
-        if step != last:
-            last = step
-            conversation.progress(step, steps)
-        elif conversation.is_cancelled():
-            raise WorkCancelled("while a file was read")
-
-    return progress
 
 
 def _survey(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
@@ -193,7 +178,7 @@ def _survey(command: dict[str, Any], conversation: Conversation) -> dict[str, An
         found = survey_volumes(folder, conversation.progress)
     else:
         means = Means(command.get("threads", 2))
-        found = survey(folder, bytes.fromhex(command["key"]), _each_step_once(conversation), means=means)
+        found = survey(folder, bytes.fromhex(command["key"]), conversation.progress, means=means)
     if command["named"] is not None:
         write_refused(Path(command["named"]), found.named)
     return {name: value for name, value in asdict(found).items() if name != "named"}

@@ -29,7 +29,7 @@ from silo_agent.intake.reuse import OtherScan
 from silo_agent.intake.scan import FolderSource, scan
 
 INSTANCES, SMALL_SIDE = 10_000, 64
-IMAGES, DISTINCT, SIDE, INPUT_SIDE = 240, 24, 512, 128
+IMAGES, DISTINCT, SIDE, INPUT_SIDE = 160, 16, 512, 128
 PROCESSES, RUNS = 2, 3
 _JPEG_2000 = "1.2.840.10008.1.2.4.90"
 _KEY = bytes(range(32))

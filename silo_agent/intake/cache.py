@@ -6,6 +6,7 @@ changes: patients who withdraw consent are taken out (`silo_agent.intake.erasing
 """
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -23,9 +24,12 @@ from silo_agent.intake.erasing import GONE, alone
 from silo_agent.intake.errors import CacheMissing, CacheUnreadable
 from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.report import IntakeReport
+from silo_agent.intake.reuse import checksum
 
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
+SPARE_BYTES = 256 * 2**20
 _FLOAT_BYTES = 4
+_STRETCH_BYTES = 64 * 2**20  # between two looks at the disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,35 +77,69 @@ def replacing(cache: Path) -> Iterator[Path]:
 
 
 class InputSpool:
-    """Model inputs on disk while it is not yet known which of them the cohort keeps."""
+    """Model inputs on disk while it is not yet known which of them the cohort keeps.
 
-    def __init__(self, folder: Path, size: tuple[int, int]) -> None:
-        self._path, self._shape = folder / "inputs.spool", (1, *size)
+    Never the last `spare` bytes of the disk: the agent's journal lies on it too. Then `OSError` with ENOSPC is raised.
+    """
+
+    def __init__(self, folder: Path, size: tuple[int, int], spare: int = SPARE_BYTES) -> None:
+        self._path, self._shape, self._spare = folder / "inputs.spool", (1, *size), spare
         self._file = _create(self._path)
+        self._width = _FLOAT_BYTES * int(np.prod(self._shape))
         self._row_of: dict[int, int] = {}
+        self._unasked = 0  # bytes that may be written before the disk is looked at again
+
+    def __contains__(self, file: int) -> bool:
+        return file in self._row_of
 
     def add(self, file: int, values: NDArray[np.float32]) -> None:
         """Append float32 [1,h,w] under the number of its file; raises `ValueError` on another shape."""
         if values.shape != self._shape or values.dtype != np.float32:
             raise ValueError(f"preprocessing gave {values.dtype} {values.shape}, the plan asks for {self._shape}")
-        self._row_of[file] = len(self._row_of)
-        self._file.write(np.ascontiguousarray(values, dtype="<f4").tobytes())
+        self.add_row(file, np.ascontiguousarray(values, dtype="<f4").tobytes())
 
-    def write(self, files: list[int], target: Path) -> None:
-        """Write the chosen rows as `images.npy`, a row at a time, and remove the spool. What was not added is zeros."""
+    def add_row(self, file: int, row: bytes) -> None:
+        """The same of an input that was made before; raises `ValueError` on another size."""
+        if len(row) != self._width:
+            raise ValueError(f"an input of {len(row)} bytes, the plan asks for {self._width}")
+        if self._unasked < self._width:
+            self._unasked = _STRETCH_BYTES
+            self._check(self._unasked)
+        self._unasked -= self._width
+        self._row_of[file] = len(self._row_of)
+        self._file.write(row)
+
+    def write(self, files: list[int], target: Path) -> list[int]:
+        """Write the chosen rows as `images.npy`, a row at a time, and remove the spool. What was not added is zeros.
+
+        Gives the checksum of each row (`reuse.checksum`).
+        """
         self._file.close()
-        width = int(np.prod(self._shape))
+        self._check(len(files) * self._width)
         with self._path.open("rb") as spool, target.open("xb") as out:
             header = {"descr": "<f4", "fortran_order": False, "shape": (len(files), *self._shape)}
             np.lib.format.write_array_header_1_0(out, header)
+            checksums = []
             for file in files:
-                row = self._row_of.get(file)
-                if row is None:
-                    out.write(bytes(width * _FLOAT_BYTES))
-                    continue
-                spool.seek(row * width * _FLOAT_BYTES)
-                out.write(spool.read(width * _FLOAT_BYTES))
+                row = self._row(spool, file)
+                out.write(row)
+                checksums.append(checksum(row))
         self._path.unlink()
+        return checksums
+
+    def _row(self, spool: BinaryIO, file: int) -> bytes:
+        number = self._row_of.get(file)
+        if number is None:
+            return bytes(self._width)
+        spool.seek(number * self._width)
+        return spool.read(self._width)
+
+    def _check(self, wanted: int) -> None:
+        free = shutil.disk_usage(self._path.parent).free
+        if free - wanted < self._spare:
+            raise OSError(
+                errno.ENOSPC, f"{free // 2**20} MB are free for the scan: make room for it", self._path.parent
+            )
 
     def close(self) -> None:
         self._file.close()

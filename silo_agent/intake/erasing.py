@@ -1,24 +1,29 @@
 """Taking patients out of a finished scan on disk: their images become zeros, a mask says which rows are gone.
 
 Without NumPy, because the daemon and `silo-agent withdraw` do it. The mask is on the disk before the first row is
-touched, and readers look at it last: whoever reads meanwhile may see half a row of zeros, and leaves it out.
+touched, and readers look at it last: whoever reads meanwhile may see half a row of zeros, and leaves it out. What the
+index of the archive's files holds of them goes too (`forget_rows`).
 """
 
 import errno
 import fcntl
+import json
 import os
 import shutil
+import sqlite3
 import time
 from array import array
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from silo_agent.intake.withdrawn import numbers_of, read_known
 from silo_agent.state import write_private
 
 KNOWN, GONE = "known.bin", "withdrawn.bin"  # tags of the patients; one byte for each row, 1 if it is gone
-_ROW_FILES = ("images.npy", "labels.npy")
+MADE_OF = "made_of.npy"  # what each row was made of, as `reuse` has it; older scans have none
+INDEX_TABLE = "files"
+_ROW_FILES = ("images.npy", "labels.npy", MADE_OF)
 _WAIT_SECONDS = 30.0  # for another process: it holds the lock while it renames two folders or zeroes some rows
 _NPY = b"\x93NUMPY\x01\x00"
 
@@ -53,9 +58,48 @@ def erase(cache: Path, tags: Collection[bytes]) -> None:
             mask = _mask(cache, gone)
             write_private(cache / GONE, mask)
             for name in _ROW_FILES:
-                _zero(cache / name, gone, len(mask))
+                if name != MADE_OF or (cache / name).exists():
+                    _zero(cache / name, gone, len(mask))
     except (FileNotFoundError, ValueError):
         shutil.rmtree(cache)
+
+
+def forget_rows(index: Path, references: Collection[str]) -> None:
+    """Remove what the index holds of these patients (`withdrawn.reference_of`). Doing it again ends the same.
+
+    An index that cannot be changed is removed as a whole: the next scan makes it anew, without them.
+    """
+    if not index.exists():
+        return
+    try:
+        with closing(open_index(index)) as db:
+            db.execute(
+                f"DELETE FROM {INDEX_TABLE} WHERE patient IN (SELECT value FROM json_each(?))",  # noqa: S608 - ours
+                (json.dumps(sorted(references)),),
+            )
+    except sqlite3.Error:
+        remove_index(index)
+
+
+def open_index(path: Path) -> sqlite3.Connection:
+    """For the agent's user only. Raises `sqlite3.Error` or `OSError`.
+
+    What is deleted is overwritten, and no journal has a copy: a crash may spoil the file, which is made again.
+    """
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    db = sqlite3.connect(path, timeout=_WAIT_SECONDS, isolation_level=None)
+    try:
+        db.execute("PRAGMA secure_delete = ON")
+        db.execute("PRAGMA journal_mode = MEMORY")
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db
+
+
+def remove_index(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.with_name(path.name + "-journal").unlink(missing_ok=True)
 
 
 def _rows(cache: Path, tags: Collection[bytes]) -> list[int]:

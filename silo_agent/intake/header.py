@@ -7,7 +7,7 @@ PS3.4 B.5 (storage SOP classes).
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
@@ -22,6 +22,8 @@ _KEYWORDS = (
     *("RescaleIntercept", "RescaleSlope", "LossyImageCompression", "ModalityLUTSequence"),
 )
 HEADER_TAGS: tuple[int, ...] = tuple(tag for word in _KEYWORDS if (tag := tag_for_keyword(word)) is not None)
+# Of those that the intake reads, the ones that are sequences (PS3.6).
+SEQUENCE_TAGS = frozenset({0x00283000, 0x52009229, 0x52009230, 0x00209222})
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 SINGLE_FRAME = {
@@ -75,7 +77,8 @@ class Header:
 def parse_header(ds: Dataset, transfer_syntax: str, media_class: str) -> Header:
     """Take the allow-listed values out of a data set. `media_class` is the file meta's SOP class (0002,0002).
 
-    The SOP class of the file meta stands in for a data set that ends before its own.
+    The SOP class of the file meta stands in for a data set that ends before its own. Raises `ValueError` where an
+    identifier is no text; what else pydicom raises for a value that makes no sense passes through.
     """
     bits_allocated, bits_stored = _integer(ds, "BitsAllocated"), _integer(ds, "BitsStored")
     slope, intercept = _number(ds, "RescaleSlope"), _number(ds, "RescaleIntercept")
@@ -98,10 +101,10 @@ def parse_header(ds: Dataset, transfer_syntax: str, media_class: str) -> Header:
         rescale=slope is not None and slope != 0 and intercept is not None,
         modality_lut=bool(ds.get("ModalityLUTSequence")),
         identifiers=Identifiers(
-            patient_id=_text(ds, "PatientID"),
-            study_uid=_text(ds, "StudyInstanceUID"),
-            series_uid=_text(ds, "SeriesInstanceUID"),
-            sop_uid=_text(ds, "SOPInstanceUID"),
+            patient_id=_identifier(ds, "PatientID"),
+            study_uid=_identifier(ds, "StudyInstanceUID"),
+            series_uid=_identifier(ds, "SeriesInstanceUID"),
+            sop_uid=_identifier(ds, "SOPInstanceUID"),
         ),
     )
 
@@ -177,9 +180,27 @@ def _judge_pixels(header: Header, limits: Limits) -> Refusal | None:
 
 
 def _judge_identity(header: Header) -> Refusal | None:
-    if not header.identifiers.patient_id:
+    who = header.identifiers
+    if not who.patient_id:
         return Refusal.PATIENT_ID_MISSING
-    return None if header.identifiers.sop_uid else Refusal.UNREADABLE
+    return None if who.sop_uid and all(map(_is_one_text, astuple(who))) else Refusal.UNREADABLE
+
+
+def _is_one_text(value: str) -> bool:
+    """Whether it is one value (PS3.5 6.2: several are parted by a backslash) and Unicode can write it.
+
+    A file may name any codec of Python as its character set, and some decode to halves of characters.
+    """
+    return "\\" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _identifier(ds: Dataset, keyword: str) -> str:
+    """One text, or several with backslashes between them as in the file. Raises `ValueError` for any other type."""
+    value = ds.get(keyword)
+    parts = [value] if isinstance(value, str) else value or []
+    if not all(isinstance(part, str) for part in parts):
+        raise ValueError(f"{keyword} is no text")
+    return "\\".join(part.strip(" \0") for part in parts)
 
 
 def _text(ds: Dataset, keyword: str) -> str:

@@ -1,4 +1,4 @@
-"""The hospital's own label table: CSV in, one class index or one refusal per UID out.
+"""The hospital's own label table: CSV or Parquet in, one class index or one refusal per UID out.
 
 A row is keyed by the most specific UID it fills in: SOPInstanceUID (one image), else SeriesInstanceUID, else
 StudyInstanceUID. A bad row never ends a scan; it refuses the images it is about.
@@ -7,9 +7,10 @@ StudyInstanceUID. A bad row never ends a scan; it refuses the images it is about
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, Protocol
 
 from boundary.canonical import Digest, digest
 from boundary.plan import Labels
@@ -22,6 +23,7 @@ from silo_agent.intake.errors import (
     LabelsUnreadable,
 )
 from silo_agent.intake.header import Identifiers
+from silo_agent.intake.parquet import ParquetTable
 from silo_agent.intake.refusals import Refusal
 
 MAX_LABELS_BYTES = 64 * 1024 * 1024  # about 300 000 rows of three UIDs
@@ -29,6 +31,7 @@ LEVELS = ("sopinstanceuid", "seriesinstanceuid", "studyinstanceuid")  # most spe
 DELIMITERS = (",", ";")  # a spreadsheet in a German or Italian locale writes the second
 
 Key = tuple[str, str]  # (level, UID)
+Kind = Literal["csv", "parquet"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class LabelTable:
     """What the table says, per key: an index into `plan.labels.classes`, or why there is none."""
 
     column: str
-    digest: Digest  # SHA-256 of the file as it is; stays in the hospital
+    digest: Digest  # see `parse_labels`; stays in the hospital
     outcomes: Mapping[Key, int | Refusal] = field(repr=False)
 
     def key_of(self, image: Identifiers) -> Key | None:
@@ -49,12 +52,32 @@ class LabelTable:
         return Refusal.LABEL_MISSING if key is None else self.outcomes[key]
 
 
-def read_labels(path: Path, contract: Labels) -> LabelTable:
-    """Read the table at `path`; raises a subclass of `IntakeError` that names the fix."""
+def read_labels(path: Path, contract: Labels, kind: Kind | None = None) -> LabelTable:
+    """Read the table at `path`; raises a subclass of `IntakeError` that names the fix.
+
+    Without a `kind` the name decides: `.parquet` is Parquet, anything else CSV.
+    """
+    return parse_labels(_bytes_of(path), contract, kind or kind_of(path))
+
+
+def count_keyed(path: Path, kind: Kind | None = None) -> tuple[int, list[str]]:
+    """Count the rows with a UID and name the columns of UIDs, whatever the label is. Raises as `read_labels`."""
+    table = open_table(_bytes_of(path), kind or kind_of(path))
+    levels = [level_of(name) for name in table.names]
+    keyed = [number for number, level in enumerate(levels) if level]
+    count = sum(key_of(levels, row) is not None for row in table.rows(keyed, ()))
+    return count, [table.names[number] for number in keyed]
+
+
+def kind_of(path: Path) -> Kind:
+    return "parquet" if path.suffix.lower() == ".parquet" else "csv"
+
+
+def _bytes_of(path: Path) -> bytes:
     try:
         if path.stat().st_size > MAX_LABELS_BYTES:
             raise LabelsUnreadable(f"{path} is larger than {MAX_LABELS_BYTES} bytes: keep only the rows of this study")
-        data = path.read_bytes()
+        return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as why:
         raise LabelsMissingFile(
             f"there is no label table at {path}: correct labels.path of the data set in agent.toml"
@@ -63,43 +86,79 @@ def read_labels(path: Path, contract: Labels) -> LabelTable:
         raise LabelsDenied(f"{path} may not be read: grant the agent's user read access") from why
     except OSError as why:
         raise LabelsUnreadable(f"{path} cannot be read ({why.strerror}): check the path and the disk") from why
-    return parse_labels(data, contract)
 
 
-def parse_labels(data: bytes, contract: Labels) -> LabelTable:
-    """Parse CSV bytes: UTF-8 with or without a byte order mark, comma or semicolon, one header line.
+def parse_labels(data: bytes, contract: Labels, kind: Kind = "csv") -> LabelTable:
+    """Parse CSV (UTF-8 with or without a byte order mark, comma or semicolon, one header line) or Parquet.
 
-    Raises a subclass of `IntakeError`. Surrounding blanks are ignored; class names must match exactly.
+    Raises a subclass of `IntakeError`. Surrounding blanks are ignored; class names must match exactly, an integer of
+    Parquet by its decimal digits. The digest is SHA-256 of the bytes as they are, so that anybody can check the file
+    against it: the same rows have one digest as CSV and another as Parquet, and the same outcomes.
     """
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as why:
-        raise LabelsUnreadable("the label table is not UTF-8: save it as 'CSV UTF-8'") from why
-    names, rows = table_of(text)
-    levels = [level_of(name) for name in names]
-    column = _label_column(names, levels, contract.column)
+    table = open_table(data, kind)
+    levels = [level_of(name) for name in table.names]
+    column = _label_column(table.names, levels, contract.column)
     class_of = {name: index for index, name in enumerate(contract.classes)}
     outcomes: dict[Key, int | Refusal] = {}
-    for row in rows:
+    for row in table.rows([number for number, level in enumerate(levels) if level], [column]):
         key = key_of(levels, row)
         cell = row[column]
         if key is not None and cell:
             new = class_of.get(cell, Refusal.LABEL_UNKNOWN)
             known = outcomes.setdefault(key, new)
             outcomes[key] = new if known == new else Refusal.LABEL_CONFLICT
-    return LabelTable(names[column], digest(data), outcomes)
+    return LabelTable(table.names[column], digest(data), outcomes)
+
+
+class Table(Protocol):
+    """Columns by name, and rows of cells as texts; see `parquet.ParquetTable.rows` for what is asked for."""
+
+    names: list[str]
+
+    def rows(self, texts: Collection[int], codes: Collection[int]) -> Iterator[list[str]]: ...
+
+
+def open_table(data: bytes, kind: Kind) -> Table:
+    """Read the head of a table; one column at least is of UIDs. Raises `LabelsUnreadable` or `LabelKeyMissing`."""
+    if kind == "csv":
+        return _Csv(data)
+    table = ParquetTable(data)
+    if not any(map(level_of, table.names)):
+        raise LabelKeyMissing(
+            "the label table has no column SOPInstanceUID, SeriesInstanceUID or StudyInstanceUID: add one"
+        )
+    return table
+
+
+class _Csv:
+    """All of its cells are texts, so all are read."""
+
+    def __init__(self, data: bytes) -> None:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as why:
+            fix = "name it .parquet, it is one" if data.startswith(b"PAR1") else "save it as 'CSV UTF-8'"
+            raise LabelsUnreadable(f"the label table is not UTF-8: {fix}") from why
+        self.names, self._rows = table_of(text)
+
+    def rows(self, _texts: Collection[int], _codes: Collection[int]) -> Iterator[list[str]]:
+        return self._rows
 
 
 def table_of(text: str) -> tuple[list[str], Iterator[list[str]]]:
     """Return the header, and the rows stripped and padded to its length."""
+    failed: list[csv.Error] = []
     for delimiter in DELIMITERS:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         try:
             names = [name.strip() for name in next(reader, [])]
-        except csv.Error as why:
-            raise LabelsUnreadable(f"line 1 of the label table is not CSV: {why}") from why
+        except csv.Error as why:  # also of a quoted line with the other delimiter
+            failed.append(why)
+            continue
         if any(level_of(name) for name in names):
             return names, _rows(reader, len(names))
+    if len(failed) == len(DELIMITERS):
+        raise LabelsUnreadable(f"line 1 of the label table is not CSV: {failed[0]}") from failed[0]
     raise LabelKeyMissing(
         "the label table has no column SOPInstanceUID, SeriesInstanceUID or StudyInstanceUID in its first line: "
         "add one, separated by comma or semicolon"

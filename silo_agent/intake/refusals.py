@@ -13,6 +13,7 @@ class Refusal(StrEnum):
 
     PERMISSION_DENIED = "PERMISSION_DENIED"
     READ_ERROR = "READ_ERROR"
+    READ_TIMEOUT = "READ_TIMEOUT"
     NOT_DICOM = "NOT_DICOM"
     NOT_AN_IMAGE = "NOT_AN_IMAGE"
     NO_PIXELS = "NO_PIXELS"
@@ -81,6 +82,9 @@ EXPLANATIONS: dict[Refusal, str] = {
     ),
     Refusal.READ_ERROR: (
         "The storage failed while this file was read: check the disk or network mount and scan again."
+    ),
+    Refusal.READ_TIMEOUT: (
+        "Reading this file took longer than the limit and was given up: check the disk or network mount and scan again."
     ),
     Refusal.NOT_DICOM: "This is not a DICOM instance; nothing needs to be done unless it should be one.",
     Refusal.NOT_AN_IMAGE: (

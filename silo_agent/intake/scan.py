@@ -1,37 +1,37 @@
-"""Scan an archive for one plan: read every file, build the cohort, write the cache.
+"""Scan an archive for one plan: look at every file, build the cohort, write the cache.
 
-The one composition of this package. It holds one image in memory at a time; model inputs go to disk as they
-are made, and identifiers are gone when the function returns.
+The one composition of this package. It holds one image in memory for each process that reads; model inputs go to disk
+as they are made, and identifiers are gone once a file is read: all that follows is decided on keyed hashes of them.
 """
 
-from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass
-from importlib import metadata
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from boundary.plan import StudyPlan, digest_of
-from silo_agent.intake.archive import list_archive, shown
-from silo_agent.intake.cache import InputSpool, replacing, write_refused, write_report
-from silo_agent.intake.cohort import Candidate, Cohort, build_cohort
+from boundary.plan import StudyPlan
+from silo_agent.intake.archive import Inventory, Source, folder_inventory
+from silo_agent.intake.cache import InputSpool, replacing
+from silo_agent.intake.cohort import Cohort, build_cohort
 from silo_agent.intake.encoding import Limits
-from silo_agent.intake.erasing import GONE, KNOWN
-from silo_agent.intake.image import Refused, read_image
-from silo_agent.intake.labels import Key, LabelTable, read_labels
-from silo_agent.intake.refusals import Refusal
-from silo_agent.intake.report import IntakeReport, contract_problems, images_by_class, patients_by_split
-from silo_agent.intake.withdrawn import Withdrawn, known_patients, tag_of
+from silo_agent.intake.facts import HeaderFacts, Known, Pixels
+from silo_agent.intake.index import Index
+from silo_agent.intake.inputs import Preparation
+from silo_agent.intake.labels import read_labels
+from silo_agent.intake.outcome import Outcome
+from silo_agent.intake.pseudonyms import Pseudonyms
+from silo_agent.intake.reading import Looked, Means, Reading
+from silo_agent.intake.report import IntakeReport
+from silo_agent.intake.reuse import OtherInputs, recipe_of
+from silo_agent.intake.selection import Selection
+from silo_agent.intake.withdrawn import Withdrawn
 
 SMALLEST_KEY_BYTES = 16
-NOT_NAMED = "(not named: consent was withdrawn)"
-_SOFTWARE = ("wardround", "pydicom", "pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "numpy")
 
 Progress = Callable[[int, int], None]  # (files done, files in all)
-ToInput = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,12 @@ class FolderSource:
     path: Path
     labels_path: Path
 
+    def inventory(self, settled: float) -> Inventory:
+        return folder_inventory(self.path, settled, skip=self.labels_path)
 
-def scan(
-    source: FolderSource,
+
+def scan(  # noqa: PLR0913 - one for each part of the daemon's command
+    source: Source,
     plan: StudyPlan,
     key: bytes,
     cache: Path,
@@ -51,126 +54,125 @@ def scan(
     *,
     limits: Limits | None = None,
     withdrawn: Withdrawn | None = None,
+    means: Means | None = None,
 ) -> IntakeReport:
     """Read `source` for `plan` and put the result in `cache`, replacing an earlier one as a whole.
 
     `key` is this hospital's secret for this study: patient references, the split and the dataset digest hang
-    on it. Without `withdrawn` nobody is. Raises a subclass of `IntakeError` if there is no archive or no usable label
+    on it, and on the hospital's master key in `withdrawn`. Without `withdrawn` nobody is, and `key` stands for both.
+    With a memory in `means` the result is the same, and files that did not change are not opened.
+
+    Raises a subclass of `IntakeError` if there is no archive, if it stops answering, or if there is no usable label
     table; a single bad file never raises.
     """
     if len(key) < SMALLEST_KEY_BYTES:
         raise ValueError(f"a scan key has at least {SMALLEST_KEY_BYTES} bytes")
+    means, limits, withdrawn = means or Means(), limits or Limits(), withdrawn or Withdrawn(key)
     table = read_labels(source.labels_path, plan.labels)
-    listing = list_archive(source.path, skip=source.labels_path)
-    size = plan.preprocessing.size
-    with replacing(cache) as folder, closing(InputSpool(folder, size)) as spool:
-        reading = _Reading(plan, table, spool, limits or Limits(), withdrawn or Withdrawn(key))
-        for number, path in enumerate(listing.files):
-            on_progress(number, len(listing.files))
-            reading.take(number, path)
-        on_progress(len(listing.files), len(listing.files))
-        cohort = build_cohort(reading.candidates, plan.dataset, key=key, each_alone=plan.bands > 0)
-        refused = reading.refused | dict(cohort.refused)
-        named = [(reading.name_of(number, listing.files, source.path), code) for number, code in refused.items()]
-        named += [(shown(path, source.path), code) for path, code in listing.refused]
-        files = len(listing.files) + len(listing.refused)
-        codes = Counter(code.value for _, code in named)
-        report = _report(plan, table, len(table.outcomes.keys() - reading.keys_met), cohort, files, codes)
-        spool.write([member.file for member in cohort.members], folder / "images.npy")
-        _write_columns(folder, cohort, reading, key)
-        write_refused(folder / "refused.csv", sorted(named))
-        write_report(folder / "report.json", report)
-    return report
+    archive = source.inventory(means.settled)
+    names = Pseudonyms(withdrawn)
+    selection = Selection(plan, table, withdrawn, names)
+    with replacing(cache) as folder, closing(InputSpool(folder, plan.preprocessing.size)) as spool:
+        with ExitStack() as stack:
+            work = _Work(archive, selection, spool, stack.enter_context(closing(_others(plan, means))), on_progress)
+            preparation = stack.enter_context(closing(Preparation(plan.preprocessing)))
+            index = None if means.memory is None else Index(means.memory.index, archive.root, names, limits)
+            if index is not None:
+                stack.enter_context(closing(index))
+                index.forget(withdrawn.before | withdrawn.after)
+            readers = stack.enter_context(means.readers(limits, len(archive.items)))
+            errand = _Errand(names, selection, preparation)
+            reading = Reading(readers, errand, names, work.still, index, selection.forgets)
+            work.look(reading)
+            cohort = work.filled(reading, lambda: _cohort(plan, selection, key))
+            if index is not None:
+                index.finish()
+        return Outcome(plan, key, table, archive, selection, cohort).write(folder, spool)
 
 
-class _Reading:
-    """What reading the files one by one has found so far."""
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What is kept of an image: SHA-256 of its stored values, and the model's input."""
+
+    content: bytes = field(repr=False)
+    values: NDArray[np.float32] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Errand:
+    """What the threads that read are to do. See `readers.Errand`."""
+
+    names: Pseudonyms
+    selection: Selection
+    preparation: Preparation
+
+    def note(self, header: HeaderFacts) -> Known:
+        return self.names.known(header)
+
+    def wants(self, known: Known) -> bool:
+        return self.selection.wants(known)
+
+    def make(self, pixels: Pixels) -> _Made:
+        return _Made(pixels.content, self.preparation.input_of(pixels.image))
+
+
+class _Work:
+    """One scan under way: every file is looked at, then the inputs of those that are used are completed."""
 
     def __init__(
-        self, plan: StudyPlan, table: LabelTable, spool: InputSpool, limits: Limits, withdrawn: Withdrawn
+        self, archive: Inventory, selection: Selection, spool: InputSpool, others: OtherInputs, on_progress: Progress
     ) -> None:
-        self.candidates: list[Candidate] = []
-        self.refused: dict[int, Refusal] = {}
-        self.keys_met: set[Key] = set()
-        self.references: dict[int, str] = {}  # of the patients of candidates
-        self.gone: set[int] = set()  # files of patients who withdrew: not named, and no image of them is kept
-        self._withdrawn = withdrawn
-        self._plan, self._table, self._limits, self._spool = plan, table, limits, spool
-        self._to_input = _preprocessing(plan)
+        self._archive, self._selection, self._spool, self._others = archive, selection, spool, others
+        self._on_progress, self._done = on_progress, 0
 
-    def take(self, number: int, path: Path) -> None:
-        found = read_image(path, modalities=self._plan.dataset.modalities, limits=self._limits)
-        if isinstance(found, Refused):
-            self.refused[number] = found.code
-            return
-        who = found.identifiers
-        if met := self._table.key_of(who):
-            self.keys_met.add(met)
-        reference = self._withdrawn.reference_of(who.patient_id)
-        if reference in self._withdrawn.before | self._withdrawn.after:
-            self.gone.add(number)
-        if reference in self._withdrawn.before:
-            self.refused[number] = Refusal.WITHDRAWN
-            return
-        label = self._table.label_of(who)
-        if isinstance(label, Refusal):
-            self.refused[number] = label
-            return
-        if number not in self.gone:
-            self._spool.add(number, self._to_input(found.image))
-        self.references[number] = reference
-        self.candidates.append(Candidate(number, label, who.sop_uid, who.patient_id, found.content))
+    def still(self) -> None:
+        self._on_progress(self._done, len(self._archive.items))
 
-    def name_of(self, number: int, files: tuple[Path, ...], root: Path) -> str:
-        """As `refused.csv` tells it: a path often has the patient's name or number in it."""
-        return NOT_NAMED if number in self.gone else shown(files[number], root)
+    def look(self, reading: Reading[_Made]) -> None:
+        for looked in reading.look(self._archive.items):
+            self.still()
+            self._take(looked)
+            self._done += not self._comes_later(looked.number)
 
+    def filled(self, reading: Reading[_Made], build: Callable[[], Cohort]) -> Cohort:
+        """The cohort, with an input for each of its members.
 
-def _preprocessing(plan: StudyPlan) -> ToInput:
-    from models.preprocessing import to_input
+        A file may be read again here, of which the index knew all but its input. What it holds then is what counts, so
+        the cohort is built again; each file is read once more at most.
+        """
+        cohort = build()
+        while missing := [one.file for one in cohort.members if not self._has_input(one.file)]:
+            for looked in reading.read(self._archive.items, missing):
+                self.still()
+                self._take(looked)
+                self._done += 1
+            cohort = build()
+        self._on_progress(len(self._archive.items), len(self._archive.items))
+        return cohort
 
-    return lambda image: to_input(image, plan.preprocessing)
+    def _take(self, looked: Looked[_Made]) -> None:
+        self._selection.take(looked.number, looked.known)
+        if looked.made is not None and self._selection.kept(looked.number) is not None:
+            self._spool.add(looked.number, looked.made.values)
 
+    def _comes_later(self, number: int) -> bool:
+        kept = self._selection.kept(number)
+        return kept is not None and number not in self._spool and not self._others.has(kept.content)
 
-def _report(
-    plan: StudyPlan, table: LabelTable, rows_without_image: int, cohort: Cohort, files: int, codes: Counter[str]
-) -> IntakeReport:
-    refused = dict(sorted(codes.items()))
-    images = images_by_class(cohort.members, plan.labels.classes)
-    patients = patients_by_split(cohort.members)
-    return IntakeReport(
-        plan_digest=digest_of(plan),
-        dataset_digest=cohort.digest,
-        labels_digest=table.digest,
-        labels_column=table.column,
-        label_rows_without_image=rows_without_image,
-        files=files,
-        used=len(cohort.members),
-        refused=refused,
-        images=images,
-        patients=patients,
-        problems=contract_problems(plan, images, patients, refused),
-        software=_versions(),
-    )
+    def _has_input(self, number: int) -> bool:
+        """Whether it is spooled, if need be from another scan; nobody's who withdrew has one."""
+        kept = self._selection.kept(number)
+        if kept is None or number in self._spool:
+            return True
+        row = self._others.row(kept.content)
+        if row is not None:
+            self._spool.add_row(number, row)
+        return row is not None
 
 
-def _write_columns(folder: Path, cohort: Cohort, reading: _Reading, key: bytes) -> None:
-    members = cohort.members
-    gone = [member.file in reading.gone for member in members]
-    labels = [0 if member.file in reading.gone else member.label for member in members]
-    np.save(folder / "labels.npy", np.array(labels, dtype=np.int64))
-    np.save(folder / "patients.npy", np.array([member.patient for member in members], dtype=np.int64))
-    np.save(folder / "split.npy", np.array([member.holdout for member in members], dtype=np.bool_))
-    (folder / GONE).write_bytes(bytes(gone))
-    known = {one.patient: (tag_of(key, reading.references[one.file]), one.holdout) for one in members}
-    (folder / KNOWN).write_bytes(known_patients(known[number] for number in range(len(known))))
+def _others(plan: StudyPlan, means: Means) -> OtherInputs:
+    return OtherInputs(means.others, recipe_of(plan.preprocessing), plan.preprocessing.size)
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _SOFTWARE:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+def _cohort(plan: StudyPlan, selection: Selection, key: bytes) -> Cohort:
+    return build_cohort(selection.candidates.values(), plan.dataset, key=key, each_alone=plan.bands > 0)

@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from boundary.plan import Dataset
-from silo_agent.intake.archive import list_archive, shown
+from silo_agent.intake.archive import folder_inventory, list_archive, shown
 from silo_agent.intake.cohort import Candidate, build_cohort
 from silo_agent.intake.encoding import Limits
-from silo_agent.intake.image import Refused, read_image
+from silo_agent.intake.facts import HeaderFacts, Known, Pixels
+from silo_agent.intake.image import Refused
+from silo_agent.intake.pseudonyms import Pseudonyms
+from silo_agent.intake.reading import Means, Reading
 from silo_agent.intake.refusals import Refusal
+from silo_agent.intake.withdrawn import Withdrawn
 
 if TYPE_CHECKING:
     from silo_agent.intake.volumes.stacks import Stack
@@ -45,37 +49,65 @@ def survey(
     *,
     modalities: Collection[str] = MODALITIES,
     limits: Limits | None = None,
+    means: Means | None = None,
 ) -> Survey:
     """Read every file below `folder`. `key` is fresh and random: copies and patients are compared under it.
 
-    Raises `ArchiveMissing` or `ArchiveDenied`; a single bad file never raises.
+    Nothing is remembered. Raises `ArchiveMissing` or `ArchiveDenied`; a single bad file never raises.
     """
-    listing = list_archive(folder)
+    archive = folder_inventory(folder, settled=0.0)
+    names, means = Pseudonyms(Withdrawn(key)), means or Means()
     refused: dict[int, Refusal] = {}
     candidates: list[Candidate] = []
     found_modalities: dict[int, str] = {}
-    for number, path in enumerate(listing.files):
-        on_progress(number, len(listing.files))
-        found = read_image(path, modalities=modalities, limits=limits or Limits())
-        if isinstance(found, Refused):
-            refused[number] = found.code
-            continue
-        found_modalities[number] = found.modality
-        who = found.identifiers
-        candidates.append(Candidate(number, 0, who.sop_uid, who.patient_id, found.content))
-    on_progress(len(listing.files), len(listing.files))
+    done = 0
+    with means.readers(limits or Limits(), len(archive.items)) as readers:
+        errand = _Errand(names, frozenset(modalities))
+        reading = Reading(readers, errand, names, lambda: on_progress(done, len(archive.items)))
+        for looked in reading.look(archive.items):
+            on_progress(done, len(archive.items))
+            done += 1
+            number, known = looked.number, looked.known
+            code = known.refusal(modalities)
+            if code or known.who is None or known.content is None:
+                refused[number] = code or Refusal.UNREADABLE
+                continue
+            found_modalities[number] = known.modality
+            candidates.append(Candidate(number, 0, known.who.sop_uid, known.who.patient_id, known.content))
+    on_progress(len(archive.items), len(archive.items))
     cohort = build_cohort(candidates, _EVERYTHING, key=key)
     refused |= dict(cohort.refused)
-    named = [(shown(listing.files[number], folder), code) for number, code in refused.items()]
-    named += [(shown(path, folder), code) for path, code in listing.refused]
+    named = [(archive.items[number].name, code) for number, code in refused.items()] + list(archive.refused)
     return Survey(
-        files=len(listing.files) + len(listing.refused),
+        files=len(archive.items) + len(archive.refused),
         used=len(cohort.members),
         patients=len({member.patient for member in cohort.members}),
         modalities=dict(sorted(Counter(found_modalities[member.file] for member in cohort.members).items())),
         refused=dict(sorted(Counter(code.value for _, code in named).items())),
         named=tuple(sorted(named)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Digest:
+    content: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Errand:
+    """Every image is decoded, and nothing of it kept but its digest."""
+
+    names: Pseudonyms
+    modalities: Collection[str]
+
+    def note(self, header: HeaderFacts) -> Known:
+        return self.names.known(header)
+
+    def wants(self, known: Known) -> bool:
+        return known.refusal(self.modalities) is None
+
+    def make(self, pixels: Pixels) -> _Digest:
+        return _Digest(pixels.content)
 
 
 def survey_volumes(

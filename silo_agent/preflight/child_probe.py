@@ -194,15 +194,13 @@ def labels(command: dict[str, Any]) -> dict[str, Any]:
     """Count its rows with a UID. Raises a subclass of `IntakeError`."""
     from boundary.plan import Labels
     from silo_agent.intake.errors import LabelColumnAmbiguous
-    from silo_agent.intake.labels import key_of, level_of, read_labels, table_of
+    from silo_agent.intake.labels import count_keyed, read_labels
 
     path = Path(command["path"])
     with suppress(LabelColumnAmbiguous):  # the plan will name the column
         read_labels(path, Labels(classes=("0", "1")))
-    names, rows = table_of(path.read_bytes().decode("utf-8-sig"))
-    levels = [level_of(name) for name in names]
-    keyed = sum(key_of(levels, row) is not None for row in rows)
-    return {"rows": keyed, "levels": [name for name in names if level_of(name)]}
+    rows, levels = count_keyed(path)
+    return {"rows": rows, "levels": levels}
 
 
 if __name__ == "__main__":

@@ -18,15 +18,13 @@ from pydicom.uid import UID
 from pydicom.valuerep import DSfloat
 
 from silo_agent.intake import encoding
-from silo_agent.intake.image import UNDEFINED_LENGTH, NotUsable, decode
+from silo_agent.intake.image import UNDEFINED_LENGTH, NotUsable, decode, native_bytes
 from silo_agent.intake.pixels import in_modality_units, unused_bits_cleared
 from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.volumes.headers import Slice
-from silo_agent.intake.volumes.reading import Instance, frame_bytes
+from silo_agent.intake.volumes.reading import Instance
 
 _ITEM, _DELIMITER = 0xFFFEE000, 0xFFFEE0DD
-_FRAGMENTS_PER_FRAME = 64  # encoders write one, seldom a few; empty ones by the million are a bomb
-_SMALLEST_ALLOWANCE = 64 * 1024  # bytes: a tiny image compresses to more than itself
 
 Extent = tuple[int, int]  # (offset in the file, length), bytes
 
@@ -41,7 +39,7 @@ def frame_values(
     """
     for one, extents in zip(instance.slices, _extents(stream, instance), strict=True):
         if one.frame in wanted:
-            yield one.frame, _values(instance, one, _read(stream, extents, frame_bytes(instance.header)))
+            yield one.frame, _values(instance, one, _read(stream, extents, native_bytes(instance.header)))
 
 
 def _values(instance: Instance, one: Slice, data: bytes) -> NDArray[np.float32]:
@@ -66,10 +64,11 @@ def _single_frame(instance: Instance, one: Slice, data: bytes) -> Dataset:
 def _extents(stream: BinaryIO, instance: Instance) -> list[list[Extent]]:
     """Where the bytes of each frame lie."""
     if instance.header.transfer_syntax in encoding.NATIVE:
-        length = frame_bytes(instance.header)
+        length = native_bytes(instance.header)
         return [[(instance.offset + number * length, length)] for number in range(len(instance.slices))]
     frames = len(instance.slices)
-    starts, fragments = _fragments(stream, instance.offset, most=_FRAGMENTS_PER_FRAME * frames)
+    most = encoding.most_fragments(native_bytes(instance.header)) * frames
+    starts, fragments = _fragments(stream, instance.offset, most)
     return share_out(starts, fragments, frames)
 
 
@@ -122,8 +121,8 @@ def _item_length(stream: BinaryIO, tag: int, limit: int = UNDEFINED_LENGTH - 1) 
 
 def _read(stream: BinaryIO, extents: list[Extent], native: int) -> bytes:
     total = sum(length for _, length in extents)
-    if total > max(2 * native, _SMALLEST_ALLOWANCE):
-        raise NotUsable(Refusal.TOO_LARGE)  # no lossless encoder doubles an image
+    if refusal := encoding.judge_encoded(total, native):
+        raise NotUsable(refusal)
     parts = []
     for offset, length in extents:
         stream.seek(offset)

@@ -26,6 +26,8 @@ SLICE_TAGS: tuple[int, ...] = (
     *(tag for word in _KEYWORDS if (tag := tag_for_keyword(word)) is not None),
 )
 ORTHONORMAL = 1e-3  # as far as cosines written with four decimals are from unit length and a right angle
+LARGEST_MM = 1e6  # of a coordinate: a kilometre. Beyond it, distances lose what the tolerances ask for, then overflow
+SPACINGS_MM = (1e-4, 1e4)  # between pixels: what images a patient lies far within
 _TEMPORAL_POINTERS = frozenset({0x00209128, 0x0020930D})  # Temporal Position Index, Temporal Position Time Offset
 
 Vector = tuple[float, float, float]  # millimetres, or cosines; LPS as in DICOM
@@ -160,7 +162,9 @@ def _plane(ds: Dataset, position: Dataset, orientation: Dataset, measures: Datas
     origin = numbers(position, "ImagePositionPatient", 3)
     cosines = numbers(orientation, "ImageOrientationPatient", 6)
     spacing = numbers(measures, "PixelSpacing", 2)
-    if origin is None or cosines is None or spacing is None or min(spacing) <= 0:
+    if origin is None or cosines is None or spacing is None:
+        return None
+    if max(map(abs, origin)) > LARGEST_MM or not SPACINGS_MM[0] <= min(spacing) <= max(spacing) <= SPACINGS_MM[1]:
         return None
     across, down = _vector(cosines[:3]), _vector(cosines[3:])
     if not _orthonormal(across, down):

@@ -7,24 +7,24 @@ An Enhanced CT or MR is judged as the single-frame object that it would be expor
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
-from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from pydicom.dataset import FileDataset
-from pydicom.filereader import read_partial
-from pydicom.tag import BaseTag
 
 from silo_agent.intake import encoding
+from silo_agent.intake.bounded import few_items
 from silo_agent.intake.encoding import Limits
 from silo_agent.intake.header import Header, judge_header, parse_header
 from silo_agent.intake.image import (
-    ANY_PIXELS,
     PIXEL_DATA,
     UNDEFINED_LENGTH,
     NotUsable,
+    PixelElement,
     Refused,
     looks_like_dicom,
+    native_bytes,
+    parse_until_pixels,
     quiet,
     refuse_deflated,
     transfer_syntax_of,
@@ -40,7 +40,6 @@ SINGLE_FRAME_OF = {
     _STORAGE + "4.1": _MR,  # Enhanced MR
     _STORAGE + "4.4": _MR,  # Legacy Converted Enhanced MR
 }
-_ITEM = b"\xfe\xff\x00\xe0"  # an item of a sequence, little endian; big endian data has no Enhanced objects
 _Read = TypeVar("_Read")
 
 
@@ -107,8 +106,8 @@ def guarded(read: Callable[[], _Read]) -> _Read | Refused:
         return Refused(why.code)
     except PermissionError:
         return Refused(Refusal.PERMISSION_DENIED)
-    except OSError:
-        return Refused(Refusal.READ_ERROR)
+    except OSError as why:  # pydicom raises its own, without a number, where a sequence makes no sense
+        return Refused(Refusal.READ_ERROR if why.errno else Refusal.UNREADABLE)
     except (RecursionError, MemoryError):
         return Refused(Refusal.TOO_LARGE)
     except Exception:  # noqa: BLE001 - what pydicom raises on damaged bytes has no common root and no list
@@ -117,10 +116,19 @@ def guarded(read: Callable[[], _Read]) -> _Read | Refused:
 
 def read_instance(stream: BinaryIO, file: int, how: Acceptance, limits: VolumeLimits) -> Instance:
     """Read and judge the header of an open file; to be called within `guarded`."""
+    with few_items(limits.max_items):
+        return _read_instance(stream, file, how, limits)
+
+
+def _read_instance(stream: BinaryIO, file: int, how: Acceptance, limits: VolumeLimits) -> Instance:
     has_preamble = looks_like_dicom(stream)
-    refuse_deflated(stream, has_preamble=has_preamble)
     size = os.fstat(stream.fileno()).st_size
-    ds, found = _read_header(stream, size, limits)
+    stream.seek(0)
+    start = stream.read(min(size, limits.max_header_bytes))
+    refuse_deflated(start, has_preamble=has_preamble)
+    ds, found = parse_until_pixels(start, size, SLICE_TAGS)
+    if found.tag == 0 and size > len(start):
+        raise NotUsable(Refusal.TOO_LARGE)
     header = parse_header(ds, transfer_syntax_of(ds), str(ds.file_meta.get("MediaStorageSOPClassUID", "")).strip(" \0"))
     if not (header.sop_class or has_preamble):
         raise NotUsable(Refusal.NOT_DICOM)
@@ -150,39 +158,7 @@ def _as_single_frame(header: Header, slices: tuple[Slice, ...], how: Acceptance)
     return replace(header, sop_class=SINGLE_FRAME_OF[header.sop_class], frames=1, rescale=every)
 
 
-@dataclass(slots=True)
-class _PixelElement:
-    """Where the pixel data begins; `tag` 0 if there is none within the bytes read."""
-
-    tag: int = 0
-    length: int = 0
-    offset: int = 0
-    vr: str = ""
-    beyond_end: bool = False
-
-
-def _read_header(stream: BinaryIO, size: int, limits: VolumeLimits) -> tuple[FileDataset, _PixelElement]:
-    """Parse at most `max_header_bytes`: what has not come to its pixels by then is not parsed further."""
-    found = _PixelElement()
-    stream.seek(0)
-    start = stream.read(min(size, limits.max_header_bytes))
-    if start.count(_ITEM) > limits.max_items:
-        raise NotUsable(Refusal.TOO_LARGE)
-    buffer = BytesIO(start)
-
-    def at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
-        if tag in ANY_PIXELS:
-            found.tag, found.length, found.offset, found.vr = int(tag), length, buffer.tell(), vr or "OW"
-        return found.tag != 0
-
-    ds = read_partial(buffer, stop_when=at_pixels, force=True, specific_tags=list(SLICE_TAGS))
-    if found.tag == 0 and size > len(start):
-        raise NotUsable(Refusal.TOO_LARGE)
-    found.beyond_end = buffer.tell() > size
-    return ds, found
-
-
-def _check_extent(header: Header, pixels: _PixelElement, size: int, frames: tuple[int, VolumeLimits]) -> None:
+def _check_extent(header: Header, pixels: PixelElement, size: int, frames: tuple[int, VolumeLimits]) -> None:
     """Compare the length of the pixel data with what the frames need and the file has, before reading it."""
     count, limits = frames
     if pixels.tag != PIXEL_DATA:
@@ -194,11 +170,8 @@ def _check_extent(header: Header, pixels: _PixelElement, size: int, frames: tupl
     native = header.transfer_syntax in encoding.NATIVE
     if native is (pixels.length == UNDEFINED_LENGTH):
         raise NotUsable(Refusal.UNREADABLE)  # PS3.5 A.4: encapsulated is undefined, native is not
-    needed = frame_bytes(header) * count
+    needed = native_bytes(header) * count
     if native and (pixels.length < needed or pixels.offset + needed > size):
         raise NotUsable(Refusal.TRUNCATED)
-
-
-def frame_bytes(header: Header) -> int:
-    """Return the bytes of one frame when it is not compressed."""
-    return (header.rows or 0) * (header.columns or 0) * (header.bits_allocated or 0) // 8
+    if native and pixels.length >= needed + needed % 2 + native_bytes(header):
+        raise NotUsable(Refusal.UNREADABLE)  # room for a frame more than the header says

@@ -17,8 +17,9 @@ import pytest
 from boundary.plan import StudyPlan
 from silo_agent.intake import erasing
 from silo_agent.intake.cache import load_cache, replacing
-from silo_agent.intake.erasing import alone, erase
-from silo_agent.intake.scan import NOT_NAMED, FolderSource, scan
+from silo_agent.intake.erasing import MADE_OF, alone, erase
+from silo_agent.intake.outcome import NOT_NAMED
+from silo_agent.intake.scan import FolderSource, scan
 from silo_agent.intake.withdrawn import Withdrawn, known_patients, read_known, reference_of, tag_of
 
 PATIENTS = {"ANNA": "01", "BERT": "00", "CARL": "1", "DORA": "11", "EMIL": "0"}
@@ -102,6 +103,17 @@ def test_erasing_gives_the_very_files_of_a_scan_without_the_images(look: Any, tm
     erase(cache, tags(key, "DORA"))
     erase(cache, tags(key, "ANNA", "NOBODY"))
     assert files(cache) == files(anew)
+
+
+def test_a_scan_of_before_rows_said_what_they_were_made_of_is_erased_from_too(
+    look: Any, tmp_path: Path, key: bytes
+) -> None:
+    cache, anew = tmp_path / "caches" / "a", tmp_path / "caches" / "b"
+    look()
+    (cache / MADE_OF).unlink()
+    erase(cache, tags(key, "DORA"))
+    look(after=("DORA",), cache=anew)
+    assert files(cache) == {name: data for name, data in files(anew).items() if name != MADE_OF}
 
 
 def test_files_of_theirs_are_not_named_whatever_else_they_are_refused_for(

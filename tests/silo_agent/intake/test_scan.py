@@ -1,9 +1,12 @@
 import csv
+import errno
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from silo_agent.intake import archive
 from silo_agent.intake import cache as cache_module
 from silo_agent.intake.cache import load_cache
 from silo_agent.intake.errors import ArchiveMissing, CacheMissing, CacheUnreadable, LabelsMissingFile
+from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.report import IntakeReport
 from silo_agent.intake.scan import FolderSource, Progress, scan
 
@@ -115,7 +119,7 @@ def test_the_cache_is_private(run: Callable[..., IntakeReport], tmp_path: Path) 
     assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700
     files = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "cache").iterdir()}
     assert set(files.values()) == {0o600}
-    arrays = {"images.npy", "labels.npy", "patients.npy", "split.npy"}
+    arrays = {"images.npy", "labels.npy", "patients.npy", "split.npy", "made_of.npy"}
     assert files.keys() == arrays | {"report.json", "refused.csv", "known.bin", "withdrawn.bin"}
 
 
@@ -134,7 +138,7 @@ def test_a_scan_that_dies_leaves_the_cache_before_it(
     def die(*_args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("silo_agent.intake.scan.write_report", die)
+    monkeypatch.setattr("silo_agent.intake.outcome.write_report", die)
     with pytest.raises(KeyboardInterrupt):
         run()
     assert load_cache(tmp_path / "cache")[1] == before
@@ -181,15 +185,35 @@ def test_an_empty_archive_is_a_report_with_problems(run: Callable[..., IntakeRep
 def test_a_folder_that_may_not_be_listed_is_counted(
     run: Callable[..., IntakeReport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listed = Path.iterdir
+    listed = os.scandir
 
-    def refuse(self: Path) -> Iterator[Path]:
-        if self.name == "ANNA":
+    def refuse(folder: str) -> Any:
+        if str(folder).endswith("ANNA"):
             raise PermissionError
-        return listed(self)
+        return listed(folder)
 
-    monkeypatch.setattr(archive.Path, "iterdir", refuse)
+    monkeypatch.setattr(archive.os, "scandir", refuse)
     assert run().refused == {"PERMISSION_DENIED": 1}
+
+
+def test_an_archive_is_the_same_from_wherever_it_is_looked_at(
+    make_archive: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_archive(PATIENTS)
+    (folder / "a-b").mkdir()
+    (folder / "a-b" / "x").touch()
+    (folder / "a").mkdir()
+    (folder / "a" / "x").touch()
+    os.mkfifo(folder / "pipe")
+    whole = archive.folder_inventory(folder, 0.0)
+    assert [item.name for item in whole.items][:3] == ["a/x", "a-b/x", "dicom/ANNA/1.dcm"]
+    assert whole.refused == (("pipe", Refusal.NOT_DICOM),)
+    monkeypatch.chdir(folder)
+    assert archive.folder_inventory(Path(), 0.0).root == whole.root
+    for root in (Path(), folder):
+        for found in (archive.folder_inventory(root, 0.0), archive.list_archive(root).inventory(root, 0.0)):
+            assert [item.name for item in found.items] == [item.name for item in whole.items]
+            assert found.refused == whole.refused
 
 
 def test_what_is_missing_is_named(
@@ -236,8 +260,36 @@ def test_a_file_name_that_is_not_utf8_is_escaped(run: Callable[..., IntakeReport
     assert "\\udcff.txt,NOT_DICOM" in (tmp_path / "cache" / "refused.csv").read_text()
 
 
+def test_a_scan_leaves_the_last_of_the_disk_to_the_journal(
+    run: Callable[..., IntakeReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = run()
+    free = cache_module.SPARE_BYTES + 10_000
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _path: SimpleNamespace(free=free))
+    with pytest.raises(OSError, match="256 MB are free for the scan") as why:
+        run()
+    assert why.value.errno == errno.ENOSPC
+    assert load_cache(tmp_path / "cache")[1] == before
+    assert not list(tmp_path.glob(".cache.*"))
+
+
+def test_a_spool_gives_each_row_once_and_zeros_for_what_it_does_not_have(tmp_path: Path) -> None:
+    rows = np.arange(3 * 4 * 4, dtype=np.float32).reshape(3, 1, 4, 4)
+    spool = cache_module.InputSpool(tmp_path, (4, 4), spare=0)
+    spool.add(7, rows[0])
+    spool.add_row(5, rows[1].tobytes())
+    spool.add(9, rows[2])
+    assert (5 in spool, 6 in spool) == (True, False)
+    sums = spool.write([9, 6, 5], tmp_path / "images.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "images.npy"), np.stack([rows[2], rows[0] * 0, rows[1]]))
+    assert sums == [zlib.crc32(row.tobytes()) for row in (rows[2], rows[0] * 0, rows[1])]
+    assert [path.name for path in tmp_path.iterdir()] == ["images.npy"]
+
+
 def test_a_spool_takes_only_the_plan_s_shape(tmp_path: Path) -> None:
     spool = cache_module.InputSpool(tmp_path, (4, 4))
     with pytest.raises(ValueError, match="the plan asks for"):
         spool.add(0, np.zeros((1, 4, 5), dtype=np.float32))
+    with pytest.raises(ValueError, match="the plan asks for"):
+        spool.add_row(0, bytes(63))
     spool.close()

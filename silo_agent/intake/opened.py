@@ -1,0 +1,122 @@
+"""A file that stands open: first what its header says, then its pixels, if somebody asks for them.
+
+The rules, their order and the functions that keep them are `image.read_image`'s, cut in two so that pixels are read of
+those images only that may be used. What the header costs is small where `skim` can walk it.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, TypeVar, cast
+
+from pydicom.dataset import Dataset, FileDataset
+
+from silo_agent.intake.archive import refusal_for
+from silo_agent.intake.bounded import TooManyItems, few_items
+from silo_agent.intake.encoding import Limits
+from silo_agent.intake.facts import NAMES, HeaderFacts, PixelRefusal, Pixels
+from silo_agent.intake.header import HEADER_TAGS, Header, judge_header, parse_header
+from silo_agent.intake.image import (
+    NotUsable,
+    PixelElement,
+    _add_pixels,
+    _check_extent,
+    _judged_whole,
+    decode,
+    looks_like_dicom,
+    parse_until_pixels,
+    refuse_deflated,
+)
+from silo_agent.intake.pixels import content_digest, in_modality_units, unused_bits_cleared
+from silo_agent.intake.refusals import Refusal
+from silo_agent.intake.skim import skim
+
+_TAGS = frozenset(HEADER_TAGS)
+_Read = TypeVar("_Read")
+
+
+@dataclass(frozen=True, slots=True)
+class _Parsed:
+    header: Header
+    pixels: PixelElement
+    dataset: Callable[[], Dataset] = field(repr=False)
+
+
+class OpenFile:
+    """One file. Its methods raise nothing that depends on it; pydicom must be kept quiet by the caller."""
+
+    def __init__(self, path: Path, limits: Limits) -> None:
+        self._path, self._limits = path, limits
+        self._file: BinaryIO | None = None
+        self._parsed: _Parsed | None = None
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def header(self) -> HeaderFacts:
+        found = _guarded(self._header)
+        return HeaderFacts.none(found.code, lasting=found.lasting) if isinstance(found, PixelRefusal) else found
+
+    def pixels(self) -> Pixels | PixelRefusal:
+        """To be called after `header`, where that refuses nothing."""
+        return _guarded(self._pixels)
+
+    def _header(self) -> HeaderFacts:
+        self._file = self._path.open("rb")
+        size = os.fstat(self._file.fileno()).st_size
+        self._parsed = parsed = _parse(self._file, size, self._limits)
+        header = parsed.header
+        unwanted = judge_header(header, (), self._limits)
+        wanted = judge_header(header, (header.modality,), self._limits)
+        if wanted is None:
+            try:
+                _check_extent(header, parsed.pixels, size, self._limits)
+            except NotUsable as why:
+                wanted = why.code
+        who = header.identifiers
+        is_told = all(_is_text(getattr(who, name)) for name in NAMES)
+        return HeaderFacts(header.modality, wanted, unwanted, who if is_told else None)
+
+    def _pixels(self) -> Pixels:
+        if self._file is None or self._parsed is None:
+            raise NotUsable(Refusal.UNREADABLE)
+        header, ds = self._parsed.header, self._parsed.dataset()
+        _add_pixels(self._file, cast("FileDataset", ds), header, self._parsed.pixels)
+        stored = unused_bits_cleared(decode(ds, header), header.bits_stored or 0, signed=header.signed)
+        return Pixels(in_modality_units(stored, header, ds), content_digest(stored))
+
+
+def _parse(file: BinaryIO, size: int, limits: Limits) -> _Parsed:
+    has_preamble = looks_like_dicom(file)
+    skimmed = skim(file, _TAGS, limits) if has_preamble else None
+    if skimmed is not None:
+        header = parse_header(cast("Dataset", skimmed), skimmed.syntax, skimmed.media_class)
+        return _Parsed(header, skimmed.pixels, skimmed.dataset)
+    file.seek(0)
+    start = file.read(min(size, limits.max_header_bytes))
+    with few_items(limits.max_items):
+        refuse_deflated(start, has_preamble=has_preamble)
+        ds, pixels = parse_until_pixels(start, size, HEADER_TAGS)
+        header = _judged_whole(ds, pixels, has_preamble=has_preamble, cut=size > len(start))
+    return _Parsed(header, pixels, lambda: ds)
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can leave this process: what cannot be written is refused already, and names nobody."""
+    return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _guarded(read: Callable[[], _Read]) -> _Read | PixelRefusal:
+    """As `read_image`; what may be otherwise another time, with other storage or memory, does not last."""
+    try:
+        return read()
+    except NotUsable as why:
+        return PixelRefusal(why.code)
+    except OSError as why:  # pydicom raises its own, without a number
+        return PixelRefusal(refusal_for(why), lasting=False) if why.errno else PixelRefusal(Refusal.UNREADABLE)
+    except (RecursionError, MemoryError) as why:
+        return PixelRefusal(Refusal.TOO_LARGE, lasting=isinstance(why, RecursionError | TooManyItems))
+    except Exception:  # noqa: BLE001 - as in `read_image`: no common root and no list
+        return PixelRefusal(Refusal.UNREADABLE)
