@@ -22,7 +22,7 @@ from pydicom import dcmread
 
 from boundary.identity import SigningIdentity
 from boundary.plan import StudyPlan, parse_plan
-from infra.bench.rows import Row, ratio_at_least, ratio_at_most
+from infra.bench.rows import Row, Target, ratio_at_least, ratio_at_most
 from infra.hospitals.writing import Identity, write_image
 from silo_agent.intake.reading import Means, Memory
 from silo_agent.intake.reuse import OtherScan
@@ -59,9 +59,10 @@ def intake() -> list[Row]:
         folder = Path(name)
         small = write_archive(folder / "small", INSTANCES, distinct=1, side=SMALL_SIDE)
         rows = [*_headers(folder, small), *_again(folder, small)]
-        for kind, syntax in (("JPEG 2000", _JPEG_2000), ("not compressed", None)):
+        # where nothing is compressed there is nothing to decode: that figure is what checks and preprocessing cost
+        for kind, syntax, target in (("JPEG 2000", _JPEG_2000, ratio_at_least(0.8)), ("not compressed", None, None)):
             archive = write_archive(folder / kind, IMAGES, distinct=DISTINCT, side=SIDE, syntax=syntax)
-            rows.append(_images(folder, archive, kind))
+            rows.append(_images(folder, archive, kind, target))
     return rows
 
 
@@ -80,7 +81,7 @@ def _headers(folder: Path, archive: Archive) -> list[Row]:
     ]  # fmt: skip
 
 
-def _images(folder: Path, archive: Archive, kind: str) -> Row:
+def _images(folder: Path, archive: Archive, kind: str, target: Target | None) -> Row:
     """Decoded and made into model inputs; the peer only decodes."""
     peer, ours = [], []
     for number in range(RUNS):
@@ -88,8 +89,8 @@ def _images(folder: Path, archive: Archive, kind: str) -> Row:
         timed = timed_scan(archive, _plan("CT", INPUT_SIDE), folder / f"{kind} cache" / str(number))
         ours.append((archive.files - 1) / timed.reading)
     figure = f"images of {SIDE} x {SIDE} to model inputs, {kind}"
-    return Row.of_runs(figure, ours, "1/s", against="dcmread().pixel_array", reference=median(peer),
-                       target=ratio_at_least(0.8))  # fmt: skip
+    bare = "dcmread().pixel_array"
+    return Row.of_runs(figure, ours, "1/s", against=bare, reference=median(peer), target=target)
 
 
 def _again(folder: Path, archive: Archive) -> list[Row]:

@@ -28,6 +28,6 @@ BENCHMARKS: dict[str, Benchmark] = {
     "privacy-audit": Benchmark(audit.privacy_audit, "membership inference without noise and at epsilon 8", 4),
     "verification": Benchmark(verification.verification, "verifying 100,000 entries; appending one to a log", 2),
     "agent-footprint": Benchmark(footprint.agent_footprint, "the hospital's daemon: start-up and memory", 0.5),
-    "intake": Benchmark(intake.intake, "an archive's headers and images beside bare pydicom; all of it once more", 2),
+    "intake": Benchmark(intake.intake, "an archive's headers and images beside bare pydicom; all of it once more", 3),
     "demo": Benchmark(demo.demo, "`wardround demo` on its clock", 2),
 }

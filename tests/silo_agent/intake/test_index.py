@@ -18,8 +18,9 @@ import pytest
 from boundary.identity import SigningIdentity
 from boundary.plan import StudyPlan, parse_plan
 from infra.hospitals.writing import Identity, LabelRow, write_image, write_labels
+from silo_agent import trainer
 from silo_agent.errors import WorkCancelled
-from silo_agent.intake import erasing
+from silo_agent.intake import erasing, reading
 from silo_agent.intake.archive import Item, LocalFile, folder_inventory, list_archive, shown
 from silo_agent.intake.cache import load_cache
 from silo_agent.intake.encoding import Limits
@@ -483,3 +484,42 @@ def test_no_pixel_of_whoever_withdrew_before_is_read_nor_any_file_of_theirs_name
     assert (report.refused["LOCALIZER"], report.refused["WITHDRAWN"]) == (1, 2)
     assert len(decoded) == 7, "of nine images that could be decoded"
     assert "DORA" not in (fresh.cache("a") / "refused.csv").read_text()
+
+
+# --- as the daemon asks for it ---------------------------------------------------------------------------
+class Nobody:
+    """The daemon's side of the pipes."""
+
+    def progress(self, _step: int, _steps: int) -> None:
+        pass
+
+
+def test_the_child_scans_with_the_index_and_the_studies_beside(
+    fresh: Hospital, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "SETTLED_SECONDS", -LATER.total_seconds())
+    (fresh.state / "caches").mkdir(parents=True)
+    (fresh.state / "dataset.key").write_bytes(MASTER)
+    command = {
+        "plan": make_plan().model_dump(mode="json"), "dicom": str(fresh.folder), "threads": 2,
+        "labels": str(fresh.folder / "labels.csv"), "key_file": str(fresh.state / "dataset.key"),
+        "withdrawn": {"before": [], "after": []}, "index": str(fresh.index),
+    }  # fmt: skip
+    for study in ("first-study", "second-study"):
+        read.clear()
+        trainer._scan(command | {"study": study, "cache": str(fresh.cache(study))}, Nobody())  # type: ignore[arg-type]
+    assert read == []
+    arrays = [load_cache(fresh.cache(study))[0] for study in ("first-study", "second-study")]
+    assert sorted(row.tobytes() for row in arrays[0].images) == sorted(row.tobytes() for row in arrays[1].images)
+    assert rows(fresh.index) == FILES
+
+
+def test_torch_has_its_threads_back_after_a_scan() -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    preparation = Preparation(make_plan().preprocessing)
+    preparation.input_of(np.zeros((9, 9), np.float32))
+    assert torch.get_num_threads() == 1
+    preparation.close()
+    assert torch.get_num_threads() == before
