@@ -1,9 +1,11 @@
 """What the hospital's people are told of their own log when somebody has been at the journal's file."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from silo_agent.journal import Journal
 from silo_agent.trail_view import sentence
 
 FAULTS = {
@@ -23,5 +25,7 @@ def test_a_log_that_was_changed_is_said_to_be_broken(site: Any, fault: str) -> N
     assert sentence(site.journal).startswith("BROKEN: ")
 
 
-def test_an_empty_log_has_the_root_of_an_empty_tree(site: Any) -> None:
-    assert sentence(site.journal).startswith("0 entries, root e3b0c442")
+def test_an_empty_log_has_the_root_of_an_empty_tree(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite", "st-olavs")
+    assert sentence(journal).startswith("0 entries, root e3b0c442")
+    journal.close()
