@@ -1,6 +1,6 @@
 #!/bin/sh
-# Install what tests need beside Python: PostgreSQL's server programs (the coordinator's store) and Orthanc with its
-# DICOMweb plugin (a hospital's archive).
+# Install what tests need beside Python: PostgreSQL's server programs (the coordinator's store), Orthanc with its
+# DICOMweb plugin (a hospital's archive), and Chromium (the pages are used in it).
 # Idempotent. Where it cannot work (not root, no apt) it says so and succeeds: the tests skip with their reason.
 set -eu
 
@@ -9,6 +9,7 @@ ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="postgresql"
 if [ ! -x /usr/sbin/Orthanc ] || [ ! -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ]; then
     missing="$missing orthanc orthanc-dicomweb"
 fi
+command -v chromium >/dev/null 2>&1 || missing="$missing chromium"
 if [ -z "$missing" ]; then
     exit 0
 fi

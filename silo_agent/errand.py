@@ -12,24 +12,25 @@ from silo_agent.state import StateFolder
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """One plan with one data set. `plan` is its JSON value, `cache` where its scan is or will be."""
+    """One plan with one data set. `plan` is its JSON value, `cache` where its scan is or will be.
+
+    `state` is the state folder, where the logins of archives lie.
+    """
 
     plan: dict[str, Any]
     study: str
     dataset: SiloDataset
+    state: Path
     key_file: Path
     cache: Path
     resources: Resources
     devices: int  # GPUs that the policy allows; with none the child computes on processors
 
     def command(self, do: str) -> dict[str, Any]:
-        """Raises `WorkFailed` for a data set that this agent cannot read."""
-        return {
+        return self.dataset.told(self.state) | {
             "do": do,
             "plan": self.plan,
             "study": self.study,
-            "dicom": str(self.dataset.folder),
-            "labels": str(self.dataset.labels),
             "key_file": str(self.key_file),
             "cache": str(self.cache),
             "device": device_of(self.resources, self.devices),

@@ -46,9 +46,9 @@ from silo_agent.errors import (
 )
 from silo_agent.journal import Parcel
 from silo_agent.plain import plain
-from silo_agent.preflight.way_out import CREDENTIALS, ProxyNotTrusted, WayOut
 from silo_agent.state import sync_folder
 from silo_agent.streams import Backend, Guard
+from silo_agent.way_out import CREDENTIALS, ProxyNotTrusted, WayOut
 
 Answer = TypeVar("Answer", bound=Frozen)
 

@@ -123,8 +123,9 @@ def sweep(folder: StateFolder, journal: Journal) -> None:
         if plan.state == "closed":
             forget_study(folder, plan.study)
     clear(folder.root)  # of a rehearsal or a baseline that was killed
-    for unfinished in folder.cache.glob(".*.partial"):  # scans end with the agent; patients may withdraw meanwhile
-        shutil.rmtree(unfinished, ignore_errors=True)
+    for end in ("partial", "fetched"):  # scans end with the agent; patients may withdraw meanwhile
+        for unfinished in folder.cache.glob(f".*.{end}"):
+            shutil.rmtree(unfinished, ignore_errors=True)
     wanted = {parcel.blob_path for parcel in journal.waiting()}
     for masked in folder.work.glob("*/*/*.masked"):
         if str(masked) not in wanted:

@@ -42,6 +42,11 @@ class StateFolder:
         return self.root / "cache"
 
     @property
+    def index(self) -> Path:
+        """What scans remember of files (`intake.index`)."""
+        return self.root / "index.sqlite"
+
+    @property
     def models(self) -> Path:
         return self.root / "models"
 

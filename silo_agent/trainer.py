@@ -1,4 +1,4 @@
-"""The child process: reads the hospital's images, trains, evaluates. It has no network code and no keys but one.
+"""The child process: reads the hospital's images, trains, evaluates. It knows no coordinator and no key but one.
 
     python -m silo_agent.trainer --threads 2
 
@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,6 +25,7 @@ from boundary.errors import BoundaryError
 from silo_agent.errors import WorkCancelled, disk_code
 
 _END_SECONDS = 10.0
+_LOOK_SECONDS = 0.2
 
 
 class Conversation:
@@ -80,6 +82,14 @@ class Conversation:
         if self.is_cancelled():
             raise WorkCancelled("between two steps")
         self.say(event="progress", step=step, steps=steps)
+
+    def rest(self, seconds: float) -> None:
+        """Wait, in whatever thread; raise `WorkCancelled` if the work is not wanted any more."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if self.is_cancelled():
+                raise WorkCancelled("while the archive was waited for")
+            time.sleep(min(left, _LOOK_SECONDS))
 
 
 Command = Callable[[dict[str, Any], Conversation], dict[str, Any]]
@@ -139,13 +149,17 @@ def classify(why: Exception) -> tuple[str, bool]:
 
 
 def _scan(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
-    """With an `index` the scans of the studies beside this one's are what inputs may be taken over from."""
+    """With an `index` the scans of the studies beside this one's are what inputs may be taken over from.
+
+    The one thing here that opens a connection: to the hospital's own archive, where the policy names an address.
+    """
     from datetime import UTC, datetime
 
     from boundary.plan import parse_plan
     from silo_agent.intake.reading import Means, Memory
     from silo_agent.intake.reuse import OtherScan
-    from silo_agent.intake.scan import FolderSource, scan
+    from silo_agent.intake.scan import scan
+    from silo_agent.intake.sources import FETCHED, opened_source
     from silo_agent.intake.withdrawn import Withdrawn
 
     master, cache, memory = Path(command["key_file"]).read_bytes(), Path(command["cache"]), None
@@ -153,15 +167,18 @@ def _scan(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]
         scans = sorted(folder for folder in cache.parent.glob("[!.]*") if folder.is_dir())
         others = tuple(OtherScan(folder, study_key(master, folder.name)) for folder in scans)
         memory = Memory(Path(command["index"]), datetime.now(UTC), others)
-    report = scan(
-        FolderSource(Path(command["dicom"]), Path(command["labels"])),
-        parse_plan(command["plan"]),
-        study_key(master, command["study"]),
-        cache,
-        conversation.progress,
-        withdrawn=Withdrawn.told(master, command["withdrawn"]),
-        means=Means(command.get("threads", 2), memory=memory),
-    )
+    plan, scratch = parse_plan(command["plan"]), cache.with_name(f".{cache.name}{FETCHED}")
+    heard = partial(conversation.progress, 0)
+    with opened_source(command, plan.dataset.modalities, scratch, pause=conversation.rest, heard=heard) as source:
+        report = scan(
+            source,
+            plan,
+            study_key(master, command["study"]),
+            cache,
+            conversation.progress,
+            withdrawn=Withdrawn.told(master, command["withdrawn"]),
+            means=Means(command.get("threads", 2), memory=memory),
+        )
     return report.model_dump(mode="json")
 
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from compliance.events import PatientWithdrawn, WithdrawalEffective
 from silo_agent.errors import ConfigError
 from silo_agent.exposure import first_without, side_of
-from silo_agent.intake.erasing import alone, erase
+from silo_agent.intake.erasing import alone, erase, forget_rows
 from silo_agent.intake.withdrawn import reference_of, tag_of
 from silo_agent.journal import Journal
 from silo_agent.private_trail import Decision, Effect, Withdrawal
@@ -85,6 +85,7 @@ def finish(journal: Journal, folder: StateFolder, now: datetime, *, again: bool 
     last = journal.private.last
     if not (journal.private.unfinished or (again and last)):
         return
+    forget_rows(folder.index, {one.reference for one in journal.private.withdrawals()})  # also without any plan
     for kept in journal.plans():
         erase_from(journal, folder, kept.study)
     for kept in journal.plans():
@@ -95,9 +96,14 @@ def finish(journal: Journal, folder: StateFolder, now: datetime, *, again: bool 
 
 
 def erase_from(journal: Journal, folder: StateFolder, study: str) -> None:
-    """Take whoever withdrew out of one study's scan: also after each scan, which may have begun before."""
+    """Take whoever withdrew out of one study's scan: also after each scan, which may have begun before.
+
+    And out of what scans remember, to which that scan may have added.
+    """
     if journal.private.last:
         key = study_key(master_key(folder), study)
-        tags = {tag_of(key, one.reference) for one in journal.private.withdrawals()}
+        references = {one.reference for one in journal.private.withdrawals()}
+        forget_rows(folder.index, references)
+        tags = {tag_of(key, reference) for reference in references}
         with alone(folder.cache):
             erase(folder.cache / study, tags)

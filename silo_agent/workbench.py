@@ -20,6 +20,8 @@ from boundary.plan import plan_from_json
 from boundary.protocol import Step
 from boundary.secagg.context import selection_key
 from compliance.events import IntakeCounted, TrainingStarted, in_tens
+from models.catalogue import check_model
+from models.errors import ModelError
 from silo_agent.budget import Terms, terms_of
 from silo_agent.config import AgentConfig
 from silo_agent.cost import TIGHT, question_of
@@ -287,6 +289,7 @@ class Workbench:
         report, patients = None, b""
         try:
             plan = plan_from_json(parse_json(kept.plan))
+            check_model(plan)
             terms = terms_of(plan, self.permission.dataset(plan))
             report = await self._scan(kept, known)
             patients = (self.folder.cache / kept.study / KNOWN).read_bytes()
@@ -295,7 +298,7 @@ class Workbench:
                 await self._second_opinion(kept, terms)
         except WorkCancelled:
             return False
-        except WorkFailed as why:
+        except (WorkFailed, ModelError) as why:
             problems = f"{why.code}: {why}"
         except OSError as why:
             problems = f"{disk_code(why)}: {why}"
@@ -345,7 +348,9 @@ class Workbench:
     async def _scan(self, kept: KeptPlan, known: int) -> dict[str, Any]:
         """The child's report; the first `known` who withdrew are refused, the others belong to the data's digest."""
         excluded = self.permission.excluded(self.permission.dataset(plan_from_json(parse_json(kept.plan))))
-        command = self._command("scan", kept) | {"withdrawn": self.journal.private.around(known, excluded)}
+        command = self._command("scan", kept) | {
+            "withdrawn": self.journal.private.around(known, excluded), "index": str(self.folder.index),
+        }  # fmt: skip
         report = await self.worker.run(command, self._scan_progress)
         erase_from(self.journal, self.folder, kept.study)
         return report
@@ -363,6 +368,7 @@ class Workbench:
             plan=parse_json(kept.plan),
             study=kept.study,
             dataset=dataset_of(policy, plan.dataset.name),
+            state=self.folder.root,
             key_file=self.folder.dataset_key_file,
             cache=self.folder.cache / kept.study,
             resources=self.config.resources,

@@ -26,7 +26,8 @@ from infra.bench.rows import Row, Target, ratio_at_least, ratio_at_most
 from infra.hospitals.writing import Identity, write_image
 from silo_agent.intake.reading import Means, Memory
 from silo_agent.intake.reuse import OtherScan
-from silo_agent.intake.scan import FolderSource, scan
+from silo_agent.intake.scan import scan
+from silo_agent.intake.sources import FolderSource
 
 INSTANCES, SMALL_SIDE = 10_000, 64
 IMAGES, DISTINCT, SIDE, INPUT_SIDE = 160, 16, 512, 128

@@ -101,8 +101,10 @@ def baseline(
     if save is not None:
         with save.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
-            table.writerow(("round", "images", "loss", "accuracy", "auroc", "seconds"))
-            table.writerows((one.round, one.images, one.loss, one.accuracy, one.auroc, one.seconds) for one in found)
+            names = [name.lower() for name, _ in found[0].scores]
+            table.writerow(("round", "images", "loss", *names, "seconds"))
+            for one in found:
+                table.writerow((one.round, one.images, one.loss, *(value for _, value in one.scores), one.seconds))
 
 
 def rehearse(
@@ -134,7 +136,9 @@ def rehearse(
             scratch, config.site, hospitals, network, side, secrets.token_bytes, datetime.now(UTC).date()
         )
         worker = Worker(folder.root / "trial.log", config.resources.threads)
-        trial = Trial(stage.plan, stage.dataset, worker, scratch, stage.key_file, config, secrets.token_bytes)
+        trial = Trial(
+            stage.plan, stage.dataset, worker, scratch, folder.root, stage.key_file, config, secrets.token_bytes
+        )
         _finish(worker, rungs.rehearse(trial, typer.echo, _bar(quiet=False)))
     typer.echo("a round could be played here: nothing of it was about a patient, and nothing left")
 
@@ -172,7 +176,7 @@ def _trial(state: Path, wanted: str) -> Iterator[tuple[Any, dict[str, list[str]]
     with scratch_in(folder.root) as scratch:
         worker = Worker(folder.root / "trial.log", config.resources.threads)
         trial = Trial(
-            plan, dataset, worker, scratch, folder.dataset_key_file, config, secrets.token_bytes,
+            plan, dataset, worker, scratch, folder.root, folder.dataset_key_file, config, secrets.token_bytes,
             devices=policy.resources.devices,
         )  # fmt: skip
         yield trial, {"before": gone, "after": []}

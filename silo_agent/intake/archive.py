@@ -11,12 +11,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from struct import Struct
-from typing import Protocol
+from typing import Literal, Protocol
 
 from silo_agent.intake.errors import ArchiveDenied, ArchiveMissing
 from silo_agent.intake.refusals import Refusal
 
 SETTLED_SECONDS = 2.0  # the coarsest clock of a file system (FAT): what changed just now may change again unseen
+LabelKind = Literal["csv", "parquet", "seg", "nifti"]
 _Inode = tuple[int, int]  # (device, inode)
 _STATE = Struct("<qqqQ")  # bytes, modified and changed in ns, inode
 
@@ -56,10 +57,16 @@ class Inventory:
 
 
 class Source(Protocol):
-    """Where the images of a data set are, and the label table that goes with them."""
+    """Where the images of a data set are, and the label table or the masks that go with them.
+
+    Without a kind the name of the table decides.
+    """
 
     @property
     def labels_path(self) -> Path: ...
+
+    @property
+    def labels_kind(self) -> LabelKind | None: ...
 
     def inventory(self, settled: float) -> Inventory:
         """List everything; what changed after `settled` (POSIX seconds) has no state. Raises an `IntakeError`."""
@@ -193,4 +200,4 @@ def _inode(status: os.stat_result) -> _Inode:
 def _unusable(root: Path, why: OSError) -> ArchiveDenied | ArchiveMissing:
     if isinstance(why, PermissionError):
         return ArchiveDenied(f"{root} may not be listed: grant the agent's user read access")
-    return ArchiveMissing(f"there is no archive folder at {root}: correct source.path of the data set in agent.toml")
+    return ArchiveMissing(f"there is no archive folder at {root}: correct source.path of the data set in the policy")

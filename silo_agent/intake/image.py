@@ -5,7 +5,6 @@ data set would be inflated whole by merely opening it. Warnings and log lines of
 may be names: both are silenced here, for the one call.
 """
 
-import logging
 import os
 import warnings
 from collections.abc import Collection, Iterator
@@ -40,6 +39,7 @@ from silo_agent.intake.header import (
 )
 from silo_agent.intake.pixels import content_digest, in_modality_units, unused_bits_cleared
 from silo_agent.intake.refusals import Refusal
+from silo_agent.intake.silence import silenced
 
 PIXEL_DATA = 0x7FE00010
 ANY_PIXELS = frozenset({PIXEL_DATA, 0x7FE00008, 0x7FE00009})  # float and double images are maps, not images
@@ -115,11 +115,11 @@ def _read(file: BinaryIO, modalities: Collection[str], limits: Limits) -> Stored
     with few_items(limits.max_items):
         refuse_deflated(start, has_preamble=has_preamble)
         ds, pixels = parse_until_pixels(start, size, HEADER_TAGS)
-        header = _judged_whole(ds, pixels, has_preamble=has_preamble, cut=size > len(start))
+        header = judged_whole(ds, pixels, has_preamble=has_preamble, cut=size > len(start))
     if refusal := judge_header(header, modalities, limits):
         raise NotUsable(refusal)
-    _check_extent(header, pixels, size, limits)
-    _add_pixels(file, ds, header, pixels)
+    check_extent(header, pixels, size, limits)
+    add_pixels(file, ds, header, pixels)
     stored = unused_bits_cleared(decode(ds, header), header.bits_stored or 0, signed=header.signed)
     image = in_modality_units(stored, header, ds)
     return StoredImage(header.identifiers, header.modality, image, content_digest(stored))
@@ -194,8 +194,8 @@ def parse_until_pixels(start: bytes, size: int, tags: Collection[int]) -> tuple[
     return ds, found
 
 
-def _judged_whole(ds: FileDataset, pixels: PixelElement, *, has_preamble: bool, cut: bool) -> Header:
-    """The header, unless it is no image's or not all there. `cut`: the file goes on after the bytes that were read."""
+def judged_whole(ds: FileDataset, pixels: PixelElement, *, has_preamble: bool, cut: bool) -> Header:
+    """Return the header, unless it is no image's or not all there. `cut`: the file goes on after the bytes read."""
     media_class = str(ds.file_meta.get("MediaStorageSOPClassUID", "")).strip(" \0")
     header = parse_header(ds, transfer_syntax_of(ds), media_class)
     if header.sop_class == _MEDIA_DIRECTORY or not (header.sop_class or has_preamble):
@@ -217,7 +217,7 @@ def transfer_syntax_of(ds: FileDataset) -> str:
     return encoding.EXPLICIT_LITTLE if little else encoding.EXPLICIT_BIG
 
 
-def _check_extent(header: Header, pixels: PixelElement, size: int, limits: Limits) -> None:
+def check_extent(header: Header, pixels: PixelElement, size: int, limits: Limits) -> None:
     """Compare the length of the pixel data with what the header needs and the file has, before reading it."""
     if pixels.tag != PIXEL_DATA:
         raise NotUsable(Refusal.TRUNCATED if pixels.beyond_end else Refusal.NO_PIXELS)
@@ -240,7 +240,7 @@ def native_bytes(header: Header) -> int:
     return (header.rows or 0) * (header.columns or 0) * (header.bits_allocated or 0) // 8
 
 
-def _add_pixels(file: BinaryIO, ds: FileDataset, header: Header, pixels: PixelElement) -> None:
+def add_pixels(file: BinaryIO, ds: FileDataset, header: Header, pixels: PixelElement) -> None:
     """Read the pixel data and nothing after it: tags ascend (PS3.5 section 7.1), so nothing there is asked for."""
     file.seek(pixels.offset)
     needed = native_bytes(header)
@@ -277,17 +277,7 @@ def decode(ds: Dataset, header: Header) -> NDArray[np.integer]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in _TALKATIVE]
-    propagated = [logger.propagate for logger in loggers]
-    silence = logging.NullHandler()
-    for logger in loggers:
-        logger.propagate = False
-        logger.addHandler(silence)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, before in zip(loggers, propagated, strict=True):
-            logger.propagate = before
-            logger.removeHandler(silence)
+    """Keep pydicom and its decoders from saying anything. One at a time in a process: warnings are its own."""
+    with silenced(*_TALKATIVE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 
 from boundary.canonical import Digest, digest
 from boundary.plan import Labels
+from silo_agent.intake.archive import LabelKind
 from silo_agent.intake.errors import (
     LabelColumnAmbiguous,
     LabelColumnMissing,
@@ -52,12 +53,21 @@ class LabelTable:
         return Refusal.LABEL_MISSING if key is None else self.outcomes[key]
 
 
-def read_labels(path: Path, contract: Labels, kind: Kind | None = None) -> LabelTable:
+def read_labels(path: Path, contract: Labels, kind: LabelKind | None = None) -> LabelTable:
     """Read the table at `path`; raises a subclass of `IntakeError` that names the fix.
 
     Without a `kind` the name decides: `.parquet` is Parquet, anything else CSV.
     """
-    return parse_labels(_bytes_of(path), contract, kind or kind_of(path))
+    match kind:
+        case "seg" | "nifti":
+            raise LabelsUnreadable(
+                "the policy names masks for this data set, and the plan asks for a table of classes: give the table of "
+                "this study a data set of its own in the policy"
+            )
+        case None:
+            return parse_labels(_bytes_of(path), contract, kind_of(path))
+        case _:
+            return parse_labels(_bytes_of(path), contract, kind)
 
 
 def count_keyed(path: Path, kind: Kind | None = None) -> tuple[int, list[str]]:
@@ -80,7 +90,7 @@ def _bytes_of(path: Path) -> bytes:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as why:
         raise LabelsMissingFile(
-            f"there is no label table at {path}: correct labels.path of the data set in agent.toml"
+            f"there is no label table at {path}: correct labels.path of the data set in the policy"
         ) from why
     except PermissionError as why:
         raise LabelsDenied(f"{path} may not be read: grant the agent's user read access") from why

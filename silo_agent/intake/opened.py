@@ -20,10 +20,10 @@ from silo_agent.intake.header import HEADER_TAGS, Header, judge_header, parse_he
 from silo_agent.intake.image import (
     NotUsable,
     PixelElement,
-    _add_pixels,
-    _check_extent,
-    _judged_whole,
+    add_pixels,
+    check_extent,
     decode,
+    judged_whole,
     looks_like_dicom,
     parse_until_pixels,
     refuse_deflated,
@@ -72,7 +72,7 @@ class OpenFile:
         wanted = judge_header(header, (header.modality,), self._limits)
         if wanted is None:
             try:
-                _check_extent(header, parsed.pixels, size, self._limits)
+                check_extent(header, parsed.pixels, size, self._limits)
             except NotUsable as why:
                 wanted = why.code
         who = header.identifiers
@@ -83,7 +83,7 @@ class OpenFile:
         if self._file is None or self._parsed is None:
             raise NotUsable(Refusal.UNREADABLE)
         header, ds = self._parsed.header, self._parsed.dataset()
-        _add_pixels(self._file, cast("FileDataset", ds), header, self._parsed.pixels)
+        add_pixels(self._file, cast("FileDataset", ds), header, self._parsed.pixels)
         stored = unused_bits_cleared(decode(ds, header), header.bits_stored or 0, signed=header.signed)
         return Pixels(in_modality_units(stored, header, ds), content_digest(stored))
 
@@ -99,7 +99,7 @@ def _parse(file: BinaryIO, size: int, limits: Limits) -> _Parsed:
     with few_items(limits.max_items):
         refuse_deflated(start, has_preamble=has_preamble)
         ds, pixels = parse_until_pixels(start, size, HEADER_TAGS)
-        header = _judged_whole(ds, pixels, has_preamble=has_preamble, cut=size > len(start))
+        header = judged_whole(ds, pixels, has_preamble=has_preamble, cut=size > len(start))
     return _Parsed(header, pixels, lambda: ds)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boundary.plan import StudyPlan
-from silo_agent.intake.archive import Inventory, Source, folder_inventory
+from silo_agent.intake.archive import Inventory, Source
 from silo_agent.intake.cache import InputSpool, replacing
 from silo_agent.intake.cohort import Cohort, build_cohort
 from silo_agent.intake.encoding import Limits
@@ -32,17 +32,6 @@ from silo_agent.intake.withdrawn import Withdrawn
 SMALLEST_KEY_BYTES = 16
 
 Progress = Callable[[int, int], None]  # (files done, files in all)
-
-
-@dataclass(frozen=True, slots=True)
-class FolderSource:
-    """A folder tree of DICOM files and the label table that goes with it."""
-
-    path: Path
-    labels_path: Path
-
-    def inventory(self, settled: float) -> Inventory:
-        return folder_inventory(self.path, settled, skip=self.labels_path)
 
 
 def scan(  # noqa: PLR0913 - one for each part of the daemon's command
@@ -68,7 +57,7 @@ def scan(  # noqa: PLR0913 - one for each part of the daemon's command
     if len(key) < SMALLEST_KEY_BYTES:
         raise ValueError(f"a scan key has at least {SMALLEST_KEY_BYTES} bytes")
     means, limits, withdrawn = means or Means(), limits or Limits(), withdrawn or Withdrawn(key)
-    table = read_labels(source.labels_path, plan.labels)
+    table = read_labels(source.labels_path, plan.labels, source.labels_kind)
     archive = source.inventory(means.settled)
     names = Pseudonyms(withdrawn)
     selection = Selection(plan, table, withdrawn, names)

@@ -26,7 +26,7 @@ _SELECTION_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One plan with one data set. `scratch` is an empty private folder; `key_file` as the scans of the agent use it.
+    """One plan with one data set. `scratch` is an empty private folder; `state`, `key_file` as the agent's scans have.
 
     Without `noise` a plan with a guarantee is tried as one without: for numbers that stay in the hospital.
     """
@@ -35,6 +35,7 @@ class Trial:
     dataset: SiloDataset
     worker: Worker
     scratch: Path
+    state: Path
     key_file: Path
     config: AgentConfig
     entropy: Callable[[int], bytes]
@@ -100,6 +101,7 @@ class Trial:
             plan=plan,
             study=study_id(self.plan),
             dataset=self.dataset,
+            state=self.state,
             key_file=self.key_file,
             cache=self.scratch / "cache",
             resources=self.config.resources,

@@ -13,14 +13,13 @@ from pydantic import Field, ValidationError, model_validator
 
 from boundary.canonical import Digest, canonical_bytes, digest
 from boundary.names import Frozen, SiloId, StudyName, VersionOne
-from silo_agent.errors import ConfigError, WorkFailed
+from silo_agent.errors import ConfigError
 from silo_agent.policy.errors import PolicyCode, PolicyRefused
 from silo_agent.policy.hours import Hours
 from silo_agent.policy.sections import (
     Approvers,
     AuditRules,
     DatasetRules,
-    FolderSource,
     Network,
     PrivacyRules,
     ReleaseRules,
@@ -140,19 +139,16 @@ class SiloDataset:
     rules: DatasetRules
     caps: PatientCaps
 
-    @property
-    def folder(self) -> Path:
-        """Where its DICOM files lie. Raises `WorkFailed` for a kind of source that this agent cannot read yet."""
-        if not isinstance(self.rules.source, FolderSource):
-            raise WorkFailed("DATASET_UNREADABLE", f"[dataset.{self.name}]: this agent reads folders only so far")
-        return Path(self.rules.source.path)
+    def told(self, state: Path) -> dict[str, Any]:
+        """What a scan reads, as JSON (`intake.sources.opened_source`).
 
-    @property
-    def labels(self) -> Path:
-        """The label table. Raises as `folder`."""
-        if self.rules.labels.kind not in {"csv", "parquet"}:
-            raise WorkFailed("DATASET_UNREADABLE", f"[dataset.{self.name}]: this agent reads label tables only so far")
-        return Path(self.rules.labels.path)
+        An archive's login, and its CA where it has one of its own, lie in the state folder under the data set's name.
+        """
+        source = self.rules.source.model_dump(mode="json")
+        if source["kind"] == "dicomweb":
+            beside = state / f"archive-{self.name}"
+            source |= {"credentials": f"{beside}.credentials", "authority": f"{beside}.pem"}
+        return {"source": source, "labels": self.rules.labels.model_dump(mode="json")}
 
 
 def dataset_of(policy: Policy, name: str) -> SiloDataset:

@@ -21,6 +21,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from boundary.names import DigestStr, Frozen, StudyName, list_in
 from boundary.plan import MAX_HOSPITALS, SMALLEST_COHORT, Day, Names, PublicKeyStr, Sentence, Word
 from compliance.events import CELL
+from silo_agent.intake.dicomweb.endpoint import Endpoint
+from silo_agent.intake.dicomweb.errors import NotDicomweb
 
 MODALITIES = frozenset({"CT", "CR", "DX", "US", "MR"})  # those that plans can ask for (boundary.plan.Dataset)
 ROLE_PATTERN = r"^[a-z][a-z_]{1,30}$"  # as in boundary.approval
@@ -32,6 +34,14 @@ def _absolute(path: str) -> str:
     if not path.startswith("/") or not path.isprintable() or ".." in path.split("/"):
         raise ValueError("an absolute path without .. and without invisible characters, for example /data/ct")
     return path
+
+
+def _archive_address(url: str) -> str:
+    try:
+        Endpoint(url).root()
+    except NotDicomweb as why:
+        raise ValueError(str(why)) from None
+    return url
 
 
 def _known(modalities: tuple[str, ...]) -> tuple[str, ...]:
@@ -119,7 +129,7 @@ class DicomwebSource(Frozen):
     """An archive that speaks DICOMweb (PS3.18). Credentials do not belong into its address."""
 
     kind: Literal["dicomweb"]
-    url: Annotated[str, Field(max_length=1000, pattern=r"^https?://[A-Za-z0-9.:\[\]-]+(?:/[A-Za-z0-9._~/-]*)?$")]
+    url: Annotated[str, Field(max_length=1000), AfterValidator(_archive_address)]
 
 
 class LabelSource(Frozen):

@@ -76,16 +76,21 @@ def _gpu_fix(report: dict[str, Any]) -> str:
 
 
 async def archive(name: str, setting: Setting) -> Finding:
-    """List the folder of a data set and read the first images as a scan does."""
-    dataset = dataset_of(load_policy(setting.folder.root).policy, name)
-    command = {"do": "archive", "path": str(dataset.folder), "labels": str(dataset.labels)}
+    """List a data set's archive, or the start of it, and read the first images as a scan does."""
+    told = _told(name, setting)
+    where = told["source"].get("path") or told["source"]["url"]
     fix = "Mount the archive and grant the agent's user read access, or correct source.path in the policy"
-    report = await _read(Check.ARCHIVE, name, command, fix, setting)
+    if told["source"]["kind"] == "dicomweb":
+        fix = "Put the archive right as it says, or correct source.url in the policy"
+    report = await _read(Check.ARCHIVE, f"{name}: {where}", told | {"do": "archive"}, fix, setting)
     return report if isinstance(report, Finding) else judge_archive(name, report)
 
 
 def judge_archive(name: str, report: dict[str, Any]) -> Finding:
-    """Pure. `report`: files listed, `more` than were counted, `tried`, `read`, and `codes` of what was not read."""
+    """Pure. `report`: files listed, `more` than were counted, `tried`, `read`, and `codes` of what was not read.
+
+    `unencrypted`: the archive's login goes over a network so.
+    """
     codes: dict[str, int] = report["codes"]
     named = ", ".join(f"{number} {code}" for code, number in sorted(codes.items()))
     files = f"{report['files']:,}{' or more' if report['more'] else ''} files"
@@ -99,34 +104,47 @@ def judge_archive(name: str, report: dict[str, Any]) -> Finding:
     if report["read"] == 0:
         fix = "Compare source.path in the policy with where the images are; docs/hospital.md explains each code"
         return warn(Check.ARCHIVE, said, fix)
+    if report["unencrypted"]:
+        fix = "Have the archive offer https, or reach it on this machine: its login is unencrypted on its way"
+        return warn(Check.ARCHIVE, said, fix)
     return ok(Check.ARCHIVE, said)
 
 
 async def labels(name: str, setting: Setting) -> Finding:
-    """It is a table with a column of UIDs and one that may be the label; which classes count is a plan's to say."""
-    dataset = dataset_of(load_policy(setting.folder.root).policy, name)
-    command = {"do": "labels", "path": str(dataset.labels)}
-    fix = "Put the label table right as it says, or correct labels.path in the policy"
-    report = await _read(Check.LABELS, name, command, fix, setting)
+    """It is a table with a column of UIDs and one that may be the label; which classes count is a plan's to say.
+
+    Of masks only the files are counted: whether they fit is seen beside the images of a plan.
+    """
+    told = _told(name, setting)
+    fix = "Put the labels right as it says, or correct labels.path in the policy"
+    report = await _read(Check.LABELS, f"{name}: {told['labels']['path']}", told | {"do": "labels"}, fix, setting)
     if isinstance(report, Finding):
         return report
+    if "masks" in report:
+        said = f"{name}: {report['masks']:,}{' or more' if report['more'] else ''} files, for masks"
+        return ok(Check.LABELS, said) if report["masks"] else fail(Check.LABELS, said, "Put the masks there")
     said = f"{name}: {report['rows']:,} rows, keyed by {', '.join(report['levels'])}"
     if report["rows"] == 0:
         return fail(Check.LABELS, said, "Add a row with a UID and its label for every image, series or study")
     return ok(Check.LABELS, plain(said))
 
 
+def _told(name: str, setting: Setting) -> dict[str, Any]:
+    root = setting.folder.root
+    return dataset_of(load_policy(root).policy, name).told(root)
+
+
 async def _read(
-    check: Check, name: str, command: dict[str, Any], fix: str, setting: Setting
+    check: Check, what: str, command: dict[str, Any], fix: str, setting: Setting
 ) -> dict[str, Any] | Finding:
     """What the child found on a share, or why it found nothing."""
     try:
         return await _ask(setting, command)
     except TimeoutError:
-        said = f"{name}: {command['path']} did not answer within {setting.child_seconds:.0f} s"
-        return fail(check, said, "Have the network share looked at: it hangs, or is very slow")
+        said = f"{what} did not answer within {setting.child_seconds:.0f} s"
+        return fail(check, said, "Have the network share or the archive looked at: it hangs, or is very slow")
     except (WorkFailed, WorkCancelled, OSError) as why:
-        return fail(check, f"{name}: {plain(str(why))}", fix)
+        return fail(check, f"{what.partition(':')[0]}: {plain(str(why))}", fix)
 
 
 async def _ask(setting: Setting, command: dict[str, Any]) -> dict[str, Any]:

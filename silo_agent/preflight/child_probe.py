@@ -11,10 +11,11 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from silo_agent.errors import AgentError, WorkCancelled, WorkFailed
@@ -128,33 +129,64 @@ def _resident_mb() -> int:
 
 # --- the archive -------------------------------------------------------------------------------------
 def archive(command: dict[str, Any]) -> dict[str, Any]:
-    """Count files, and read the first images as a scan reads them. Raises `ArchiveMissing`, `ArchiveDenied`."""
+    """Count files, and read the first images as a scan reads them. Raises an `IntakeError`."""
+    if command["source"]["kind"] == "dicomweb":
+        return _over_dicomweb(command["source"])
     from silo_agent.intake.archive import refusal_for
-    from silo_agent.intake.header import SINGLE_FRAME
-    from silo_agent.intake.image import Refused, read_image
+    from silo_agent.intake.dicomdir import list_dicomdir
 
-    root, table = Path(command["path"]), Path(command["labels"])
+    root, table = Path(command["source"]["path"]), Path(command["labels"]["path"])
     codes: Counter[str] = Counter()
     files: list[Path] = []
-    walk = _files(root)
+    walk = iter(list_dicomdir(root).files) if root.is_file() else _files(root)
     for found in islice(walk, MOST_LISTED):
         if isinstance(found, OSError):
             codes[refusal_for(found).value] += 1
         elif found.name != table.name or found.resolve() != table.resolve():
             files.append(found)
     more = next(walk, None) is not None
+    tried, read = _tried(map(nullcontext, files[:_MOST_TRIED]), codes)
+    return {"files": len(files), "more": more, "tried": tried, "read": read, "codes": codes, "unencrypted": False}
+
+
+def _over_dicomweb(source: dict[str, Any]) -> dict[str, Any]:
+    """The first instances that the archive lists."""
+    from silo_agent.intake.dicomweb.archive import DicomwebArchive
+    from silo_agent.intake.refusals import Refusal
+    from silo_agent.intake.sources import endpoint_of
+
+    endpoint = endpoint_of(source)
+    unencrypted = endpoint.is_open and endpoint.login() is not None
+    with TemporaryDirectory(prefix="silo-agent-") as scratch, DicomwebArchive(endpoint, Path(scratch)) as archive:
+        found = list(islice(archive.first_instances(()), _MOST_TRIED + 1))
+        codes = Counter(one.value for one in found if isinstance(one, Refusal))
+        instances = [one for one in found if not isinstance(one, Refusal)][:_MOST_TRIED]
+        tried, read = _tried(map(archive.fetch, instances), codes)
+    more = len(found) > _MOST_TRIED
+    return {
+        "files": len(instances), "more": more, "tried": tried, "read": read, "codes": codes, "unencrypted": unencrypted,
+    }  # fmt: skip
+
+
+def _tried(files: Iterable[AbstractContextManager[Any]], codes: Counter[str]) -> tuple[int, int]:
+    """(opened, read as images) until enough were read; why others were not is added to `codes`."""
+    from silo_agent.intake.header import SINGLE_FRAME
+    from silo_agent.intake.image import Refused, read_image
+    from silo_agent.intake.refusals import Refusal
+
     every = frozenset(modality for known in SINGLE_FRAME.values() for modality in known)
     read = tried = 0
-    for path in files[:_MOST_TRIED]:
+    for file in files:
         tried += 1
-        image = read_image(path, modalities=every)
+        with file as path:
+            image = Refused(path) if isinstance(path, Refusal) else read_image(path, modalities=every)
         if isinstance(image, Refused):
             codes[image.code.value] += 1
         else:
             read += 1
         if read >= _ENOUGH_READ:
             break
-    return {"files": len(files), "more": more, "tried": tried, "read": read, "codes": codes}
+    return tried, read
 
 
 def _files(root: Path) -> Iterator[Path | OSError]:
@@ -191,15 +223,19 @@ def _files(root: Path) -> Iterator[Path | OSError]:
 
 # --- the label table ---------------------------------------------------------------------------------
 def labels(command: dict[str, Any]) -> dict[str, Any]:
-    """Count its rows with a UID. Raises a subclass of `IntakeError`."""
+    """Count its rows with a UID, or the files of masks. Raises a subclass of `IntakeError`."""
+    path, kind = Path(command["labels"]["path"]), command["labels"]["kind"]
+    if kind in {"seg", "nifti"}:
+        walk = _files(path)
+        count = sum(not isinstance(one, OSError) for one in islice(walk, MOST_LISTED))
+        return {"masks": count, "more": next(walk, None) is not None}
     from boundary.plan import Labels
     from silo_agent.intake.errors import LabelColumnAmbiguous
     from silo_agent.intake.labels import count_keyed, read_labels
 
-    path = Path(command["path"])
     with suppress(LabelColumnAmbiguous):  # the plan will name the column
-        read_labels(path, Labels(classes=("0", "1")))
-    rows, levels = count_keyed(path)
+        read_labels(path, Labels(classes=("0", "1")), kind)
+    rows, levels = count_keyed(path, kind)
     return {"rows": rows, "levels": levels}
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from silo_agent.preflight.way_out import Login
+from silo_agent.login import Login
 from silo_agent.relay_client import BROKEN, open_line
 
 _MOST_ANSWER = 16 * 1024  # bytes of a proxy's status line and headers

@@ -9,7 +9,7 @@ from silo_agent.plain import plain
 from silo_agent.preflight.finding import Check, Finding, fail, ok
 from silo_agent.preflight.line import Line, ProxyAnswer, ask_through, secured
 from silo_agent.preflight.setting import Setting
-from silo_agent.preflight.way_out import AUTHORITY, CREDENTIALS, ProxyNotTrusted, WayOut
+from silo_agent.way_out import AUTHORITY, CREDENTIALS, ProxyNotTrusted, WayOut
 
 _UPSTREAM = {502, 503, 504}
 

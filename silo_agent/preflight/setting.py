@@ -23,9 +23,9 @@ from silo_agent.enrolment import read_invitation
 from silo_agent.errors import ConfigError, NotEnrolled
 from silo_agent.journal import Journal
 from silo_agent.preflight.line import Line, dial
-from silo_agent.preflight.way_out import WayOut
 from silo_agent.relay_client import RelayClient, TlsFiles
 from silo_agent.state import StateFolder
+from silo_agent.way_out import WayOut
 
 PROBE_MODULE = "silo_agent.preflight.child_probe"
 _RELAY = re.compile(r"https://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?/?", re.ASCII)

@@ -110,7 +110,8 @@ def test_the_agent_starts_and_its_child_reads_and_trains(alone: Path, tmp_path: 
     plan = _plan(compose_plan(sites, 1, look_at(sites), 0.0))
     common = {"plan": plan, "study": "demo-00000000", "device": "cpu", "cache": str(tmp_path / "cache")}
     scan = common | {
-        "do": "scan", "dicom": str(sites[0].dicom), "labels": str(sites[0].labels),
+        "do": "scan", "source": {"kind": "folder", "path": str(sites[0].dicom)},
+        "labels": {"kind": "csv", "path": str(sites[0].labels)},
         "key_file": str(state / "dataset.key"), "withdrawn": {"before": [], "after": []},
     }  # fmt: skip
     train = common | {"do": "train", "model": str(tmp_path / "model"), "out": str(tmp_path / "out" / "vector")}

@@ -6,7 +6,9 @@ import hashlib
 import hmac
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,12 @@ from silo_agent import trainer
 from silo_agent.cli import app
 from silo_agent.errors import ConfigError, ContractNotMet, RelayRefused
 from silo_agent.exposure import exposures_of
+from silo_agent.intake import reading
+from silo_agent.intake.archive import LocalFile
 from silo_agent.intake.cache import load_cache
 from silo_agent.intake.erasing import GONE
 from silo_agent.intake.split import coin, patient_ref
-from silo_agent.intake.withdrawn import REFERENCE
+from silo_agent.intake.withdrawn import REFERENCE, reference_of
 from silo_agent.journal import Journal
 from silo_agent.results import residual_of
 from silo_agent.steward import approve
@@ -68,6 +72,9 @@ class Child:
 
     def progress(self, _step: int, _steps: int) -> None:
         pass
+
+    def rest(self, _seconds: float) -> None:
+        raise AssertionError("there is nothing to wait for")
 
     async def run(self, command: dict[str, Any], _on_progress: object) -> Any:
         command = json.loads(json.dumps(command))
@@ -173,6 +180,24 @@ def ward(proposed: Ward) -> Ward:
     """With an approved study that has patients on both sides: the split hangs on a random key."""
     proposed.approve()
     return proposed
+
+
+@pytest.fixture
+def remembered(proposed: Ward, monkeypatch: pytest.MonkeyPatch) -> Ward:
+    """As `ward`, of an archive that has not changed for long, so that its scan remembers every file."""
+    monkeypatch.setattr(reading, "SETTLED_SECONDS", -3600.0)
+    proposed.approve()
+    return proposed
+
+
+def in_index(ward: Ward) -> set[str]:
+    """Whose files the agent's scans remember, by reference."""
+    with closing(sqlite3.connect(ward.site.folder.index)) as db:
+        return {patient for (patient,) in db.execute("SELECT patient FROM files")}
+
+
+def references(ward: Ward, who: list[str] = MRNS) -> set[str]:
+    return {reference_of(master_key(ward.site.folder), patient) for patient in who}
 
 
 def rows_of(cache: Path, patient: str) -> tuple[list[int], list[int]]:
@@ -628,3 +653,43 @@ def test_two_studies_know_a_patient_by_tags_that_do_not_match(ward: Ward, make_p
     tags = [{data[at : at + 32] for at in range(0, len(data), 33)} for data in known]
     assert len(tags[0]) == len(tags[1]) == len(MRNS)
     assert not tags[0] & tags[1]
+
+
+# --- what scans remember -----------------------------------------------------------------------------
+def test_what_scans_remember_of_somebody_is_gone_with_them(remembered: Ward) -> None:
+    who = remembered.one(holdout=False)
+    assert in_index(remembered) == references(remembered)
+    remembered.withdraw(who)
+    assert in_index(remembered) == references(remembered) - references(remembered, [who])
+    mark = bytes.fromhex(next(iter(references(remembered, [who]))))
+    data = remembered.site.folder.index.read_bytes()
+    assert mark not in data
+    assert mark.hex().encode() not in data
+
+
+def test_a_scan_that_began_before_somebody_withdrew_leaves_nothing_of_them_in_the_index(
+    proposed: Ward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child was told whom to leave out when it began."""
+    monkeypatch.setattr(reading, "SETTLED_SECONDS", -3600.0)
+    proposed.child.before = lambda do: proposed.withdraw(MRNS[3]) if do == "scan" else None
+    proposed.work()
+    assert in_index(proposed) == references(proposed) - references(proposed, [MRNS[3]])
+
+
+def test_whoever_withdraws_when_there_is_no_study_any_more_is_not_remembered_either(remembered: Ward) -> None:
+    remembered.journal._db.execute("DELETE FROM plans")
+    remembered.withdraw(MRNS[3])
+    assert in_index(remembered) == references(remembered) - references(remembered, [MRNS[3]])
+
+
+def test_a_second_scan_opens_no_file(remembered: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report that is lost is made again from what the index knows and the inputs that are there."""
+    monkeypatch.setattr(LocalFile, "opened", lambda self: pytest.fail(f"{self.name} is opened"))
+    before = {path.name: path.read_bytes() for path in remembered.cache.iterdir()}
+    remembered.site.ordered(1)
+    (remembered.cache / "report.json").unlink()
+    remembered.work()
+    assert codes(remembered.site) == ["ready"]
+    after = {path.name: path.read_bytes() for path in remembered.cache.iterdir()}
+    assert after == before

@@ -64,7 +64,7 @@ class DicomwebArchive:
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._url, self._scratch, self._limits = endpoint.url, scratch, limits or WebLimits()
+        self.url, self._scratch, self._limits = endpoint.url, scratch, limits or WebLimits()
         self._line = Connection(endpoint, self._limits, clock)
         self._patience = Patience(endpoint.url, self._line, self._limits, pause)
 
@@ -101,11 +101,24 @@ class DicomwebArchive:
             instances += self._instances_of(study, wanted, refused)
             if len(instances) > self._limits.max_results:
                 raise ArchiveNotListed(
-                    f"{self._url} lists more than {self._limits.max_results} instances: let it offer the study's "
+                    f"{self.url} lists more than {self._limits.max_results} instances: let it offer the study's "
                     "images under an address of their own, or raise the limit"
                 )
             heard(len(instances))
         return Listing(tuple(instances), tuple(refused))
+
+    def first_instances(self, modalities: Collection[str]) -> Iterator[Instance | Refusal]:
+        """Some of what `list_instances` would list, asked for as it is wanted: a look at the archive. Raises as it."""
+        self.probe()
+        wanted, refused = frozenset(modalities), list[tuple[str, Refusal]]()
+        try:
+            studies = self._page("studies", "studies", 0).found
+        except NoAnswer as why:
+            raise self._patience.error(why) from None
+        for study in _selected("studies", studies, wanted, refused):
+            yield from self._instances_of(study, wanted, refused)
+            yield from (code for _, code in refused)
+            refused.clear()
 
     @contextmanager
     def fetch(self, instance: Instance) -> Iterator[Path | Refusal]:
@@ -162,15 +175,17 @@ class DicomwebArchive:
         return found
 
     def _whole(self, path: str, kind: str) -> Found:
-        def page_at(offset: int) -> Page:
-            query = {"limit": self._limits.page, "offset": offset}
-            data, more = self._patience.ask(lambda: self._line.search(path, query), self._limits.search_seconds)
-            try:
-                return parse_page(data, *_TAGS[kind], more=more)
-            except NotAnAnswer:
-                raise NoAnswer(Trouble.STRANGE, "answers with JSON that is no list of results") from None
+        return put_together(
+            lambda offset: self._page(path, kind, offset), size=self._limits.page, most=self._limits.max_results
+        )
 
-        return put_together(page_at, size=self._limits.page, most=self._limits.max_results)
+    def _page(self, path: str, kind: str, offset: int) -> Page:
+        query = {"limit": self._limits.page, "offset": offset}
+        data, more = self._patience.ask(lambda: self._line.search(path, query), self._limits.search_seconds)
+        try:
+            return parse_page(data, *_TAGS[kind], more=more)
+        except NotAnAnswer:
+            raise NoAnswer(Trouble.STRANGE, "answers with JSON that is no list of results") from None
 
 
 def shown(instance: Instance) -> str:

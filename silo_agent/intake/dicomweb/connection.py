@@ -5,7 +5,6 @@ read as they come, against limits. What httpx and its exceptions would tell has 
 our own words for every failure.
 """
 
-import logging
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from silo_agent.intake.dicomweb.multipart import (
     parse_content_type,
 )
 from silo_agent.intake.errors import ArchiveDenied
+from silo_agent.intake.silence import silenced
 
 _DICOM = "application/dicom"
 _JSON = frozenset({"application/dicom+json", "application/json"})
@@ -111,7 +111,10 @@ class Connection:
     @contextmanager
     def _get(self, path: str, accept: str, query: Mapping[str, int]) -> Iterator[httpx.Response]:
         try:
-            with _unlogged(), self._http.stream("GET", path, params=dict(query), headers={"accept": accept}) as answer:
+            with (
+                silenced(*_TALKATIVE),
+                self._http.stream("GET", path, params=dict(query), headers={"accept": accept}) as answer,
+            ):
                 self._judge(answer)
                 yield answer
         except httpx.TimeoutException:
@@ -204,19 +207,3 @@ def _causes(why: BaseException | None) -> Iterator[BaseException]:
     while why is not None:
         yield why
         why = why.__cause__ or why.__context__
-
-
-@contextmanager
-def _unlogged() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in _TALKATIVE]
-    propagated = [logger.propagate for logger in loggers]
-    silence = logging.NullHandler()
-    for logger in loggers:
-        logger.propagate = False
-        logger.addHandler(silence)
-    try:
-        yield
-    finally:
-        for logger, before in zip(loggers, propagated, strict=True):
-            logger.propagate = before
-            logger.removeHandler(silence)

@@ -9,16 +9,18 @@ import ssl
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from silo_agent.errors import ConfigError
 from silo_agent.intake.dicomweb.errors import ArchiveNotTrusted, NotDicomweb
 from silo_agent.intake.errors import ArchiveDenied
-from silo_agent.preflight.way_out import Login
+from silo_agent.login import Login, read_login
 
+_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 _LABEL = r"[A-Za-z0-9_-]{1,63}"
-_FORM = re.compile(  # within what silo_agent.policy.sections allows
+_FORM = re.compile(
     rf"https?://(?:{_LABEL}(?:\.{_LABEL})*|\[([0-9A-Fa-f:.]+)\])(?::(\d{{1,5}}))?(?:/[A-Za-z0-9._~/-]*)?", re.ASCII
 )
-_MOST_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +47,15 @@ class Endpoint:
 
     def login(self) -> Login | None:
         """Read the credentials anew. Raises `ArchiveDenied`, without any secret."""
-        if self.credentials is None:
-            return None
         try:
-            if self.credentials.stat().st_mode & 0o077:
-                raise ArchiveDenied(f"{self.credentials} can be read by others: run `chmod 600 {self.credentials}`")
-            data = self.credentials.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as why:
-            raise ArchiveDenied(
-                f"{self.credentials} cannot be read ({why.strerror}): make it a file of the agent's user, mode 600"
-            ) from why
-        return _parsed(data, self.credentials)
+            return None if self.credentials is None else read_login(self.credentials)
+        except ConfigError as why:
+            raise ArchiveDenied(str(why)) from why
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a login would go through a network in clear."""
+        return self.url.startswith("http://") and urlsplit(self.url).hostname not in _THIS_MACHINE
 
     def context(self) -> ssl.SSLContext:
         """Raises `ArchiveNotTrusted` when the CA file cannot be used."""
@@ -77,14 +75,3 @@ def _is_address(ipv6: str | None) -> bool:
         return ipv6 is None or bool(IPv6Address(ipv6))
     except ValueError:
         return False
-
-
-def _parsed(data: bytes, path: Path) -> Login:
-    """Nothing of the content is said: half a password is one too many."""
-    try:
-        user, colon, password = data.decode("utf-8").removesuffix("\n").removesuffix("\r").partition(":")
-    except UnicodeDecodeError:
-        user, colon, password = "", "", ""
-    if len(data) > _MOST_BYTES or not (user and colon) or not (user + password).isprintable():
-        raise ArchiveDenied(f"{path} is not one line `user:password` in UTF-8: write it so")
-    return Login(user, password)

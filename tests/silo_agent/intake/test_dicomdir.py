@@ -21,6 +21,8 @@ from silo_agent.intake.dicomdir import DicomdirUnreadable, list_dicomdir
 from silo_agent.intake.errors import ArchiveDenied, ArchiveMissing
 from silo_agent.intake.image import read_image
 from silo_agent.intake.refusals import Refusal
+from silo_agent.intake.scan import scan
+from silo_agent.intake.sources import FolderSource
 
 Change = Callable[[Dataset], None]
 
@@ -74,6 +76,24 @@ def changed(medium: Path, change: Change) -> Path:
 
 def naming(value: Any) -> Change:
     return lambda record: setattr(record, "ReferencedFileID", value)
+
+
+def test_a_scan_takes_it_in_the_place_of_the_folder(
+    medium: Path, tmp_path: Path, make_plan: Callable[..., Any], key: bytes
+) -> None:
+    """What it names and no more: a file that was laid beside is not the archive's."""
+    labels = tmp_path / "labels.csv"
+    people = [dcmread(path).SOPInstanceUID for path in list_dicomdir(medium / "DICOMDIR").files]
+    labels.write_text("\n".join(["SOPInstanceUID,contrast", *(f"{uid},{n % 2}" for n, uid in enumerate(people)), ""]))
+    alone = scan(FolderSource(medium / "DICOMDIR", labels), make_plan(), key, tmp_path / "alone", lambda *_: None)
+    (medium / "laid-beside").write_bytes(b"no image")
+    listed = scan(FolderSource(medium / "DICOMDIR", labels), make_plan(), key, tmp_path / "listed", lambda *_: None)
+    folder = scan(FolderSource(medium, labels), make_plan(), key, tmp_path / "folder", lambda *_: None)
+    assert listed == alone
+    assert (listed.files, folder.files) == (3, 5)
+    assert (listed.used, listed.dataset_digest) == (folder.used, folder.dataset_digest)
+    rows = [(tmp_path / name / "images.npy").read_bytes() for name in ("listed", "folder")]
+    assert rows[0] == rows[1]
 
 
 def test_its_files_are_those_of_the_folder(medium: Path) -> None:

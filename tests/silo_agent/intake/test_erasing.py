@@ -19,7 +19,8 @@ from silo_agent.intake import erasing
 from silo_agent.intake.cache import load_cache, replacing
 from silo_agent.intake.erasing import MADE_OF, alone, erase
 from silo_agent.intake.outcome import NOT_NAMED
-from silo_agent.intake.scan import FolderSource, scan
+from silo_agent.intake.scan import scan
+from silo_agent.intake.sources import FolderSource
 from silo_agent.intake.withdrawn import Withdrawn, known_patients, read_known, reference_of, tag_of
 
 PATIENTS = {"ANNA": "01", "BERT": "00", "CARL": "1", "DORA": "11", "EMIL": "0"}

@@ -23,7 +23,8 @@ from silo_agent.intake.image import Refused, read_image
 from silo_agent.intake.readers import Readers
 from silo_agent.intake.reading import Reading
 from silo_agent.intake.refusals import Refusal
-from silo_agent.intake.scan import FolderSource, scan
+from silo_agent.intake.scan import scan
+from silo_agent.intake.sources import FolderSource
 from silo_agent.intake.volumes.geometry import Grid, place
 from silo_agent.intake.volumes.select import SeriesRule, select
 from silo_agent.intake.volumes.survey import survey

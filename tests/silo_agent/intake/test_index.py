@@ -31,7 +31,8 @@ from silo_agent.intake.readers import Readers
 from silo_agent.intake.reading import Means, Memory
 from silo_agent.intake.report import IntakeReport
 from silo_agent.intake.reuse import OtherScan
-from silo_agent.intake.scan import FolderSource, Progress, scan
+from silo_agent.intake.scan import Progress, scan
+from silo_agent.intake.sources import FolderSource
 from silo_agent.intake.withdrawn import Withdrawn, reference_of, tag_of
 
 MASTER = b"the hospital's master key"
@@ -493,6 +494,9 @@ class Nobody:
     def progress(self, _step: int, _steps: int) -> None:
         pass
 
+    def rest(self, _seconds: float) -> None:
+        raise AssertionError("there is nothing to wait for")
+
 
 def test_the_child_scans_with_the_index_and_the_studies_beside(
     fresh: Hospital, read: list[str], monkeypatch: pytest.MonkeyPatch
@@ -501,8 +505,9 @@ def test_the_child_scans_with_the_index_and_the_studies_beside(
     (fresh.state / "caches").mkdir(parents=True)
     (fresh.state / "dataset.key").write_bytes(MASTER)
     command = {
-        "plan": make_plan().model_dump(mode="json"), "dicom": str(fresh.folder), "threads": 2,
-        "labels": str(fresh.folder / "labels.csv"), "key_file": str(fresh.state / "dataset.key"),
+        "plan": make_plan().model_dump(mode="json"), "threads": 2,
+        "source": {"kind": "folder", "path": str(fresh.folder)},
+        "labels": {"kind": "csv", "path": str(fresh.folder / "labels.csv")}, "key_file": str(fresh.state / "dataset.key"),
         "withdrawn": {"before": [], "after": []}, "index": str(fresh.index),
     }  # fmt: skip
     for study in ("first-study", "second-study"):

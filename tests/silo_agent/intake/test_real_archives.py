@@ -9,7 +9,8 @@ import pytest
 from boundary.plan import StudyPlan
 from silo_agent.intake.cache import load_cache
 from silo_agent.intake.image import Refused, read_image
-from silo_agent.intake.scan import FolderSource, scan
+from silo_agent.intake.scan import scan
+from silo_agent.intake.sources import FolderSource
 
 ALL = ("CT", "CR", "DX", "US", "MR")
 SITES = {

@@ -20,7 +20,8 @@ from silo_agent.intake.cache import load_cache
 from silo_agent.intake.errors import ArchiveMissing, CacheMissing, CacheUnreadable, LabelsMissingFile
 from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.report import IntakeReport
-from silo_agent.intake.scan import FolderSource, Progress, scan
+from silo_agent.intake.scan import Progress, scan
+from silo_agent.intake.sources import FolderSource
 
 PATIENTS = {"ANNA": "01", "BERT": "00", "CARL": "1", "DORA": "11", "EMIL": "0"}
 

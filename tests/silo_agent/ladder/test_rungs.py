@@ -42,6 +42,9 @@ class Child:
     def progress(self, _step: int, _steps: int) -> None:
         pass
 
+    def rest(self, _seconds: float) -> None:
+        raise AssertionError("there is nothing to wait for")
+
     def is_cancelled(self) -> bool:
         return False
 
@@ -69,7 +72,7 @@ def trial(tmp_path: Path) -> Trial:
     stage = synthetic_stage(tmp_path, "st-olavs", 4, "cnn-small", 32, same(), date(2026, 11, 21))
     plan = stage.plan.model_dump(mode="json")  # whose keys are made anew, and with them the study and its split
     plan["hospitals"] = [one | {"signing_key": key(one["silo"]).public.text} for one in plan["hospitals"]]
-    return Trial(parse_plan(plan), stage.dataset, Child(), scratch, stage.key_file, config(), same())  # type: ignore[arg-type]
+    return Trial(parse_plan(plan), stage.dataset, Child(), scratch, scratch, stage.key_file, config(), same())  # type: ignore[arg-type]
 
 
 def played(rung: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> tuple[Any, str]:
@@ -185,7 +188,8 @@ def test_nothing_is_tried_beside_a_round(site: Any) -> None:
 def test_the_commands_play_it_with_a_child_process_and_leave_nothing(site: Any, tmp_path: Path) -> None:
     """A plan of real messages, the agent's own state folder, the real child."""
     stage = synthetic_stage(tmp_path, "st-olavs", 3, "cnn-small", 32, os.urandom, date(2026, 11, 21))
-    site.allow(dicom=stage.dataset.folder, labels=stage.dataset.labels)
+    rules = stage.dataset.rules
+    site.allow(dicom=rules.source.path, labels=rules.labels.path)
     site.propose()
     before = journal_of(site.root)
     for words in (["rehearse", "--hospitals", "3", "--side", "32"], ["dry-run", site.study]):

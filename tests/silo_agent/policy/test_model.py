@@ -81,6 +81,10 @@ WRONG: dict[str, tuple[Changes, str]] = {
     "a data set with a dot": ({"dataset": {"chest.ct": {}}}, "dataset.chest"),
     "a source of no kind": ({f"{CT}.source": {"path": "/x"}}, "source: say kind"),
     "a source of an unknown kind": ({f"{CT}.source": {"kind": "ftp", "path": "/x"}}, "an unknown kind, one of"),
+    "an address with a port too many": (
+        {f"{CT}.source": {"kind": "dicomweb", "url": "http://pacs:99999/dicom-web"}},
+        "source.dicomweb.url",
+    ),
     "a folder at an address": ({f"{CT}.source": {"kind": "folder", "url": "http://a"}}, "unknown key"),
     "an address with a password": (
         {f"{CT}.source": {"kind": "dicomweb", "url": "http://me:secret@pacs/dicom-web"}},

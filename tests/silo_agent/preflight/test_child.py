@@ -132,7 +132,8 @@ def test_no_name_of_a_file_is_ever_said(site: Any, setting_of: SettingOf, tmp_pa
 
 
 def probe(root: Path, table: Path | None = None) -> dict[str, Any]:
-    return child_probe.archive({"path": str(root), "labels": str(table or root / "none")})
+    labels = {"kind": "csv", "path": str(table or root / "none")}
+    return child_probe.archive({"source": {"kind": "folder", "path": str(root)}, "labels": labels})
 
 
 def test_counting_stops_in_a_large_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +182,7 @@ ARCHIVES: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("report", "verdict"), ARCHIVES.values(), ids=ARCHIVES)
 def test_an_archive_with(report: dict[str, Any], verdict: str) -> None:
-    found = judge_archive("ct", {"more": False} | report)
+    found = judge_archive("ct", {"more": False, "unencrypted": False} | report)
     assert found.verdict == verdict
     assert bool(found.fix) is (verdict != "ok")
 
@@ -208,7 +209,7 @@ def test_label_tables(site: Any, setting_of: SettingOf, tmp_path: Path) -> None:
         table.unlink(missing_ok=True)
         if data is not None:
             table.write_bytes(data)
-        event = told({"do": "labels", "path": str(table)})
+        event = told({"do": "labels", "labels": {"kind": "csv", "path": str(table)}})
         found[name] = (verdict, says, event)
     for name, (verdict, says, event) in found.items():
         assert says in str(event.get("detail") or f"{event['result']['rows']} rows"), (name, event)

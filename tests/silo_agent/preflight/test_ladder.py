@@ -29,7 +29,7 @@ SettingOf = Callable[..., Setting]
 DONE = {
     "device": {"torch": "2", "device": "cpu", "threads": 1, "cores": 2, "memory_mb": 1, "cuda_built": False,
                "gpu_there": False},
-    "archive": {"files": 9, "more": False, "tried": 5, "read": 5, "codes": {}},
+    "archive": {"files": 9, "more": False, "unencrypted": False, "tried": 5, "read": 5, "codes": {}},
     "labels": {"rows": 9, "levels": ["SOPInstanceUID"]},
 }  # fmt: skip
 

@@ -15,8 +15,8 @@ from silo_agent.preflight import network
 from silo_agent.preflight.finding import Check, Finding
 from silo_agent.preflight.line import ProxyAnswer, read_answer
 from silo_agent.preflight.setting import Setting
-from silo_agent.preflight.way_out import CREDENTIALS
 from silo_agent.state import StateFolder
+from silo_agent.way_out import CREDENTIALS
 
 SettingOf = Callable[..., Setting]
 

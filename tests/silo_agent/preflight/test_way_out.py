@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from silo_agent.errors import ConfigError
-from silo_agent.preflight.way_out import CREDENTIALS, WayOut
+from silo_agent.way_out import CREDENTIALS, WayOut
 
 SECRET = "hunter2"
 ADDRESSES = {

@@ -238,3 +238,18 @@ def test_these_errors_are_the_intake_s_own() -> None:
     for error in (ArchiveUnreachable, NotDicomweb, ArchiveNotListed):
         assert issubclass(error, ArchiveMissing)
     assert issubclass(ArchiveNotTrusted, ArchiveDenied)
+
+
+@pytest.mark.parametrize(
+    ("url", "is_open"),
+    [
+        ("http://pacs.example/dicom-web", True),
+        ("http://10.0.0.7:8042/dicom-web", True),
+        ("https://pacs.example/dicom-web", False),
+        ("http://127.0.0.1:8042/dicom-web", False),
+        ("http://localhost/dicom-web", False),
+        ("http://[::1]:8042/dicom-web", False),
+    ],
+)
+def test_an_address_over_which_a_login_could_be_read(url: str, is_open: bool) -> None:
+    assert Endpoint(url).is_open is is_open

@@ -5,17 +5,16 @@ one line `user:password` (RFC 7617), mode 0600. The CA of a proxy that speaks TL
 `proxy.pem`; without it the machine's own store decides.
 """
 
-import base64
 import re
 import ssl
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from silo_agent.errors import ConfigError
+from silo_agent.login import Login, read_login
 
 CREDENTIALS, AUTHORITY = "proxy.credentials", "proxy.pem"
-_MOST_BYTES = 1024
 _PORTS = {"http": 80, "https": 443}
 _FORM = re.compile(r"(https?)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?/?", re.ASCII)
 
@@ -41,19 +40,6 @@ class _ProxyTls(ssl.SSLObject):
 
 
 @dataclass(frozen=True, slots=True)
-class Login:
-    """User and password for the proxy. `repr` shows neither."""
-
-    user: str = field(repr=False)
-    password: str = field(repr=False)
-
-    @property
-    def header(self) -> str:
-        """The value of Proxy-Authorization: Basic, UTF-8 (RFC 7617)."""
-        return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
-
-
-@dataclass(frozen=True, slots=True)
 class WayOut:
     """A proxy: `secure` is TLS to the proxy itself. `host` has no brackets."""
 
@@ -68,7 +54,7 @@ class WayOut:
         """From agent.toml's `proxy` and the files in the state folder. Raises `ConfigError`, without any secret."""
         secure, host, port = _address(proxy, folder)
         authority = folder / AUTHORITY
-        return cls(secure, host, port, _login(folder / CREDENTIALS), authority if authority.exists() else None)
+        return cls(secure, host, port, read_login(folder / CREDENTIALS), authority if authority.exists() else None)
 
     @property
     def url(self) -> str:
@@ -101,28 +87,3 @@ def _address(proxy: str, folder: Path) -> tuple[bool, str, int]:
     if found is None or not 1 <= port <= 65535:
         raise ConfigError("agent.toml: proxy is not an address: write it as http(s)://host:port and nothing behind it")
     return found[1] == "https", found[2].strip("[]"), port
-
-
-def _login(path: Path) -> Login | None:
-    try:
-        if path.stat().st_mode & 0o077:
-            raise ConfigError(f"{path} can be read by others: run `chmod 600 {path}`")
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as why:
-        raise ConfigError(
-            f"{path} cannot be read ({why.strerror}): make it a file of the agent's user, mode 600"
-        ) from why
-    return _parsed(data, path)
-
-
-def _parsed(data: bytes, path: Path) -> Login:
-    """Nothing of the content is said: half a password is one too many."""
-    try:
-        user, colon, password = data.decode("utf-8").removesuffix("\n").removesuffix("\r").partition(":")
-    except UnicodeDecodeError:
-        user, colon, password = "", "", ""
-    if len(data) > _MOST_BYTES or not (user and colon) or not (user + password).isprintable():
-        raise ConfigError(f"{path} is not one line `user:password` in UTF-8: write it so, the agent reads nothing else")
-    return Login(user, password)
