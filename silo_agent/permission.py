@@ -5,12 +5,13 @@ The facts are gathered here, from what the agent knows by itself; what they lead
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from boundary.canonical import canonical_bytes, digest, parse_json
-from boundary.messages import WorkOrder
+from boundary.messages import Phase, WorkOrder
 from boundary.plan import StudyPlan
 from compliance.errors import ComplianceError
 from compliance.events import CELL, BudgetRefused, GateRefused, GatesPassed, PolicyAdopted, WorkPaused, WorkResumed
@@ -33,7 +34,7 @@ from silo_agent.withdrawal import master_key, withdraw_reference
 PAUSED = "PAUSED_BY_STEWARD"
 _IN_FORCE, PAUSE = "policy in force", "paused"
 _WORD_BYTES, _MOST_MESSAGES = 8, 4_000_000  # a masked word at most; all other messages of a round (docs/protocol.md)
-_METRICS = {"train": {"loss"}, "evaluate": {"loss", "accuracy", "auroc"}, "statistics": {"intensities"}}
+_MEASURED = {"classification": {"loss", "accuracy", "auroc"}, "segmentation": {"loss", "dice"}}
 NO_POLICY = str(digest(b""))
 
 
@@ -151,7 +152,7 @@ class Permission:
         return Using(devices, self.hours_worked(order))
 
     def begin(self, asked: Asked) -> None:
-        """Every gate once more, with the time and the policy of now: what it says is in the trail when this returns."""
+        """Every gate once more, with the time and the policy of now; its entry, in the transaction of the start."""
         force, now, order = self.in_force(), self.now(), asked.order
         request = replace(asked.request, standing=force.standing)
         passed = judge(request, force.policy, now)
@@ -163,8 +164,7 @@ class Permission:
             policy=force.digest,
             gates=tuple(one.gate for one in passed),
         )
-        with self.journal.transaction():
-            self.journal.record(event, now)
+        self.journal.record(event, now)
 
     def still(self, asked: Asked) -> None:
         """Raises `PolicyRefused` if what was allowed is not any more. The epsilons are those of before it was spent."""
@@ -174,6 +174,8 @@ class Permission:
 
     def refused(self, order: KeptOrder, why: PolicyRefused) -> None:
         """The entry of a refusal, in the transaction in which the order is refused."""
+        with suppress(PolicyRefused):
+            self.in_force()  # what refuses may be new, and its own entry was taken back with the start
         event = GateRefused(
             study=order.study,
             round=order.round,
@@ -230,8 +232,19 @@ def _leaving(message: WorkOrder, plan: StudyPlan) -> Leaving:
     phase, vector = message.collection.phase, 0
     if phase == "train":
         vector = message.model.size * plan.aggregation.ring // 32
-    metrics = frozenset() if phase == "train" and plan.bands else frozenset(_METRICS[phase])
+    metrics = frozenset() if phase == "train" and plan.bands else _metrics(phase, plan)
     return Leaving(vector + _MOST_MESSAGES, metrics, CELL)
+
+
+def _metrics(phase: Phase, plan: StudyPlan) -> frozenset[str]:
+    """What a phase tells of the patients, by the names that a policy's `release.metrics` has."""
+    match phase:
+        case "train":
+            return frozenset({"loss"})
+        case "evaluate":
+            return frozenset(_MEASURED[plan.task])
+        case "statistics":
+            return frozenset({"intensities"})
 
 
 def forecast(plan: StudyPlan, force: PolicyInForce, patients: int | None, now: datetime) -> list[PolicyRefused]:
@@ -239,13 +252,13 @@ def forecast(plan: StudyPlan, force: PolicyInForce, patients: int | None, now: d
 
     `patients` is how many take part by the scan, None before it. Size and budget are asked of each round.
     """
-    rules, metrics = force.policy.dataset.get(plan.dataset.name), _METRICS["evaluate"]
+    rules, metrics = force.policy.dataset.get(plan.dataset.name), _metrics("evaluate", plan)
     if patients is None:
         patients = 0 if rules is None else rules.min_patients
     if not plan.bands:
-        metrics = metrics | _METRICS["train"]
+        metrics = metrics | _metrics("train", plan)
     if plan.preprocessing.normalise == "federated":
-        metrics = metrics | _METRICS["statistics"]
+        metrics = metrics | _metrics("statistics", plan)
     request = Request.of(
         plan,
         plan.training.rounds,
@@ -253,7 +266,7 @@ def forecast(plan: StudyPlan, force: PolicyInForce, patients: int | None, now: d
         data=DataFacts.of(plan, patients=patients, exclusions_at=now),
         model_size=0,
         spending=NothingSpent() if plan.bands else Unguarded(),
-        leaving=Leaving(0, frozenset(metrics), CELL),
+        leaving=Leaving(0, metrics, CELL),
         using=Using(0, 0.0),
     )
     found: list[PolicyRefused] = []

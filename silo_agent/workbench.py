@@ -36,7 +36,7 @@ from silo_agent.permission import PAUSED, Asked, Permission
 from silo_agent.policy.errors import PolicyCode, PolicyRefused
 from silo_agent.policy.model import dataset_of
 from silo_agent.relay_client import RelayClient
-from silo_agent.releases import reserve
+from silo_agent.releases import Release, reserve
 from silo_agent.results import StoredResult, forget_study, identity_of, residual_of, result_folder
 from silo_agent.state import StateFolder, write_private
 from silo_agent.sums import Sums, order_of
@@ -191,19 +191,13 @@ class Workbench:
             "selection": selection_key(collection, message.model.digest).hex(),
             "residual": str(residual_of(self.folder, order.study)),
         }  # fmt: skip
-        release = None
-        if terms is not None and collection.phase == "train":
+        terms = terms if collection.phase == "train" else None  # nothing else is paid for
+        if terms is not None:
             # what cannot be trained on is found before it is paid for: a useless model must not empty the budget
             await self.worker.run(command | {"do": "check"}, untold)
-        self.permission.begin(asked)
-        if terms is not None and collection.phase == "train":
-            release = reserve(self.journal, terms, collection, start, self.own().now)
+        release = self._begin(asked, terms, collection, start)
+        if release is not None:
             command |= {"private": release.private}
-        started = TrainingStarted(
-            study=order.study, round=order.round, phase=collection.phase, order=order.digest, start=start
-        )  # fmt: skip
-        with self.journal.transaction():
-            self.journal.record(started, self.own().now)
         # a withdrawal until here is in force in this round, one from here on in the next
         finish(self.journal, self.folder, self.own().now)
         erase_from(self.journal, self.folder, order.study)
@@ -221,6 +215,25 @@ class Workbench:
                 return folder
             case other:
                 raise WorkFailed("INTERNAL", f"the child's result is {other!r:.200}")
+
+    def _begin(self, asked: Asked, terms: Terms | None, collection: Collection, start: int) -> Release | None:
+        """The gates, what the work costs, and its start, in one transaction: no other policy comes between them."""
+        order, release, refused = asked.order, None, None
+        with self.journal.transaction():
+            self.permission.begin(asked)
+            try:
+                if terms is not None:
+                    release = reserve(self.journal, terms, collection, start, self.own().now)
+            except WorkFailed as why:
+                refused = why  # which has its entry
+            else:
+                started = TrainingStarted(
+                    study=order.study, round=order.round, phase=collection.phase, order=order.digest, start=start
+                )  # fmt: skip
+                self.journal.record(started, self.own().now)
+        if refused is not None:
+            raise refused
+        return release
 
     async def _counted_hours(self, asked: Asked, command: dict[str, Any], on_progress: OnProgress) -> dict[str, Any]:
         begun, self._asked = time.monotonic(), asked

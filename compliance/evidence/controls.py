@@ -1,5 +1,6 @@
 """The controls: what is checked, how bad it is if it does not hold, and whose job it is. One pure function each."""
 
+from compliance.evidence import gate_checks as gates
 from compliance.evidence import privacy_checks as privacy
 from compliance.evidence import record_checks as records
 from compliance.evidence import round_checks as rounds
@@ -21,6 +22,7 @@ CONTROLS: tuple[Control, ...] = (
     Control("SEC-03", "No sum is over fewer hospitals than agreed", BLOCKER, SECURITY, rounds.check_cohorts),
     Control("SEC-04", "Connections use mutual TLS", MAJOR, SECURITY, rounds.check_transport),
     Control("APR-01", "Every contributing hospital had approved the plan", BLOCKER, STEWARD, rounds.check_approvals),
+    Control("APR-02", "Every work passed the gates of the hospital's policy", BLOCKER, STEWARD, gates.check_gates),
     Control("DAT-01", "No refused file was trained on", BLOCKER, STEWARD, records.check_refused_files),
     Control("DAT-02", "Every hospital has the plan's least patients", BLOCKER, STEWARD, records.check_enough_patients),
     Control("LOG-01", "The logs are consistent and cosigned", BLOCKER, COORDINATOR, records.check_logs),

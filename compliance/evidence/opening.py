@@ -3,7 +3,7 @@
 from boundary.canonical import digest
 from boundary.identity import PublicIdentity
 from compliance.bundle import Bundle
-from compliance.events import HospitalAdmitted, IntakeCounted, PlanApprovalGiven
+from compliance.events import HospitalAdmitted, IntakeCounted, PlanApprovalGiven, PolicyAdopted
 from compliance.evidence.crosswalk import clauses_by_control
 from compliance.evidence.facts import Facts, HospitalFacts
 from compliance.evidence.reading import Pointer
@@ -148,7 +148,8 @@ def approvals(facts: Facts) -> Section:
     return section(
         3,
         "Approvals",
-        "A steward approves one exact plan digest, over one data set whose digest is keyed with the hospital's secret.",
+        "A steward approves one exact plan digest, over one data set whose digest is keyed with the hospital's secret. "
+        "Each hospital's own policy says what its agent may do, and is asked before every work.",
         tables=[
             table(
                 "Approvals by hospital",
@@ -162,12 +163,26 @@ def approvals(facts: Facts) -> Section:
                     "changed since",
                 ),
                 rows,
-            )
+            ),
+            table(
+                "Policies by hospital",
+                ("hospital", "number", "policy", "signed by", "in force from"),
+                [row for one in facts.hospitals for row in _policies(one)],
+            ),
         ],
         notes=[
-            "Stewards' keys are compared with keys.toml by wardround verify; here the key in the approval is taken."
+            "Stewards' keys are compared with keys.toml by wardround verify; here the key in the approval is taken.",
+            "Who signed a policy stays in the hospital. One signature is enough for a policy that only tightens.",
         ],
     )
+
+
+def _policies(hospital: HospitalFacts) -> list[list[Cell]]:
+    signed = {"signed": "all that were asked", "tightened": "one, it only tightens"}
+    return [
+        [hospital.silo, one.event.number, one.event.policy, signed[one.event.how], f"{moment(one.time)} ({one.at})"]
+        for one in hospital.log.of(PolicyAdopted)
+    ] or [[hospital.silo, None, "not shown", None, None]]
 
 
 def _changed(hospital: HospitalFacts) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from compliance.bundle import Trust
 from compliance.bundle_reading import Found, read_folder, without_collector
-from compliance.verification import budgets, files, logs, members, rounds, sums, witnesses
+from compliance.verification import budgets, files, gates, logs, members, rounds, sums, witnesses
 from compliance.verification.case import Case, Check, open_case
 from compliance.verification.files import Rebuild
 from compliance.verification.findings import Checked, Finding, Severity, Verification, incomplete
@@ -30,6 +30,7 @@ CHECKS: tuple[tuple[str, str, Check], ...] = (
     ("cohorts", "no sum is over too few hospitals, or over different ones twice", sums.cohorts),
     ("models", "every model comes out of one sum over those it names", sums.models),
     ("hospitals", "the hospitals' logs have their part in every sum", sums.hospitals),
+    ("gates", "every work began after all gates of the hospital's policy had passed", gates.gates),
     ("budgets", "every epsilon follows from the releases in the hospital's log", budgets.budgets),
     ("issued", "the coordinator's log names this bundle", files.issued),
 )

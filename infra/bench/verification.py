@@ -1,7 +1,7 @@
 """Verifying 100,000 entries offline, and what appending one costs the agent and the coordinator.
 
 The study is made up for this: three hospitals, as many rounds as fill the logs, every head cosigned by everybody, one
-entry in eight a budget. Its report is not made again here: that is its own figure. The statements of an append are
+entry in ten a budget. Its report is not made again here: that is its own figure. The statements of an append are
 timed apart from the commit, which waits for the disk.
 """
 
@@ -30,6 +30,7 @@ from compliance.accountant import epsilon
 from compliance.bundle import Bundle, LogCopy, SignedReceipt, Trust
 from compliance.bundle_reading import read_folder
 from compliance.bundle_writing import prepare
+from compliance.gates import GATES
 from compliance.merkle import Tree, leaf_hash
 from compliance.records import CohortDecision, RoundRecord, Timing, to_bytes
 from compliance.terms import PlanTerms
@@ -153,6 +154,7 @@ class _Study:
         self._say(COORDINATOR, say.RosterIssued(roster_version=1, roster_digest=issued))
         self._say(COORDINATOR, say.PlanPublished(study=self.study, plan_digest=plan_digest))
         for silo in SILOS:
+            self._say(silo, say.PolicyAdopted(number=1, policy=sha(f"policy of {silo}"), how="signed"))
             given = say.PlanApprovalGiven(
                 study=self.study, plan_digest=plan_digest, silo=silo, dataset_digest=sha(silo)
             )
@@ -166,6 +168,8 @@ class _Study:
         for silo in SILOS:
             self._train(silo, number, about)
         survivors = self._sum({**about, "phase": "train", "attempt": 1})
+        for silo in SILOS:
+            self._start(silo, {**about, "phase": "evaluate"})
         self._sum({**about, "phase": "evaluate", "attempt": 1})
         record = self._record(number, model, model_out, transcript_of(survivors, model_out))
         who: dict[str, Any] = {"contributing": SILOS, "absent": ()}
@@ -186,8 +190,13 @@ class _Study:
         for party in _PARTIES:
             self._say(party, say.HeadsWitnessed(study=self.study, round=number, heads=seen))
 
+    def _start(self, silo: str, about: dict[str, Any]) -> None:
+        order = sha(f"order {about['round']} {about['phase']}")
+        self._say(silo, say.GatesPassed(**about, order=order, policy=sha(f"policy of {silo}"), gates=GATES))
+        self._say(silo, say.TrainingStarted(**about, order=order, start=1))
+
     def _train(self, silo: str, number: int, about: dict[str, Any]) -> None:
-        self._say(silo, say.TrainingStarted(**about, phase="train", order=sha(f"order {number}"), start=1))
+        self._start(silo, {**about, "phase": "train"})
         spent = self._release.model_copy(update={"steps": number * self._release.steps})
         cost = epsilon([spent], self._delta)
         self._say(
@@ -198,7 +207,7 @@ class _Study:
             ),
         )  # fmt: skip
         self._say(silo, say.BudgetCommitted(**about, release=self._release))
-        self._say(silo, say.WorkDone(**about, phase="train", order=sha(f"order {number}")))
+        self._say(silo, say.WorkDone(**about, phase="train", order=sha(f"order {number} train")))
 
     def _sum(self, about: dict[str, Any]) -> str:
         place = f"{about['round']} {about['phase']}"

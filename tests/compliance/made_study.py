@@ -1,8 +1,9 @@
 """A whole study of five hospitals and five rounds, made up with real keys, leaves, trees, heads and signatures.
 
 `made_bundle()` is the study as it should be: a guarantee per patient; ucl drops out of round 2 after it has dealt its
-shares; leuven refuses round 3; a patient of charite withdraws before round 4, whose first attempt fails; an officer
-releases the model of round 5. Everybody's log is shown and cosigned after every round, and once more at the end.
+shares; leuven refuses round 3, before which ucl tightens its policy; a patient of charite withdraws before round 4,
+whose first attempt fails; an officer releases the model of round 5. Everybody's log is shown and cosigned after every
+round, and once more at the end.
 
 A test changes the story before it is signed: `made_bundle(edit=...)` is handed the list of steps, `without`,
 `instead`, `more` make such edits. `withhold` shows entries as hashes. `made_bundle(logs=...)` replaces fields of the
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from boundary.approval import Approval, SignedApproval, sign_approval
 from boundary.canonical import digest
@@ -29,6 +30,7 @@ from compliance import events as say
 from compliance.accountant import epsilon
 from compliance.bundle import Bundle, LogCopy, SignedReceipt, Trust
 from compliance.events import AnyEvent
+from compliance.gates import GATES
 from compliance.merkle import Tree, leaf_hash
 from compliance.privacy import PoissonGaussian
 from compliance.records import CohortDecision, GlobalMetrics, RoundRecord, Timing, Traffic, to_bytes
@@ -167,6 +169,7 @@ class Story:
         self.records: list[RoundRecord] = []
         self.spent: dict[str, list[PoissonGaussian]] = {silo: [] for silo in SILOS}
         self.model = sha("model 0")
+        self.policies = dict.fromkeys(SILOS, 0)
 
     def say(self, log: str, event: AnyEvent, *, actor: str | None = None) -> None:
         self.now += timedelta(seconds=5)
@@ -194,6 +197,7 @@ class Story:
             self.say(
                 silo, say.HospitalEnrolled(fingerprint=fingerprint, coordinator=key(COORDINATOR).public.fingerprint)
             )
+            self._adopt(silo, "signed")
         issued = made_roster()
         self.say(COORDINATOR, say.RosterIssued(roster_version=1, roster_digest=digest(issued)))
         self.say(COORDINATOR, say.PlanPublished(study=self.study, plan_digest=plan_digest))
@@ -220,11 +224,12 @@ class Story:
             lost, absent = ("ucl",), {"ucl": "LOST"}
         if number == 3:
             ready, absent = tuple(silo for silo in SILOS if silo != "leuven"), {"leuven": "DISK_FULL"}
+            self._adopt("ucl", "tightened")
         for silo in SILOS:
-            self.say(silo, say.TrainingStarted(**about, phase="train", order=sha(f"order {number}"), start=1))
+            self._start(silo, number, "train")
             self._train(silo, number)
             if silo in ready:
-                self.say(silo, say.WorkDone(**about, phase="train", order=sha(f"order {number}")))
+                self.say(silo, say.WorkDone(**about, phase="train", order=order_of(number, "train")))
             else:
                 self.say(silo, say.WorkRefused(**about, phase="train", code="DISK_FULL"))
         if number == 4:
@@ -233,8 +238,22 @@ class Story:
             attempt = 2
         train, survivors = self._sum(number, "train", attempt, ready, lost, absent)
         model_out = sha(f"model {number}")
-        evaluate, _ = self._sum(number, "evaluate", 1, tuple(s for s in ready if s not in lost), (), {})
+        left = tuple(silo for silo in ready if silo not in lost)
+        for silo in left:
+            self._start(silo, number, "evaluate")
+            self.say(silo, say.WorkDone(**about, phase="evaluate", order=order_of(number, "evaluate")))
+        evaluate, _ = self._sum(number, "evaluate", 1, left, (), {})
         self._close(number, train, evaluate, model_out, transcript_of(survivors, model_out), ready)
+
+    def _adopt(self, silo: str, how: Literal["signed", "tightened"]) -> None:
+        self.policies[silo] += 1
+        number = self.policies[silo]
+        self.say(silo, say.PolicyAdopted(number=number, policy=policy_of(silo, number), how=how))
+
+    def _start(self, silo: str, number: int, phase: Phase) -> None:
+        about: dict[str, Any] = {"study": self.study, "round": number, "phase": phase, "order": order_of(number, phase)}
+        self.say(silo, say.GatesPassed(**about, policy=policy_of(silo, self.policies[silo]), gates=GATES))
+        self.say(silo, say.TrainingStarted(**about, start=1))
 
     def _train(self, silo: str, number: int) -> None:
         release = release_of(self.plan, silo)
@@ -327,6 +346,14 @@ def intake_of(study: str, silo: str) -> say.IntakeCounted:
         study=study, dataset_digest=dataset_of(silo), usable=True, patients=150 + 40 * at, used=310 + 90 * at,
         excluded={"NO_LABEL": 10 * at, "NOT_DICOM": 20, "BURNED_IN": 10},
     )  # fmt: skip
+
+
+def order_of(number: int, phase: Phase) -> str:
+    return sha(f"order {number} {phase}")
+
+
+def policy_of(silo: str, number: int) -> str:
+    return sha(f"policy {number} of {silo}")
 
 
 def dataset_of(silo: str) -> str:

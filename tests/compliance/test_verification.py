@@ -16,6 +16,7 @@ from compliance.bundle import HEADS, MANIFEST, LogCopy, log_file, note_file
 from compliance.events import (
     BudgetReserved,
     ContributionReleased,
+    GatesPassed,
     PlanApprovalGiven,
     RoundOpened,
     SumOpened,
@@ -219,6 +220,10 @@ TAMPERED: dict[str, tuple[Callable[[], Files], Verdict, str, str]] = {
     ),
     "epsilon was under-reported by the hospital itself": (
         lambda: reserved_less("st-olavs"), BROKEN, "budgets", "says epsilon 0.5 at delta 0.000333, it is ",
+    ),
+    "a hospital trained without asking its policy": (
+        lambda: made(edit=made_study.without(GatesPassed, log="leuven", round=2)), BROKEN, "gates",
+        "round 2, train: no gates were passed for this start",
     ),
     "a round was opened before a hospital had approved": (
         unapproved_round, BROKEN, "approvals", "round 1 opened, leuven had not approved by then",

@@ -17,7 +17,7 @@ from silo_agent_tests_one_hospital import MODEL, private
 from compliance.events import GateRefused, GatesPassed, PolicyAdopted, TrainingStarted, WorkPaused, WorkResumed
 from compliance.trail import read_leaf
 from silo_agent.errors import ContractNotMet
-from silo_agent.permission import pause
+from silo_agent.permission import Permission, pause
 from silo_agent.policy.errors import PolicyRefused
 from silo_agent.policy.gates import GATES
 from silo_agent.steward import approve, dossier, lines
@@ -37,13 +37,16 @@ def codes(site: Any) -> list[str]:
 
 
 def starts_have_their_gates(site: Any) -> None:
-    """The law: before each start of a work, and after the one before it, all gates passed under the policy in force."""
+    """The law: before each start of a work, and after the one before it, all gates passed under the policy in force.
+
+    As whoever verifies the evidence holds it (`compliance.gates`).
+    """
     passed: GatesPassed | None = None
     policy = ""
     for event in trail(site):
         match event:
             case PolicyAdopted():
-                policy = event.policy
+                policy, passed = event.policy, None
             case GatesPassed():
                 assert event.policy == policy
                 passed = event
@@ -64,6 +67,46 @@ def test_work_begins_when_every_gate_has_passed_and_is_logged(site: Any, stub_ch
     (passed,) = [event for event in trail(site) if isinstance(event, GatesPassed)]
     assert passed.gates == NAMES
     starts_have_their_gates(site)
+
+
+def test_gates_and_start_are_in_the_log_together_or_not_at_all(
+    site: Any, stub_child: Any, impatient: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between them nobody else's entry could come: another policy, which was not asked."""
+    impatient(site.folder)
+    approved(site)
+    site.ordered()
+
+    def full_disk(**_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("silo_agent.workbench.TrainingStarted", full_disk)
+    bench_of(site)(stub_child(train=TRAINED))
+    assert codes(site) == ["DISK_FULL"]
+    assert not [event for event in trail(site) if isinstance(event, GatesPassed | TrainingStarted)]
+
+
+def test_a_policy_that_refuses_at_the_last_moment_has_its_entry(
+    site: Any, stub_child: Any, impatient: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was put into force just before the start, by another process, which was killed before it said so."""
+    impatient(site.folder)
+    approved(site)
+    site.ordered()
+    whole = Permission.begin
+
+    def begin(self: Permission, asked: Any) -> None:
+        with monkeypatch.context() as quietly:
+            quietly.setattr(Permission, "in_force", lambda _self: None)
+            site.forbid("study")
+        whole(self, asked)
+
+    monkeypatch.setattr(Permission, "begin", begin)
+    bench_of(site)(stub_child(train=TRAINED))
+    last = trail(site)[-3:]
+    assert [type(event) for event in last[:2]] == [PolicyAdopted, GateRefused]
+    assert last[1].policy == last[0].policy
+    assert codes(site) == ["STUDY_NOT_ALLOWED"]
 
 
 def names_somebody(site: Any) -> None:
