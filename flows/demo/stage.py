@@ -158,9 +158,13 @@ class Stage:
     def _begin_policy(self, site: Site) -> None:
         """Two people go through policy.toml, as `init` wrote it, and sign it."""
         path = self.state_of(site) / "policy.toml"
-        path.write_text(wide(path.read_text("utf-8"), self.relay, is_private=site.silo in self.most_patients), "utf-8")
+        path.write_text(self.policy_of(site, path.read_text("utf-8")), "utf-8")
         self._sign(site)
         self._agent(site, "policy", "begin")
+
+    def policy_of(self, site: Site, text: str) -> str:
+        """What the two make of the policy.toml that `init` wrote. The hospital's state folder is there by then."""
+        return wide(text, self.relay, is_private=site.silo in self.most_patients)
 
     def _sign(self, site: Site) -> None:
         self._agent(site, "policy", "sign")

@@ -67,8 +67,8 @@ class Proxy:
             await asyncio.sleep(0.05)  # transports close in the next turns of the loop
 
     async def _met(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+        if (task := asyncio.current_task()) is None:
+            return
         self._tasks.add(task)
         try:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError):
@@ -91,17 +91,15 @@ class Proxy:
             await self._say(writer, ANSWERS[self.manners])
         elif self.login is not None and given.partition(": ")[2] != self._expected():
             await self._say(writer, WHO)
-        elif self.manners == "intercept":
+        elif self.manners == "intercept" and self.other is not None:
             await self._say(writer, OPEN)
-            assert self.other is not None
             await writer.start_tls(self.other)
             await reader.read()
         else:
             await self._forward(target, reader, writer)
 
     def _expected(self) -> str:
-        assert self.login is not None
-        return "Basic " + base64.b64encode(self.login.encode()).decode()
+        return "Basic " + base64.b64encode((self.login or "").encode()).decode()
 
     async def _say(self, writer: asyncio.StreamWriter, data: bytes) -> None:
         writer.write(data)

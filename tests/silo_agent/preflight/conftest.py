@@ -1,33 +1,19 @@
 """What the tests of the preflight share: a proxy, a hospital that is enrolled, and a setting around it."""
 
-import importlib.util
 import os
 import secrets
 import ssl
-import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from flows.authority import Authority
+from infra.servers.connect_proxy import Proxy
 from silo_agent.preflight.setting import Setting
 from silo_agent.state import StateFolder, write_private
-
-
-def _beside(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"preflight_tests_{name}", Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))
-    spec.loader.exec_module(module)
-    return module
-
-
-Proxy = _beside("connect_proxy").Proxy
 
 
 def serving(authority: Authority, folder: Path, *names: str) -> ssl.SSLContext:

@@ -1,18 +1,12 @@
 """Archives to read from: Orthanc, the real one, and a server of ours that misbehaves on request."""
 
-import base64
 import http.server
 import json
 import re
-import socket
 import ssl
-import subprocess
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -21,12 +15,11 @@ import numpy as np
 import pytest
 
 from infra.hospitals.writing import Identity, write_image
+from infra.servers import orthanc
 from silo_agent.intake.dicomweb.archive import DicomwebArchive
 from silo_agent.intake.dicomweb.endpoint import Endpoint
 from silo_agent.intake.dicomweb.limits import WebLimits
 
-ORTHANC, PLUGIN = Path("/usr/sbin/Orthanc"), Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
-_START_SECONDS = 30
 QUICK = {"pauses": (), "patience": (), "connect_seconds": 5.0, "read_seconds": 5.0}
 
 
@@ -41,92 +34,24 @@ def shared_data() -> Path:
 
 
 # --- Orthanc -----------------------------------------------------------------------------------------
-@dataclass
-class Orthanc:
-    """One server in a folder of its own. It listens on all interfaces and answers this machine only.
-
-    Orthanc 1.10 cannot be told to listen on one address; with RemoteAccessAllowed off it turns others down.
-    """
-
-    folder: Path
-    users: dict[str, str] = field(default_factory=dict)
-    process: subprocess.Popen[bytes] | None = None
-
-    def __post_init__(self) -> None:
-        self.folder.mkdir()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
-        settings = {
-            "Name": "tests", "StorageDirectory": str(self.folder / "db"), "IndexDirectory": str(self.folder / "db"),
-            "HttpPort": self.port, "RemoteAccessAllowed": False, "DicomServerEnabled": False,
-            "MaximumStorageCacheSize": 0, "AuthenticationEnabled": bool(self.users), "RegisteredUsers": self.users,
-            "Plugins": [str(PLUGIN)], "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-        }  # fmt: skip
-        (self.folder / "orthanc.json").write_text(json.dumps(settings), "utf-8")
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/dicom-web"
-
-    def start(self) -> None:
-        assert self.process is None
-        with (self.folder / "orthanc.log").open("ab") as log:
-            self.process = subprocess.Popen([ORTHANC, self.folder / "orthanc.json"], stdout=log, stderr=log)
-        end = time.monotonic() + _START_SECONDS
-        while not self._answers():
-            assert self.process.poll() is None, (self.folder / "orthanc.log").read_text("utf-8")
-            assert time.monotonic() < end, "Orthanc does not answer"
-            time.sleep(0.05)
-
-    def stop(self) -> None:
-        process, self.process = self.process, None
-        if process is not None:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(20)
-
-    def upload(self, data: bytes, login: str = "") -> None:
-        self._ask("/instances", data, login)
-
-    def _answers(self) -> bool:
-        try:
-            self._ask("/system")
-        except urllib.error.HTTPError as why:
-            why.close()
-            return why.code == 401
-        except OSError:
-            return False
-        return True
-
-    def _ask(self, path: str, data: bytes | None = None, login: str = "") -> None:
-        headers = {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()} if login else {}
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, headers)
-        with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310 - http to ourselves
-            answer.read()
-
-
 @pytest.fixture(scope="session")
-def start_orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Orthanc]]:
-    if not (ORTHANC.exists() and PLUGIN.exists()):
-        pytest.skip("Orthanc and its DICOMweb plugin are not installed: run infra/install-test-servers.sh")
-    started: list[Orthanc] = []
+def start_orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., orthanc.Orthanc]]:
+    if not orthanc.is_installed():
+        pytest.skip(orthanc.MISSING)
+    started: list[orthanc.Orthanc] = []
 
-    def start(**options: Any) -> Orthanc:
-        orthanc = Orthanc(tmp_path_factory.mktemp("orthanc") / "server", **options)
-        started.append(orthanc)
-        orthanc.start()
-        return orthanc
+    def start(**options: Any) -> orthanc.Orthanc:
+        one = orthanc.Orthanc(tmp_path_factory.mktemp("orthanc") / "server", **options)
+        started.append(one)
+        one.start()
+        return one
 
     yield start
-    for orthanc in started:
-        if orthanc.process is not None:
-            orthanc.process.terminate()  # all at once: each takes a second
-    for orthanc in started:
-        orthanc.stop()
+    for one in started:
+        if one.process is not None:
+            one.process.terminate()  # all at once: each takes a second
+    for one in started:
+        one.stop()
 
 
 # --- an archive that misbehaves ----------------------------------------------------------------------

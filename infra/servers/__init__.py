@@ -1,0 +1,1 @@
+"""Real servers that tests and benchmarks start: a hospital's archive, a hospital's proxy."""

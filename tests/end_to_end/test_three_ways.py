@@ -1,0 +1,103 @@
+"""One study of three hospitals: images from a folder, from Orthanc, and out through a proxy that wants a login."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from boundary.canonical import parse_json
+from boundary.plan import plan_from_json
+from infra.servers import orthanc
+from infra.servers.connect_proxy import Proxy
+from silo_agent.intake.scan import scan
+from silo_agent.intake.sources import FolderSource
+from silo_agent.intake.withdrawn import Withdrawn
+from silo_agent.journal import Journal
+from silo_agent.trainer import study_key
+
+pytestmark = pytest.mark.slow
+LOGIN = "silo:a secret of the hospital"
+SITES = ("site-17", "site-34", "site-50")
+
+
+@pytest.fixture(scope="module")
+def archive(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three real hospitals' CT."""
+    folder = tmp_path_factory.mktemp("archive")
+    for site in SITES:
+        (folder / site).symlink_to(shared_data / "ct-contrast" / site)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def proxy() -> Iterator[Proxy]:
+    made = Proxy(login=LOGIN)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def study(archive: Path, proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """(the folder, the summary) of a study that is over."""
+    if not orthanc.is_installed():
+        pytest.skip(orthanc.MISSING)
+    folder = tmp_path_factory.mktemp("three-ways")
+    server = orthanc.Orthanc(folder / "orthanc", users=dict([LOGIN.split(":")]))
+    server.start()
+    try:
+        for path in sorted((archive / SITES[0] / "dicom").iterdir()):
+            server.upload(path.read_bytes(), LOGIN)
+        script = Path(__file__).with_name("three_ways.py")
+        words = [sys.executable, script, folder, archive, server.url, proxy.url, LOGIN]
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))
+        }
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=600, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        server.stop()
+    return folder / "w", json.loads((folder / "out.json").read_text())
+
+
+def test_all_three_contribute(study: tuple[Path, Any]) -> None:
+    _, summary = study
+    (only,) = summary["rounds"]
+    assert (only["registered"], only["ready"], only["contributing"]) == (3, 3, 3)
+
+
+def test_the_data_set_is_the_one_that_its_folder_holds(study: tuple[Path, Any], archive: Path, tmp_path: Path) -> None:
+    """Read once more from the folder, with the hospital's own keys."""
+    workdir, summary = study
+    state, folder = workdir / "agents" / SITES[0], archive / SITES[0]
+    journal = Journal(state / "journal.sqlite", SITES[0])
+    (kept,) = journal.plans()
+    journal.close()
+    master = (state / "dataset.key").read_bytes()
+    report = scan(
+        FolderSource(folder / "dicom", folder / "labels.csv"), plan_from_json(parse_json(kept.plan)),
+        study_key(master, summary["study"]), tmp_path / "cache", lambda *_: None, withdrawn=Withdrawn(master),
+    )  # fmt: skip
+    assert report.used == 33
+    assert kept.dataset_digest == report.dataset_digest
+    assert not list(state.rglob("instance-*")), "nothing that was fetched is left"
+
+
+def test_the_agent_behind_the_proxy_went_no_other_way(study: tuple[Path, Any], proxy: Proxy) -> None:
+    _, summary = study
+    (target,) = {target for target, _ in proxy.asked}
+    assert target.startswith("127.0.0.1:")
+    assert all(has_login for _, has_login in proxy.asked)
+    (only,) = summary["rounds"]
+    sent = only["bytes_up"][SITES[1]] + only["bytes_down"][SITES[1]]
+    assert proxy.moved > sent > 100_000, "enrolment, the model and the masked change"
+
+
+def test_no_secret_of_theirs_is_in_a_log(study: tuple[Path, Any]) -> None:
+    workdir, _ = study
+    told = [path for path in workdir.rglob("*") if path.is_file() and not path.name.endswith(".credentials")]
+    assert [path for path in told if b"a secret of the hospital" in path.read_bytes()] == []

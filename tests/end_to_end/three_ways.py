@@ -1,0 +1,54 @@
+"""The demo, of which one hospital keeps its images in an archive over DICOMweb, and one goes out through a proxy.
+
+    python three_ways.py WORKDIR ARCHIVE ORTHANC_URL PROXY_URL LOGIN
+
+The first hospital of ARCHIVE reads from Orthanc and the second is behind the proxy; both want LOGIN (user:password).
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.demo import show
+from flows.demo.archive import DATASET, Site
+from flows.demo.stage import Stage
+from silo_agent.config import CONFIG_NAME
+
+WORKDIR, ARCHIVE = (Path(word).resolve() for word in sys.argv[1:3])
+ORTHANC, PROXY, LOGIN = sys.argv[3:6]
+
+
+@dataclass(frozen=True)
+class ThreeWays(Stage):
+    """Its hospitals' own people write another address into their files, before they sign."""
+
+    def policy_of(self, site: Site, text: str) -> str:
+        state, number = self.state_of(site), self.sites.index(site)
+        text = super().policy_of(site, text)
+        if number == 0:
+            folder = f'kind = "folder", path = "{site.dicom.resolve()}"'
+            if folder not in text:
+                raise SystemExit(f"no {folder} in {text}")
+            text = text.replace(folder, f'kind = "dicomweb", url = "{ORTHANC}"')
+            _write_login(state / f"archive-{DATASET}.credentials")
+        if number == 1:
+            with (state / CONFIG_NAME).open("r+", encoding="utf-8") as file:
+                before = file.read()
+                file.seek(0)
+                file.write(f'proxy = "{PROXY}"\n{before}')
+            _write_login(state / "proxy.credentials")
+        return text
+
+
+def _write_login(path: Path) -> None:
+    path.touch(0o600)
+    path.write_text(LOGIN, "utf-8")
+
+
+if __name__ == "__main__":
+    show.Stage = ThreeWays
+    choices = show.Choices(
+        archive=ARCHIVE, rounds=1, hospitals=3, workdir=WORKDIR / "w", summary=WORKDIR / "out.json", plan=None,
+        keep_running=False, ports=(0, 0, 0), epsilon=0.0,
+    )  # fmt: skip
+    raise SystemExit(show.run_demo(choices))
