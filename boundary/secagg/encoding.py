@@ -21,7 +21,7 @@ from boundary.secagg.masks import AES_BLOCK, keystream_of
 from boundary.secagg.ring import FRACTION_BITS, Encoding
 
 NUMBER_BITS = 64
-PIECE = 128 * 1024  # weights at a time: every temporary stays in the second-level cache
+PIECE = 64 * 1024  # weights at a time: all temporaries together stay in the second-level cache
 _ZEROS = memoryview(bytes(PIECE))
 
 Words = NDArray[np.uint32] | NDArray[np.uint16]
