@@ -206,7 +206,7 @@ class Permission:
     @property
     def is_paused(self) -> bool:
         """Whether a person of this hospital said that nothing is to be computed (`silo-agent pause`)."""
-        return bool(self.journal.fact(PAUSE))
+        return holds_still(self.journal)
 
     def held(self, code: str | None) -> None:
         """The entry of work that holds still because of `code`, or goes on."""
@@ -300,6 +300,11 @@ def announce(journal: Journal, force: PolicyInForce, now: datetime) -> None:
             )
         journal.record(PolicyAdopted(number=number, policy=force.digest, how=force.standing.pin.how), now)
         journal.set_fact(_IN_FORCE, said)
+
+
+def holds_still(journal: Journal) -> bool:
+    """Whether a person of this hospital said that nothing is to be computed (`silo-agent pause`)."""
+    return bool(journal.fact(PAUSE))
 
 
 def pause(journal: Journal, *, is_paused: bool, now: datetime) -> bool:

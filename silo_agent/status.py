@@ -15,7 +15,7 @@ from silo_agent.cost import Account
 from silo_agent.daemon import CONTACT, RELAY_URL, ROSTER, TROUBLES
 from silo_agent.errors import ConfigError
 from silo_agent.journal import Journal
-from silo_agent.permission import PAUSE
+from silo_agent.permission import holds_still
 from silo_agent.plain import plain
 from silo_agent.state import StateFolder
 from silo_agent.steward import Dossier, difference, lines
@@ -50,7 +50,7 @@ def summary(journal: Journal, folder: StateFolder, now: datetime) -> list[tuple[
         ("roster", _roster(journal, now)),
         ("state folder", str(folder.root)),
     ]
-    if journal.fact(PAUSE):
+    if holds_still(journal):
         said.append(("PAUSED", "nothing is computed until `silo-agent resume`"))
     troubles = [(f"TROUBLE {name}", _text(journal.fact(f"trouble {name}"), "")) for name in TROUBLES]
     doubts = [

@@ -14,6 +14,7 @@ from silo_agent.console.exchange import Response, see_other
 from silo_agent.console.pages import plan_page, the_plan, trail_page
 from silo_agent.console.visit import Visit
 from silo_agent.errors import AgentError
+from silo_agent.permission import pause
 from silo_agent.steward import approve, decline, forget_scan
 from silo_agent.trail_view import sentence
 from silo_agent.witness import close_incident
@@ -91,6 +92,17 @@ def close(visit: Visit, number: str) -> Response:
         raise Declined(422, "The incident is still open", f"To close it, type its number into the field: {number}")
     close_incident(visit.journal, int(number), visit.world.now())
     return see_other("/incidents?done=closed")
+
+
+def hold(visit: Visit) -> Response:
+    """Have everything hold still; asked twice, it is paused once."""
+    pause(visit.journal, is_paused=True, now=visit.world.now())
+    return see_other("/?done=paused")
+
+
+def go_on(visit: Visit) -> Response:
+    pause(visit.journal, is_paused=False, now=visit.world.now())
+    return see_other("/?done=resumed")
 
 
 def verify_trail(visit: Visit) -> Response:

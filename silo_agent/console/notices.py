@@ -6,6 +6,8 @@ NOTICES = {
     "approved": "Approved and signed. The coordinator is told as soon as the agent reaches it.",
     "declined": "Declined. The agent drops what it is doing for this study; the coordinator learns that, not why.",
     "rescan": "The running agent will check our data against this plan again.",
+    "paused": "Paused. What is being computed holds still after its step; nothing else is begun.",
+    "resumed": "Work goes on where it was.",
     "closed": "The incident is closed. The log's next head is believed as the first was.",
 }
 

@@ -17,6 +17,7 @@ from silo_agent.console.notices import notice
 from silo_agent.console.visit import Visit
 from silo_agent.cost import Cost, accounts
 from silo_agent.journal import Journal, KeptPlan
+from silo_agent.permission import holds_still
 from silo_agent.policy.files import load_policy
 from silo_agent.status import summary
 from silo_agent.steward import difference, dossier, lines
@@ -48,6 +49,7 @@ def overview(visit: Visit) -> Response:
         incidents=journal.incidents(only_open=True),
         totals=totals(folder.journal),
         withdrawals=len(journal.private.withdrawals()),
+        is_paused=holds_still(journal),
         notice=notice(visit.request.asked("done")),
     )
 

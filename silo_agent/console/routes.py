@@ -25,6 +25,8 @@ DECIDED: tuple[tuple[str, Answer], ...] = (
     (rf"{_STUDY}/decline", decisions.decline_plan),
     (rf"{_STUDY}/check-again", decisions.check_again),
     (r"/incidents/([0-9]{1,10})/close", decisions.close),
+    (r"/pause", decisions.hold),
+    (r"/resume", decisions.go_on),
     (r"/trail/verify", decisions.verify_trail),
 )
 OPEN = {"/login": ("GET", "POST"), "/console.css": ("GET",)}

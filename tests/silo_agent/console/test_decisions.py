@@ -4,6 +4,7 @@ from typing import Any
 
 from boundary.approval import check_approval
 from boundary.messages import PlanApproved, PlanDeclined, Refused
+from silo_agent.permission import holds_still
 from silo_agent.steward import approve
 
 
@@ -104,6 +105,21 @@ def test_our_data_are_checked_again_when_asked(waiting: Any, steward: Any) -> No
     assert steward.post(_path(waiting, "/check-again"), form).status == 303
     assert waiting.journal.plan(waiting.study).state == "received"
     assert steward.post(_path(waiting, "/check-again"), form).status == 409
+
+
+def test_all_work_is_paused_and_goes_on_each_once_in_the_log(waiting: Any, steward: Any) -> None:
+    form = {"token": steward.get("/").token}
+    for _ in range(2):
+        assert steward.post("/pause", form).status == 303
+    assert holds_still(waiting.journal)
+    page = steward.get("/?done=paused")
+    assert "holds still after its step" in page.text
+    assert "/resume" in page.html
+    assert "/pause" not in page.html
+    for _ in range(2):
+        assert steward.post("/resume", form).status == 303
+    assert not holds_still(waiting.journal)
+    assert waiting.events()[-2:] == ["work-paused", "work-resumed"]
 
 
 # --- incidents ---------------------------------------------------------------------------------------

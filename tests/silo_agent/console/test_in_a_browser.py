@@ -14,6 +14,7 @@ import pytest
 from console_tests_browser import axe  # conftest.py has loaded it
 
 from silo_agent.budget import terms_of
+from silo_agent.permission import holds_still
 from silo_agent.releases import reserve
 
 PAGES = ("/", "/plans", "/budget", "/rounds", "/incidents", "/trail", "/nothing")
@@ -100,6 +101,13 @@ def test_a_steward_approves_declines_watches_a_round_and_stops(
     assert steps == ["working", "ready", "shared", "masked"]
     browser.go(f"{served.url}/rounds")
     assert site.parcel("masked-vector").blob_digest[:19] in browser.text
+
+    browser.go(served.url)
+    browser.click("form[action='/pause'] button")
+    assert holds_still(site.journal)
+    assert "Nothing is computed here until somebody resumes." in browser.text
+    browser.click("form[action='/resume'] button")
+    assert not holds_still(site.journal)
 
     browser.go(f"{served.url}/plans/{site.study}")
     browser.write("#no", "a complaint")
