@@ -69,11 +69,11 @@ def layout_for(phase: Phase, *, parameters: int, metrics: int, bands: int = 0) -
     """Give the layout of a phase, for a model with `parameters` weights and `metrics` additive metrics.
 
     statistics: the number of training images, the sums of their mean intensities and of their mean squared ones, and
-    (`metrics` counts) how many there are of each class. train: the summed training loss, the number of images it is
-    over, the weight, how many weights had to be clipped; then the weighted delta. With a guarantee per patient (`bands`
-    is not 0) neither loss nor images, which no noise covers, but a 1 in each band of epsilon that the hospital has not
-    reached (`boundary.guarantee.EPSILON_BANDS`). evaluate: the additive metrics of
-    `models.metrics`.
+    (`metrics` counts) how many there are of each class or, with masks, show it. train: the summed training loss, the
+    number of images it is over, the weight, how many weights had to be clipped; then the weighted delta. With a
+    guarantee per patient (`bands` is not 0) neither loss nor images, which no noise covers, but a 1 in each band of
+    epsilon that the hospital has not reached (`boundary.guarantee.EPSILON_BANDS`). evaluate: the additive metrics of
+    the plan's task, as `models.measuring.layout_of` lays them out.
     """
     match phase:
         case "statistics":

@@ -4,6 +4,7 @@ The digest is SHA-256 over the RFC 8785 form of the parsed value, so comments an
 matter and nothing else is left out. Unknown keys are refused at every level.
 """
 
+import math
 import tomllib
 import unicodedata
 from datetime import date, datetime, time
@@ -16,10 +17,12 @@ from boundary.errors import InvalidPlan, MalformedMessage
 from boundary.guarantee import EPSILON_BANDS, MECHANISMS, NoPrivacy, Privacy
 from boundary.identity import PublicIdentity
 from boundary.names import Frozen, SiloId, StudyName, VersionOne, list_in, whole
+from boundary.series import SeriesRule
 
 SMALLEST_COHORT = 3  # hospitals in one sum; two could subtract themselves from it (secure-aggregation.md)
 MAX_HOSPITALS = 200
 MAX_PLAN_BYTES = 512 * 1024
+MOST_VOXELS = 2**24  # of one model input: 64 MB as float32
 _REASONS = {
     "extra_forbidden": "unknown key",
     "union_tag_not_found": f"say mechanism, one of {', '.join(MECHANISMS)}",
@@ -73,6 +76,7 @@ Names = Annotated[tuple[Word, ...], BeforeValidator(list_in), AfterValidator(_di
 Sentence = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_readable)]
 PublicKeyStr = Annotated[str, Field(pattern=r"^ed25519:[A-Za-z0-9+/]{43}=$"), AfterValidator(_sound_key)]
 Unit = Annotated[float, Field(ge=-1e6, le=1e6)]  # HU, percent: within what the digest's JSON can carry
+Millimetres = Annotated[float, Field(ge=0.05, le=50)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -105,13 +109,18 @@ class ModelChoice(Frozen):
 class Preprocessing(Frozen):
     """How every hospital turns a stored image into the model's input: one channel, size (height, width) px.
 
+    For a model of volumes size is (depth, height, width) in voxels and `spacing` their distances in mm, to which each
+    volume is resampled; then it is cut or padded to size around its centre. So are slices for which `spacing` is given,
+    (between rows, between columns); without it an image is fitted into size with its aspect ratio kept.
+
     `window` maps [low, high] of the modality's unit (HU for CT) to [0, 1]; `percentiles` does so with two
     percentiles of the image itself, for modalities whose values have no unit. With `normalise = "federated"` the mean
     over the training images of all hospitals is then taken off and the rest divided by their standard deviation; both
     come from a masked sum before round 1.
     """
 
-    size: Annotated[tuple[int, int], BeforeValidator(list_in)]
+    size: Annotated[tuple[int, ...], BeforeValidator(list_in)]
+    spacing: Annotated[tuple[Millimetres, ...] | None, BeforeValidator(list_in)] = None
     intensity: Literal["window", "percentiles"]
     low: Unit
     high: Unit
@@ -119,8 +128,14 @@ class Preprocessing(Frozen):
 
     @model_validator(mode="after")
     def _sane(self) -> Self:
-        if not all(16 <= side <= 1024 for side in self.size):
-            raise ValueError("size: each side has 16 to 1024 pixels")
+        if len(self.size) not in (2, 3):
+            raise ValueError("size: (height, width), or (depth, height, width) for volumes")
+        if not all(16 <= side <= 1024 for side in self.size) or math.prod(self.size) > MOST_VOXELS:
+            raise ValueError(f"size: each side has 16 to 1024 pixels, and all of it at most {MOST_VOXELS}")
+        if self.spacing is None and len(self.size) == 3:
+            raise ValueError("spacing: a volume is resampled, say to which distances in mm")
+        if self.spacing is not None and len(self.spacing) != len(self.size):
+            raise ValueError("spacing: one distance for each side of size, in the same order")
         if self.low >= self.high:
             raise ValueError("low must be below high")
         if self.intensity == "percentiles" and not (self.low >= 0 and self.high <= 100):
@@ -132,7 +147,9 @@ class Labels(Frozen):
     """The label contract, checked on the hospital's own table before approval is offered.
 
     `classes` lists the values of the column in the order of the model's outputs; for two classes the second
-    is the positive one. Without `column` the table must have exactly one column that is not a UID.
+    is the positive one. Without `column` the table must have exactly one column that is not a UID. For segmentation the
+    first class is the background, and the others are the Segment Labels of the masks; there is no table then, and an
+    image counts for every class that it shows.
     """
 
     column: Word | None = None
@@ -147,7 +164,10 @@ class Labels(Frozen):
 
 
 class Dataset(Frozen):
-    """Which of a hospital's images take part. `name` is the data set in the hospital's own configuration."""
+    """Which of a hospital's images take part. `name` is the data set in the hospital's own configuration.
+
+    With `series` images are volumes, one of each imaging study, or their slices where the model is of two dimensions.
+    """
 
     name: StudyName
     modalities: Names
@@ -155,12 +175,15 @@ class Dataset(Frozen):
     min_patients: Annotated[int, Field(ge=1, le=10_000_000)] = 2
     max_excluded_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     holdout_share: Fraction = 0.2
+    series: SeriesRule | None = None
 
     @model_validator(mode="after")
     def _sane(self) -> Self:
         unknown = set(self.modalities) - {"CT", "CR", "DX", "US", "MR"}
         if unknown or not self.modalities:
             raise ValueError("modalities: some of CT, CR, DX, US, MR")
+        if self.series is not None and self.modalities != (self.series.modality,):
+            raise ValueError("series.modality: the one modality of the data set")
         return self
 
 
@@ -220,6 +243,7 @@ class Aggregation(Frozen):
         return 1 if training.weighting == "equal" else self.max_weight
 
 
+Task = Literal["classification", "segmentation"]
 Disclosed = Literal["budget", "intake", "withdrawals"]
 
 
@@ -240,6 +264,7 @@ class StudyPlan(Frozen):
     version: VersionOne
     name: StudyName
     revision: Annotated[int, Field(ge=1, le=1_000_000)]
+    task: Task = "classification"
     purpose: Purpose
     hospitals: Annotated[tuple[Hospital, ...], BeforeValidator(list_in)]
     model: ModelChoice
@@ -258,6 +283,7 @@ class StudyPlan(Frozen):
             raise ValueError(f"hospitals: {SMALLEST_COHORT} to {MAX_HOSPITALS}")
         if len(set(silos)) != len(silos) or len({h.signing_key for h in self.hospitals}) != len(silos):
             raise ValueError("hospitals: a name or a key appears twice")
+        self._check_task()
         if self.aggregation.error_feedback and self.privacy.mechanism != "none":
             raise ValueError(
                 "aggregation.error_feedback: what is carried from round to round is not covered by privacy noise"
@@ -270,6 +296,15 @@ class StudyPlan(Frozen):
             raise ValueError("aggregation.quorum: more than there are hospitals")
         return self
 
+    def _check_task(self) -> None:
+        if self.task == "segmentation":
+            if self.dataset.series is None:
+                raise ValueError("dataset.series: say which series of an imaging study is segmented")
+            if self.labels.column is not None:
+                raise ValueError("labels.column: masks have no column; name their segments in labels.classes")
+        elif self.dataset.series is not None or self.preprocessing.spacing is not None:
+            raise ValueError("dataset.series, preprocessing.spacing: volumes are for the task segmentation so far")
+
     @property
     def bands(self) -> int:
         """How many bands of epsilon a training reports; 0 without a guarantee."""
@@ -279,6 +314,18 @@ class StudyPlan(Frozen):
     def label(self) -> str:
         """`ct-contrast@3`: how people and the Prefect form name a plan."""
         return f"{self.name}@{self.revision}"
+
+    @property
+    def aim(self) -> str:
+        """`to tell no from yes`, or `to outline liver and tumour in volumes of ...`: what the model is to do."""
+        classes, preprocessing = self.labels.classes, self.preprocessing
+        if self.task == "classification":
+            return f"to tell {' from '.join(classes)}"
+        sides = " x ".join(map(str, preprocessing.size))
+        place = f"volumes of {sides} voxels" if len(preprocessing.size) == 3 else f"slices of {sides} pixels"
+        if preprocessing.spacing is not None:
+            place += f" of {' x '.join(f'{apart:g}' for apart in preprocessing.spacing)} mm"
+        return f"to outline {' and '.join(classes[1:])} in {place}"
 
     @property
     def silos(self) -> tuple[str, ...]:

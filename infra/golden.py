@@ -52,6 +52,7 @@ def plan_toml() -> str:
 version = 1
 name = "ct-contrast"
 revision = 3
+task = "classification"
 {hospitals}
 [purpose]
 title = "Contrast agent on chest CT — é, 造影"
@@ -127,9 +128,37 @@ images_per_patient = 3"""
     )
 
 
+def segmentation_toml() -> str:
+    """The same plan for masks in volumes, with a rule that says which series is meant."""
+    series = """[dataset.series]
+modality = "CT"
+image_type_includes = ["AXIAL"]
+image_type_excludes = ["LOCALIZER", "DERIVED"]
+smallest_slices = 20
+largest_slices = 800
+smallest_gap_mm = 0.5
+largest_gap_mm = 5.5
+orientation = "axial"
+take_secondary = true
+"""
+    return (
+        plan_toml()
+        .replace('task = "classification"', 'task = "segmentation"')
+        .replace('name = "densenet-small"\nversion = 2', 'name = "unet-small-3d"\nversion = 1')
+        .replace("size = [64, 96]", "size = [32, 64, 96]\nspacing = [5, 1.5, 1.25]")
+        .replace('column = "contrast"\nclasses = ["no", "yes"]', 'classes = ["background", "liver", "tumour"]')
+        .replace("[training]", f"{series}[training]")
+    )
+
+
 @cache
 def plan() -> StudyPlan:
     return plan_from_toml(plan_toml())
+
+
+@cache
+def segmentation_plan() -> StudyPlan:
+    return plan_from_toml(segmentation_toml())
 
 
 @cache

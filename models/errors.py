@@ -17,15 +17,42 @@ class UnknownModel(ModelError):
         self.name, self.version, self.known = name, version, known
 
 
+class WrongNetwork(ModelError):
+    """The plan's network is for another task, or for images of another number of dimensions."""
+
+    code = "WRONG_NETWORK"
+
+    def __init__(self, label: str, made_for: str, wanted: str, fitting: tuple[str, ...]) -> None:
+        super().__init__(f"{label} is for {made_for}, the plan is {wanted}: take {' or '.join(fitting)}")
+        self.label, self.fitting = label, fitting
+
+
 class InputTooSmall(ModelError):
     """The plan's image size is below what the network can halve down to a feature map."""
 
     code = "INPUT_TOO_SMALL"
 
-    def __init__(self, label: str, size: tuple[int, int], smallest: int) -> None:
-        height, width = size
-        super().__init__(f"{label} needs {smallest} x {smallest} pixels or more, the plan has {height} x {width}")
+    def __init__(self, label: str, size: tuple[int, ...], smallest: int) -> None:
+        needed = _sides((smallest,) * len(size))
+        super().__init__(f"{label} needs {needed} pixels or more, the plan has {_sides(size)}")
         self.label, self.size, self.smallest = label, size, smallest
+
+
+class InputIndivisible(ModelError):
+    """A network that answers every voxel halves and doubles its sides: its total stride must divide them."""
+
+    code = "INPUT_INDIVISIBLE"
+
+    def __init__(self, label: str, size: tuple[int, ...], stride: int) -> None:
+        fitting = tuple(-(-side // stride) * stride for side in size)
+        super().__init__(
+            f"{label} needs sides that {stride} divides, the plan has {_sides(size)}: take {_sides(fitting)}"
+        )
+        self.label, self.size, self.stride = label, size, stride
+
+
+def _sides(size: tuple[int, ...]) -> str:
+    return " x ".join(map(str, size))
 
 
 class UnsharedState(ModelError):

@@ -1,4 +1,4 @@
-"""Metrics that add up: a hospital reports sums, the coordinator sees only the sum of the sums.
+"""Metrics of classification that add up: a hospital reports sums, the coordinator sees only the sum of the sums.
 
 Averages and AUROCs of different hospitals cannot be added, so each hospital reports one vector: summed loss,
 count, confusion matrix and score histograms. The vector of all images is the sum of the vectors of any parts.
@@ -7,6 +7,7 @@ Numpy only: the coordinator reads metrics without torch.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from models.errors import NoImages, NonFiniteLogits
 
 Vector = NDArray[np.float64]
+Labels = NDArray[np.integer[Any]]  # of classes, int64 [n], or masks, uint8 [n, *sides]
 
 LARGEST_LOSS = 100.0  # nats per image; a probability of e^-100. Bounds what one image can add to the sum
 MOST_BINS = 128
@@ -77,7 +79,7 @@ class Metrics:
     confusion: tuple[tuple[int, ...], ...]
 
 
-def measure(logits: NDArray[np.float32], labels: NDArray[np.int64], layout: MetricLayout) -> Vector:
+def measure(logits: NDArray[np.float32], labels: Labels, layout: MetricLayout) -> Vector:
     """The metric vector, float64 [layout.size], of logits [n, classes] and labels [n]; n may be 0.
 
     Every coordinate but `loss_sum` is a whole number, at most n; `loss_sum` is at most LARGEST_LOSS * n.
@@ -120,7 +122,7 @@ def read(vector: Vector, layout: MetricLayout) -> Metrics:
     )
 
 
-def _check(logits: NDArray[np.float32], labels: NDArray[np.int64], layout: MetricLayout) -> None:
+def _check(logits: NDArray[np.float32], labels: Labels, layout: MetricLayout) -> None:
     if labels.ndim != 1 or logits.shape != (len(labels), layout.classes):
         raise ValueError(f"logits {logits.shape}, labels {labels.shape}: not [n, {layout.classes}] and [n]")
     if len(labels) and not 0 <= labels.min() <= labels.max() < layout.classes:

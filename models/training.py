@@ -16,27 +16,44 @@ from torch import Tensor, nn
 
 from boundary.plan import Training
 from models.errors import NoImages, NonFiniteLoss, TrainingCancelled
-from models.metrics import MetricLayout, Vector, measure
+from models.losses import mean_loss
+from models.measuring import Layout, measure
+from models.metrics import Labels, Vector
+
+VOXELS_AT_ONCE = 2**22  # in an evaluation: 64 images of 256 x 256, two volumes of 128 x 128 x 128
 
 
 @dataclass(frozen=True, eq=False)
 class LocalData:
-    """A hospital's preprocessed images: float32 [n, 1, h, w], labels int64 [n], patient numbers int64 [n].
+    """A hospital's preprocessed images: float32 [n, 1, h, w] or [n, 1, d, h, w], labels, patient numbers int64 [n].
 
+    `labels` are int64 [n], a class for each image, or for segmentation uint8 [n, *sides], one for each pixel or voxel.
     `images` may be memory-mapped: only the rows of one batch are read at a time. Patient numbers only say
     which images belong together; they mean nothing outside. Raises `ValueError` if the arrays do not match.
     """
 
     images: NDArray[np.float32]
-    labels: NDArray[np.int64]
+    labels: Labels
     patients: NDArray[np.int64]
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 4 or self.images.shape[1] != 1 or self.images.dtype != np.float32:
-            raise ValueError(f"images: {self.images.dtype}{self.images.shape}, not float32 [n, 1, h, w]")
-        for name, column in (("labels", self.labels), ("patients", self.patients)):
-            if column.shape != (len(self.images),) or column.dtype != np.int64:
-                raise ValueError(f"{name}: {column.dtype}{column.shape}, not int64 [{len(self.images)}]")
+        n, *sides = self.images.shape
+        if len(sides) not in (3, 4) or sides[0] != 1 or self.images.dtype != np.float32:
+            raise ValueError(f"images: {self.images.dtype}{self.images.shape}, not float32 [n, 1, (d,) h, w]")
+        kinds = {"int64": (n,), "uint8": (n, *sides[1:])}
+        if kinds.get(self.labels.dtype.name) != self.labels.shape:
+            raise ValueError(f"labels: {self.labels.dtype}{self.labels.shape}, not int64 [{n}] or uint8 [{n}, *sides]")
+        if self.patients.shape != (n,) or self.patients.dtype != np.int64:
+            raise ValueError(f"patients: {self.patients.dtype}{self.patients.shape}, not int64 [{n}]")
+
+    @property
+    def voxels(self) -> int:
+        """Pixels or voxels of one image."""
+        return math.prod(self.images.shape[1:])
+
+    @property
+    def has_masks(self) -> bool:
+        return self.labels.ndim > 1
 
     def __len__(self) -> int:
         return len(self.images)
@@ -121,7 +138,7 @@ def train(
 def evaluate(
     module: nn.Module,
     data: LocalData,
-    layout: MetricLayout,
+    layout: Layout,
     batch_size: int = 256,
     *,
     should_stop: Callable[[], bool] = _never,
@@ -129,11 +146,13 @@ def evaluate(
 ) -> Vector:
     """The metric vector, float64 [layout.size], of the module on all of `data`; zeros if it is empty.
 
-    The weights are not changed; the module stays on `device`. Raises `NonFiniteLogits`, `TrainingCancelled`.
+    Of large images fewer than `batch_size` go through the network at once. The weights are not changed; the module
+    stays on `device`. Raises `NonFiniteLogits`, `TrainingCancelled`.
     """
     was_training = module.training
     module.to(device).eval()
     total = np.zeros(layout.size)
+    batch_size = min(batch_size, max(1, VOXELS_AT_ONCE // data.voxels))
     try:
         with torch.inference_mode():
             for start in range(0, len(data), batch_size):
@@ -158,8 +177,13 @@ def batches(count: int, training: Training, seed: int) -> Iterator[NDArray[np.in
 
 
 def batch(data: LocalData, rows: NDArray[np.int64], device: str) -> tuple[Tensor, Tensor]:
-    """Copy some rows to the device: images float32 [b, 1, h, w], labels int64 [b]."""
-    return torch.from_numpy(data.images[rows]).to(device), torch.from_numpy(data.labels[rows]).to(device)
+    """Copy some rows to the device: images float32 [b, 1, *sides], labels int64 [b] or uint8 [b, *sides].
+
+    As rows of C order, whatever the strides in `data` are: indexing keeps those, torch may take a channel's for an
+    image in channels-last form, and of such Opacus gets the gradients of convolutions wrong without a sign of it.
+    """
+    images, labels = (torch.from_numpy(np.take(values, rows, axis=0)) for values in (data.images, data.labels))
+    return images.to(device), labels.to(device)
 
 
 def optimizer_for(module: nn.Module, training: Training) -> torch.optim.Optimizer:
@@ -189,7 +213,7 @@ def _step(
     proximal: ProximalTerm,
 ) -> float:
     """One optimiser step; returns the mean loss. A loss that is not finite never reaches the weights."""
-    loss = nn.functional.cross_entropy(module(images), labels)
+    loss = mean_loss(module(images), labels)
     value = loss.item()
     if not math.isfinite(value):
         raise NonFiniteLoss(number)

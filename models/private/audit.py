@@ -48,7 +48,12 @@ class Attack:
 
 
 def with_canaries(data: LocalData, count: int, classes: int) -> tuple[LocalData, NDArray[np.int64]]:
-    """Give the first `count` patients wrong labels; also the patients' numbers. Raises `ValueError` for too few."""
+    """Give the first `count` patients wrong labels; also the patients' numbers.
+
+    Raises `ValueError` for too few, and for masks: there is no one wrong label of an image.
+    """
+    if data.has_masks:
+        raise ValueError("the images have masks: the audit is of plans for classification")
     patients = np.unique(data.patients)
     if len(patients) < 2 * count:
         raise ValueError(f"{len(patients)} patients: {count} canaries need at least as many others beside them")

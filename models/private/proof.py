@@ -57,6 +57,12 @@ def class_labels(answer: Tensor, generator: torch.Generator) -> Tensor:
     return (first + torch.arange(n)) % classes
 
 
+def voxel_labels(answer: Tensor, generator: torch.Generator) -> Tensor:
+    """Masks uint8 [n, *sides] for logits [n, classes, *sides]; every class may be anywhere."""
+    shape = (len(answer), *answer.shape[2:])
+    return torch.randint(answer.shape[1], shape, generator=generator, dtype=torch.uint8)
+
+
 def prove(
     network: nn.Module,
     shape: tuple[int, ...],

@@ -11,14 +11,18 @@ from dataclasses import dataclass
 
 import torch
 from opacus import GradSampleModule
-from torch import Tensor, nn
+from torch import nn
 
 from boundary.plan import Training
 from models.errors import TrainingCancelled
+from models.losses import image_losses
 from models.private.keystream import KeyStream
 from models.private.optimizer import PatientOptimizer
 from models.private.sampling import pieces, poisson, rows_by_patient, some_of
 from models.training import LocalData, ProximalTerm, batch, optimizer_for
+
+# 16 images of 128 x 128, one volume of 64 x 64 x 64: Opacus unfolds the 27 neighbours of each voxel for each channel
+MASKED_VOXELS_AT_ONCE = 2**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,8 @@ class PrivateSteps:
 class PrivateTraining:
     """One training. `key` is 32 fresh bytes for sampling and noise, never used again.
 
-    `at_once` images go through the network at a time: memory, not the result, depends on it.
+    `at_once` images go through the network at a time, of large ones with masks fewer: memory, not the result, depends
+    on it.
     """
 
     private: PrivateSteps
@@ -63,7 +68,7 @@ class PrivateTraining:
         An archive without a single image trains too, on noise: that nobody is there is not told.
         """
         private, stream = self.private, KeyStream(self.key)
-        patients = rows_by_patient(data.patients)
+        patients, at_once = rows_by_patient(data.patients), self._at_once(data)
         module.to(device).train()
         hooked = GradSampleModule(module, loss_reduction="sum")
         optimizer = PatientOptimizer(
@@ -81,14 +86,18 @@ class PrivateTraining:
                     raise TrainingCancelled(step - 1)
                 drawn = poisson(len(patients), private.rate, stream)
                 sample = [some_of(patients[i], private.images, stream) for i in drawn]
-                for piece in pieces(sample, self.at_once):
+                for piece in pieces(sample, at_once):
                     images, labels = batch(data, piece.rows, device)
-                    loss = _weighted_loss(hooked(images), labels, torch.from_numpy(piece.shares).to(device))
+                    loss = (image_losses(hooked(images), labels) * torch.from_numpy(piece.shares).to(device)).sum()
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.accumulate(piece.runs, unfinished=piece.unfinished)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 on_step(step, private.steps)
+
+    def _at_once(self, data: LocalData) -> int:
+        """Where every voxel is answered, a sample's gradients take many times the memory of its feature maps."""
+        return min(self.at_once, max(1, MASKED_VOXELS_AT_ONCE // data.voxels)) if data.has_masks else self.at_once
 
 
 @contextmanager
@@ -101,7 +110,3 @@ def hooks(hooked: GradSampleModule) -> Iterator[None]:
             yield
     finally:
         hooked.remove_hooks()
-
-
-def _weighted_loss(logits: Tensor, labels: Tensor, shares: Tensor) -> Tensor:
-    return (nn.functional.cross_entropy(logits, labels, reduction="none") * shares).sum()

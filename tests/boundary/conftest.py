@@ -30,6 +30,7 @@ from boundary.messages import (
 )
 from boundary.names import encode_base64
 from boundary.secagg.ring import Encoding
+from boundary.series import SeriesRule
 
 # A scheduled run sets BOUNDARY_EXAMPLES=2000.
 settings.register_profile("boundary", max_examples=int(os.environ.get("BOUNDARY_EXAMPLES", "25")), deadline=None)
@@ -75,6 +76,7 @@ revealed = st.lists(st.builds(RevealedShare, silo=names, share=st.binary(min_siz
 )
 sealed = st.builds(lambda raw, size: (raw * 63)[:size], st.binary(min_size=32, max_size=32), st.integers(1000, 2000))
 MODALITIES = ("CT", "CR", "DX", "US", "MR")
+COUNTS, GAPS = st.integers(2, 4096), st.floats(0, 100, allow_nan=False)
 
 
 def fractions(low: float, high: float, **options: Any) -> st.SearchStrategy[float]:
@@ -93,16 +95,56 @@ guarantees = st.builds(
 
 
 @st.composite
+def of_classes(draw: st.DrawFn) -> dict[str, Any]:
+    """What a plan for classification has by its task."""
+    return {
+        "task": "classification",
+        "column": draw(st.none() | words),
+        "modalities": draw(st.lists(st.sampled_from(MODALITIES), min_size=1, unique=True).map(tuple)),
+        "size": draw(st.tuples(st.integers(16, 1024), st.integers(16, 1024))),
+    }
+
+
+@st.composite
+def of_masks(draw: st.DrawFn) -> dict[str, Any]:
+    """The same for segmentation, of slices or of volumes."""
+    modality = draw(st.sampled_from(("CT", "MR")))
+    slices, gaps = (sorted(draw(two)) for two in (st.tuples(COUNTS, COUNTS), st.tuples(GAPS, GAPS)))
+    dimensions = draw(st.sampled_from((2, 3)))
+    spacing = st.lists(fractions(0.05, 50), min_size=dimensions, max_size=dimensions).map(tuple)
+    return {
+        "task": "segmentation",
+        "column": None,
+        "modalities": (modality,),
+        "size": draw(st.lists(st.integers(16, 256), min_size=dimensions, max_size=dimensions).map(tuple)),
+        "spacing": draw(spacing if dimensions == 3 else st.none() | spacing),
+        "series": SeriesRule(
+            modality=modality,
+            image_type_includes=draw(st.lists(st.sampled_from(("AXIAL", "PRIMARY")), unique=True).map(tuple)),
+            image_type_excludes=draw(st.lists(st.sampled_from(("LOCALIZER", "MPR")), unique=True).map(tuple)),
+            smallest_slices=slices[0],
+            largest_slices=slices[1],
+            smallest_gap_mm=gaps[0],
+            largest_gap_mm=gaps[1] or 1.0,
+            orientation=draw(st.sampled_from(("axial", "coronal", "sagittal", "any"))),
+            take_secondary=draw(st.booleans()),
+        ),
+    }
+
+
+@st.composite
 def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
     members = draw(st.lists(names, min_size=3, max_size=6, unique=True))
     low, high = sorted(draw(st.lists(fractions(-1e6, 1e6), min_size=2, max_size=2, unique=True)))
     privacy = draw(st.just(NoPrivacy()) | guarantees)
     weightings = ("equal", "declared") if privacy.mechanism == "patient-dp" else ("images", "patients", "equal")
+    kind = draw(of_classes() | of_masks())
     purpose = dict(zip(("title", "statement", "legal_basis", "ethics_reference"), draw(four_sentences), strict=True))
     return plans.StudyPlan(
         version=1,
         name=draw(names),
         revision=draw(st.integers(1, 1_000_000)),
+        task=kind["task"],
         purpose=plans.Purpose(
             **purpose,
             expires=draw(st.dates(date(1000, 1, 1))),
@@ -113,18 +155,17 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
             name=draw(names), version=draw(st.integers(1, 1_000_000)), initial_seed=draw(st.integers(0, 2**32 - 1))
         ),
         preprocessing=plans.Preprocessing(
-            size=draw(st.tuples(st.integers(16, 1024), st.integers(16, 1024))), intensity="window", low=low, high=high
+            size=kind["size"], spacing=kind.get("spacing"), intensity="window", low=low, high=high
         ),
         labels=plans.Labels(
-            column=draw(st.none() | words),
+            column=kind["column"],
             classes=draw(st.lists(words, min_size=2, max_size=5, unique=True).map(tuple)),
             minimum_per_class=draw(st.integers(0, 10_000_000)),
         ),
         dataset=plans.Dataset(
             name=draw(names),
-            modalities=draw(
-                st.lists(st.sampled_from(("CT", "CR", "DX", "US", "MR")), min_size=1, unique=True).map(tuple)
-            ),
+            modalities=kind["modalities"],
+            series=kind.get("series"),
             max_images_per_patient=draw(st.integers(1, 1000)),
             min_patients=draw(st.integers(1, 10_000_000)),
             max_excluded_share=draw(fractions(0, 1)),

@@ -23,6 +23,7 @@ from boundary.plan import (
     study_id,
     to_json,
 )
+from infra import golden
 
 
 def value_of(fed: ModuleType) -> dict[str, Any]:
@@ -290,7 +291,9 @@ def toml_of(plan: StudyPlan) -> str:
     plain, tables = [], []
     for key, value in plan.model_dump(mode="json").items():
         if isinstance(value, dict):
+            inner = {name: value.pop(name) for name in list(value) if isinstance(value[name], dict)}
             tables += [f"[{key}]", *pairs_of(value)]
+            tables += [line for name, table in inner.items() for line in (f"[{key}.{name}]", *pairs_of(table))]
         elif isinstance(value, list):
             tables += [line for entry in value for line in (f"[[{key}]]", *pairs_of(entry))]
         else:
@@ -331,9 +334,9 @@ OTHER_VALUES: dict[type, Any] = {
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of values that no plan could have
-@pytest.mark.parametrize(("which", "leaves"), [("plan", 49), ("private_plan", 55)])
+@pytest.mark.parametrize(("which", "leaves"), [("plan", 52), ("private_plan", 58), ("segmentation_plan", 60)])
 def test_every_leaf_is_in_the_digest(fed: ModuleType, which: str, leaves: int) -> None:
-    plan: StudyPlan = getattr(fed, which)()
+    plan: StudyPlan = getattr(golden, which)()
     places = leaf_places(plan)
     assert len(places) == leaves
     digests = {digest_of(plan)}
@@ -359,6 +362,54 @@ def test_every_leaf_is_in_the_digest(fed: ModuleType, which: str, leaves: int) -
 def test_two_plans_share_a_digest_only_if_they_are_equal(strategies: SimpleNamespace, data: st.DataObject) -> None:
     one, other = data.draw(strategies.plans), data.draw(strategies.plans)
     assert (digest_of(one) == digest_of(other)) == (one == other)
+
+
+SEGMENTATION_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no rule for the series": ({"dataset.series": None}, "dataset.series: say which series"),
+    "a column of masks": ({"labels.column": "organ"}, "labels.column: masks have no column"),
+    "another modality than the rule's": ({"dataset.modalities": ["MR"]}, "the one modality"),
+    "two modalities": ({"dataset.modalities": ["CT", "MR"]}, "the one modality"),
+    "volumes without spacing": ({"preprocessing.spacing": None}, "say to which distances in mm"),
+    "a spacing of two for three sides": ({"preprocessing.spacing": [1, 1]}, "one distance for each side"),
+    "a spacing of nothing": ({"preprocessing.spacing": [0, 1, 1]}, "preprocessing.spacing.0"),
+    "four sides": ({"preprocessing.size": [16, 16, 16, 16]}, r"size: \(height, width\)"),
+    "more voxels than a model can take": ({"preprocessing.size": [1024, 1024, 32]}, "all of it at most 16777216"),
+    "slices upside down": ({"dataset.series.smallest_slices": 900}, "the smallest is above the largest"),
+    "gaps upside down": ({"dataset.series.smallest_gap_mm": 6}, "the smallest is above the largest"),
+    "a type that is in and out": ({"dataset.series.image_type_excludes": ["AXIAL"]}, "both included and excluded"),
+    "another task": ({"task": "detection"}, "task: "),
+    "masks' fields in a classification": ({"task": "classification"}, "volumes are for the task segmentation"),
+}
+
+
+@pytest.mark.parametrize(("changes", "sentence"), SEGMENTATION_REFUSED.values(), ids=SEGMENTATION_REFUSED)
+def test_a_plan_of_masks_that_contradicts_itself_is_refused(
+    fed: ModuleType, changes: dict[str, Any], sentence: str
+) -> None:
+    value: dict[str, Any] = json.loads(to_json(golden.segmentation_plan()))
+    assert parse_plan(value) == golden.segmentation_plan()
+    for place, wanted in changes.items():
+        *way, last = place.split(".")
+        at = value
+        for step in way:
+            at = at[step]
+        at[last] = wanted
+    with pytest.raises(InvalidPlan, match=sentence):
+        parse_plan(value)
+
+
+def test_the_aim_of_a_plan_is_said_in_words(fed: ModuleType) -> None:
+    volumes: StudyPlan = golden.segmentation_plan()
+    resampled = {"size": (64, 96), "spacing": (1.5, 1.25)}
+    slices, fitted = (
+        volumes.model_copy(update={"preprocessing": volumes.preprocessing.model_copy(update=update)})
+        for update in (resampled, resampled | {"spacing": None})
+    )
+    assert fed.plan().aim == "to tell no from yes"
+    found = "to outline liver and tumour in"
+    assert volumes.aim == f"{found} volumes of 32 x 64 x 96 voxels of 5 x 1.5 x 1.25 mm"
+    assert slices.aim == f"{found} slices of 64 x 96 pixels of 1.5 x 1.25 mm"
+    assert fitted.aim == f"{found} slices of 64 x 96 pixels"
 
 
 def test_the_canonical_form_is_the_plan(fed: ModuleType) -> None:

@@ -3,6 +3,7 @@ from inspect import isclass
 from models import errors
 from models.errors import (
     GradientsDiffer,
+    InputIndivisible,
     InputTooSmall,
     LossMixesSamples,
     ModelError,
@@ -12,6 +13,7 @@ from models.errors import (
     UnfitNetwork,
     UnknownModel,
     WithoutGradient,
+    WrongNetwork,
 )
 
 
@@ -27,6 +29,13 @@ def test_errors_carry_data_and_a_sentence() -> None:
     assert (unknown.name, unknown.version) == ("vit", 2)
     small = InputTooSmall("resnet18 v1", (16, 64), 32)
     assert str(small) == "resnet18 v1 needs 32 x 32 pixels or more, the plan has 16 x 64"
+    assert str(InputTooSmall("unet-3d v1", (16, 64, 64), 32)).startswith("unet-3d v1 needs 32 x 32 x 32 pixels or more")
+    uneven = InputIndivisible("unet-small-3d v1", (17, 64, 63), 8)
+    assert str(uneven) == "unet-small-3d v1 needs sides that 8 divides, the plan has 17 x 64 x 63: take 24 x 64 x 64"
+    wrong = WrongNetwork("resnet18 v1", "classification of 2-D images", "segmentation of 3-D images", ("a v1", "b v1"))
+    assert str(wrong) == (
+        "resnet18 v1 is for classification of 2-D images, the plan is segmentation of 3-D images: take a v1 or b v1"
+    )
     assert NonFiniteLoss(3).step == 3
     assert TrainingCancelled(4).steps == 4
 

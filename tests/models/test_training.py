@@ -195,6 +195,11 @@ def test_evaluation_of_nothing_is_zero_and_stops_when_asked(data: LocalData) -> 
         ({"images": np.zeros((4, 1, 16, 16))}, "images: float64"),
         ({"labels": np.zeros(3, np.int64)}, "labels: int64"),
         ({"labels": np.zeros(4, np.int32)}, "labels: int32"),
+        ({"labels": np.zeros((4, 16, 16), np.int64)}, "labels: int64"),
+        ({"labels": np.zeros((4, 16, 15), np.uint8)}, "labels: uint8"),
+        ({"labels": np.zeros(4, np.uint8)}, "labels: uint8"),
+        ({"images": np.zeros((4, 1, 2, 2, 2, 2), np.float32)}, "images: float32"),
+        ({"patients": np.zeros(4, np.int32)}, "patients: int32"),
         ({"patients": np.zeros((4, 1), np.int64)}, "patients: int64"),
     ],
 )

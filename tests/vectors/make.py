@@ -46,6 +46,7 @@ from infra.golden import (
     private_plan,
     private_toml,
     roster,
+    segmentation_toml,
     sha,
     study,
     unsealing,
@@ -57,12 +58,22 @@ TOKEN = "t" * 43
 NONCE = bytes(range(16))
 SECRET = bytes(range(32))
 DEFAULTED = {
-    "retain_years", "initial_seed", "normalise", "column", "minimum_per_class", "max_images_per_patient",
+    "task", "retain_years", "initial_seed", "normalise", "column", "minimum_per_class", "max_images_per_patient",
     "min_patients", "max_excluded_share", "holdout_share", "strategy", "local_epochs", "max_steps", "batch_size",
     "optimizer", "learning_rate", "proximal", "weighting", "mechanism", "quorum", "ready_minutes", "step_minutes",
     "attempts", "ring", "delta_bound", "max_weight", "random_share", "error_feedback", "lost_after_seconds",
     "max_model_norm", "disclose",
 }  # fmt: skip
+DEFAULTED_IN_A_SERIES = {
+    "image_type_includes",
+    "image_type_excludes",
+    "smallest_slices",
+    "largest_slices",
+    "smallest_gap_mm",
+    "largest_gap_mm",
+    "orientation",
+    "take_secondary",
+}
 DEFAULTED_IN_A_GUARANTEE = (DEFAULTED - {"mechanism", "weighting"}) | {
     "clip", "patients_per_step", "steps", "images_per_patient",
 }  # fmt: skip
@@ -241,7 +252,18 @@ def _plan() -> Any:
     shortest = _without(plan_toml(), DEFAULTED).replace("[privacy]\n", "").replace("[evidence]\n", "")
     private = {name: _read(toml) for name, toml in PRIVATE.items()}
     private["shortest"] = _read(_without(private_toml(), DEFAULTED_IN_A_GUARANTEE))
-    return {**_read(plan_toml()), "study": study(), "shortest": _read(shortest), "private": private}
+    masks = segmentation_toml()
+    segmentation = {
+        "volumes": _read(masks),
+        "shortest": _read(_without(masks, DEFAULTED_IN_A_SERIES)),
+        "slices": _read(
+            masks.replace("size = [32, 64, 96]", "size = [64, 96]").replace("spacing = [5, 1.5, 1.25]\n", "")
+        ),
+    }
+    return {
+        **_read(plan_toml()), "study": study(), "shortest": _read(shortest), "private": private,
+        "segmentation": segmentation,
+    }  # fmt: skip
 
 
 def _without(toml: str, keys: set[str]) -> str:

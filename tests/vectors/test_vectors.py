@@ -95,6 +95,16 @@ def test_the_stored_plans_with_a_guarantee_have_their_digests_from_toml_and_from
     assert len({vector["digest"] for vector in vectors.values()}) == len(vectors) == 3
 
 
+def test_the_stored_plans_with_masks_have_their_digests_from_toml_and_from_json() -> None:
+    vectors = stored("plan.json")["segmentation"]
+    for vector in vectors.values():
+        plan = plan_from_toml(vector["toml"])
+        assert parse_plan(json.loads(vector["text"])) == plan
+        assert digest_of(plan) == vector["digest"] == digest(vector["text"].encode())
+        assert (plan.task, plan.labels.classes[0]) == ("segmentation", "background")
+    assert len({vector["digest"] for vector in vectors.values()}) == len(vectors) == 3
+
+
 def test_the_stored_requests_verify() -> None:
     vector = stored("request.json")
     signer: PublicIdentity = make.key("st-olavs").public

@@ -65,6 +65,20 @@ def test_the_key_decides_and_pieces_do_not(data: LocalData) -> None:
         assert np.abs(first - trained(data, at_once=at_once)).max() < 1e-4 * np.abs(first).max()
 
 
+def test_the_strides_of_the_images_decide_nothing(data: LocalData) -> None:
+    """torch takes an image with an added axis for one in channels-last form, which Opacus reads wrongly."""
+
+    def of(images: np.ndarray) -> np.ndarray:
+        module = build(ModelChoice(name="cnn-small", version=1), 2)
+        load_tensors(module, initial_tensors(ModelChoice(name="cnn-small", version=1), 2))
+        PrivateTraining(STEPS, KEY).run(module, LocalData(images, data.labels, data.patients), PLAN, on_step=quiet)
+        return np.concatenate([tensor.ravel() for tensor in to_tensors(module).values()])
+
+    odd = data.images[:, 0][:, None]
+    assert odd.strides != data.images.strides
+    assert np.abs(of(odd) - of(data.images)).max() < 1e-5
+
+
 def test_an_archive_of_nobody_trains_on_noise() -> None:
     nobody = LocalData(np.zeros((0, 1, 16, 16), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64))
     moved = trained(nobody, noise_multiplier=2.0, steps=1)
