@@ -160,6 +160,7 @@ def _scan(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]
     from silo_agent.intake.reuse import OtherScan
     from silo_agent.intake.scan import scan
     from silo_agent.intake.sources import FETCHED, opened_source
+    from silo_agent.intake.volumes.scan import scan_volumes
     from silo_agent.intake.withdrawn import Withdrawn
 
     master, cache, memory = Path(command["key_file"]).read_bytes(), Path(command["cache"]), None
@@ -168,9 +169,11 @@ def _scan(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]
         others = tuple(OtherScan(folder, study_key(master, folder.name)) for folder in scans)
         memory = Memory(Path(command["index"]), datetime.now(UTC), others)
     plan, scratch = parse_plan(command["plan"]), cache.with_name(f".{cache.name}{FETCHED}")
-    heard = partial(conversation.progress, 0)
-    with opened_source(command, plan.dataset.modalities, scratch, pause=conversation.rest, heard=heard) as source:
-        report = scan(
+    heard, wanted = partial(conversation.progress, 0), plan.dataset.modalities
+    if plan.dataset.series is not None:
+        wanted = (*wanted, "SEG")
+    with opened_source(command, wanted, scratch, pause=conversation.rest, heard=heard) as source:
+        report = (scan if plan.dataset.series is None else scan_volumes)(
             source,
             plan,
             study_key(master, command["study"]),

@@ -18,23 +18,32 @@ from silo_agent.intake.split import PatientRef, by_coins_alone, held_out, patien
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A readable image with its label. `file` is its number in the scan, `content` SHA-256 of its values."""
+    """A readable image with its label. `file` is its number in the scan, `content` SHA-256 of its values.
+
+    With a mask, `mask` is the same of that, and `shows` are the classes in it, of which `label` is the largest.
+    """
 
     file: int
     label: int
     sop_uid: str = field(repr=False)
     patient_id: str = field(repr=False)
     content: bytes = field(repr=False)
+    mask: bytes = field(repr=False, default=b"")
+    shows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An image of the cohort. `patient` numbers the patients of this cohort and means nothing outside it."""
+    """An image of the cohort. `patient` numbers the patients of this cohort and means nothing outside it.
+
+    `shows` are the classes that it counts for: its label, or those in its mask.
+    """
 
     file: int
     label: int
     patient: int
     holdout: bool
+    shows: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,7 @@ class _Entry:
     """A candidate with its keyed names; sorting by `content` gives an order nobody can predict."""
 
     content: str
+    mask: str
     patient: PatientRef
     of: Candidate
 
@@ -60,7 +70,7 @@ def build_cohort(candidates: Iterable[Candidate], dataset: Dataset, *, key: byte
 
     Copies within this hospital: the same instance twice is DUPLICATE, the same pixels under another UID
     DUPLICATE_PIXELS; one of them is used. One UID on different images or patients is UID_CONFLICT and the
-    same pixels under different labels LABEL_CONFLICT; there all of them are refused, since any choice would
+    same pixels under different labels or masks LABEL_CONFLICT; there all of them are refused, since any choice would
     be a guess.
 
     With `each_alone`, for plans with a guarantee per patient, all this is done within each patient, and the split is
@@ -82,14 +92,22 @@ def build_cohort(candidates: Iterable[Candidate], dataset: Dataset, *, key: byte
     holdout = split(classes, key=key, share=dataset.holdout_share)
     number = {ref: index for index, ref in enumerate(sorted(classes))}
     members = tuple(
-        Member(entry.of.file, entry.of.label, number[entry.patient], entry.patient in holdout) for entry in left
+        Member(
+            entry.of.file,
+            entry.of.label,
+            number[entry.patient],
+            entry.patient in holdout,
+            entry.of.shows or (entry.of.label,),
+        )
+        for entry in left
     )
     return Cohort(members, refused, _digest(key, left, holdout))
 
 
 def _entry(key: bytes, one: Candidate) -> _Entry:
     content = hmac.new(key, b"image" + one.content, hashlib.sha256).hexdigest()
-    return _Entry(content, patient_ref(key, one.patient_id), one)
+    mask = hmac.new(key, b"mask" + one.mask, hashlib.sha256).hexdigest() if one.mask else ""
+    return _Entry(content, mask, patient_ref(key, one.patient_id), one)
 
 
 def _order(entry: _Entry) -> tuple[str, str, str, int]:
@@ -113,7 +131,7 @@ def _within_patient(by: Callable[[_Entry], Hashable]) -> Callable[[_Entry], Hash
 
 
 def _label(entry: _Entry) -> Hashable:
-    return entry.of.label
+    return entry.of.label, entry.mask
 
 
 def _agreeing(
@@ -156,5 +174,8 @@ def _capped(entries: list[_Entry], most: int, refused: dict[int, Refusal]) -> li
 
 
 def _digest(key: bytes, entries: list[_Entry], holdout: frozenset[PatientRef]) -> Digest:
-    rows = sorted([one.content, one.patient, one.of.label, one.patient in holdout] for one in entries)
+    rows = sorted(
+        [one.content, one.patient, one.of.label, one.patient in holdout, *([one.mask] if one.mask else [])]
+        for one in entries
+    )
     return Digest("sha256:" + hmac.new(key, b"dataset" + canonical_bytes(rows), hashlib.sha256).hexdigest())

@@ -22,8 +22,10 @@ from silo_agent.state import write_private
 
 KNOWN, GONE = "known.bin", "withdrawn.bin"  # tags of the patients; one byte for each row, 1 if it is gone
 MADE_OF = "made_of.npy"  # what each row was made of, as `reuse` has it; older scans have none
+MASKS = "masks.npy"  # of scans for segmentation
 INDEX_TABLE = "files"
-_ROW_FILES = ("images.npy", "labels.npy", MADE_OF)
+_ROW_FILES = ("images.npy", "labels.npy")
+_NOT_IN_ALL = (MADE_OF, MASKS)
 _WAIT_SECONDS = 30.0  # for another process: it holds the lock while it renames two folders or zeroes some rows
 _NPY = b"\x93NUMPY\x01\x00"
 
@@ -57,9 +59,9 @@ def erase(cache: Path, tags: Collection[bytes]) -> None:
         if gone:
             mask = _mask(cache, gone)
             write_private(cache / GONE, mask)
-            for name in _ROW_FILES:
-                if name != MADE_OF or (cache / name).exists():
-                    _zero(cache / name, gone, len(mask))
+            there = (name for name in _NOT_IN_ALL if (cache / name).exists())
+            for name in (*_ROW_FILES, *there):
+                _zero(cache / name, gone, len(mask))
     except (FileNotFoundError, ValueError):
         shutil.rmtree(cache)
 

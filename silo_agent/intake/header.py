@@ -23,7 +23,7 @@ _KEYWORDS = (
 )
 HEADER_TAGS: tuple[int, ...] = tuple(tag for word in _KEYWORDS if (tag := tag_for_keyword(word)) is not None)
 # Of those that the intake reads, the ones that are sequences (PS3.6).
-SEQUENCE_TAGS = frozenset({0x00283000, 0x52009229, 0x52009230, 0x00209222})
+SEQUENCE_TAGS = frozenset({0x00283000, 0x52009229, 0x52009230, 0x00209222, 0x00081115, 0x00620002})
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 SINGLE_FRAME = {

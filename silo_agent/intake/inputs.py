@@ -2,6 +2,7 @@
 
 import ctypes
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 
 import numpy as np
@@ -25,11 +26,24 @@ class Preparation:
         """float32 [H,W] in the modality's unit -> float32 [1,h,w], see `models.preprocessing.to_input`."""
         from models.preprocessing import to_input
 
+        self._begin()
+        return to_input(image, self._preprocessing)
+
+    def inputs_of(
+        self, volume: NDArray[np.float32], mask: NDArray[np.uint8], affine: NDArray[np.float64]
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+        """See `models.preprocessing.volume_inputs`."""
+        from models.preprocessing import volume_inputs
+
+        if self._preprocessing.spacing is None:  # only then torch takes part
+            self._begin()
+        return volume_inputs(volume, mask, affine, self._preprocessing)
+
+    def _begin(self) -> None:
         with self._lock:
             if self._threads_before is None:
                 self._threads_before = _one_thread_of_torch()
                 keep_memory()
-        return to_input(image, self._preprocessing)
 
     def close(self) -> None:
         if self._threads_before is not None:

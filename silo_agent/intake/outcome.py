@@ -4,6 +4,7 @@ Only `refused.csv` names files, for the hospital's own staff; none of a patient 
 """
 
 from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from boundary.plan import StudyPlan, digest_of
 from silo_agent.intake.archive import Inventory
 from silo_agent.intake.cache import InputSpool, write_refused, write_report
-from silo_agent.intake.cohort import Cohort
+from silo_agent.intake.cohort import Candidate, Cohort
 from silo_agent.intake.erasing import GONE, KNOWN, MADE_OF
 from silo_agent.intake.labels import LabelTable
 from silo_agent.intake.refusals import Refusal
@@ -42,7 +43,7 @@ class Outcome:
         named = self._named()
         report = self._report(named)
         checksums = spool.write([member.file for member in self.cohort.members], folder / "images.npy")
-        self._write_columns(folder)
+        write_columns(folder, self.key, self.cohort, self.selection.candidates, self.selection.gone)
         self._write_made_of(folder, checksums)
         write_refused(folder / "refused.csv", named)
         write_report(folder / "report.json", report)
@@ -63,8 +64,8 @@ class Outcome:
             refused=dict(sorted(refused.items())),
             images=images,
             patients=patients,
-            problems=contract_problems(self.plan, images, patients, refused),
-            software=_versions(),
+            problems=contract_problems(self.plan, images, patients, refused, len(members)),
+            software=versions(),
         )
 
     def _named(self) -> list[tuple[str, Refusal]]:
@@ -73,19 +74,6 @@ class Outcome:
         gone, items = self.selection.gone, self.archive.items
         named = [(NOT_NAMED if file in gone else items[file].name, code) for file, code in refused]
         return sorted([*named, *self.archive.refused])
-
-    def _write_columns(self, folder: Path) -> None:
-        members = self.cohort.members
-        gone = [member.file in self.selection.gone for member in members]
-        labels = [0 if is_gone else member.label for member, is_gone in zip(members, gone, strict=True)]
-        np.save(folder / "labels.npy", np.array(labels, dtype=np.int64))
-        np.save(folder / "patients.npy", np.array([member.patient for member in members], dtype=np.int64))
-        np.save(folder / "split.npy", np.array([member.holdout for member in members], dtype=np.bool_))
-        (folder / GONE).write_bytes(bytes(gone))
-        by_number = {one.patient: one for one in members}
-        patients = (by_number[number] for number in range(len(by_number)))
-        known = ((tag_of(self.key, self.selection.candidates[one.file].patient_id), one.holdout) for one in patients)
-        (folder / KNOWN).write_bytes(known_patients(known))
 
     def _write_made_of(self, folder: Path, checksums: list[int]) -> None:
         tags = Tags(self.key, recipe_of(self.plan.preprocessing))
@@ -97,7 +85,24 @@ class Outcome:
         np.save(folder / MADE_OF, made_of(rows))
 
 
-def _versions() -> dict[str, str]:
+def write_columns(
+    folder: Path, key: bytes, cohort: Cohort, candidates: Mapping[int, Candidate], gone: Collection[int]
+) -> None:
+    """Write what is known of each row besides its image; `gone` are the numbers of those who withdrew since."""
+    members = cohort.members
+    is_gone = [member.file in gone for member in members]
+    labels = [0 if one_is_gone else member.label for member, one_is_gone in zip(members, is_gone, strict=True)]
+    np.save(folder / "labels.npy", np.array(labels, dtype=np.int64))
+    np.save(folder / "patients.npy", np.array([member.patient for member in members], dtype=np.int64))
+    np.save(folder / "split.npy", np.array([member.holdout for member in members], dtype=np.bool_))
+    (folder / GONE).write_bytes(bytes(is_gone))
+    by_number = {one.patient: one for one in members}
+    patients = (by_number[number] for number in range(len(by_number)))
+    known = ((tag_of(key, candidates[one.file].patient_id), one.holdout) for one in patients)
+    (folder / KNOWN).write_bytes(known_patients(known))
+
+
+def versions() -> dict[str, str]:
     found = {}
     for name in _SOFTWARE:
         try:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 from silo_agent.intake.encoding import Limits
 
 if TYPE_CHECKING:
-    from silo_agent.intake.facts import Pixels
+    import numpy as np
+    from numpy.typing import NDArray
 
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG, prctl(2)
 _PLAIN_BYTES = 1024**3  # libraries, and headers at their limit
@@ -30,19 +31,25 @@ _NOT_NEEDED = "requests"  # pydicom loads it for its test files, in a quarter of
 
 def main(arguments: list[str] | None = None) -> None:
     """Serve questions until the input ends, or the parent does."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    options, answers = begun(__doc__, arguments)
+    limits = Limits(**options.limits)
+    set_most_memory(_PLAIN_BYTES + 2 * limits.max_file_bytes + _COPIES * limits.max_pixel_bytes)
+    serve(sys.stdin, answers, limits, options.pixels)
+
+
+def begun(description: str | None, arguments: list[str] | None) -> tuple[argparse.Namespace, TextIO]:
+    """Make a reader of this process, whatever it reads: its options, and where it answers."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--limits", type=json.loads, required=True)
     parser.add_argument("--pixels", type=int, required=True, help="an open file for the values of images")
     parser.add_argument("--parent", type=int, required=True, help="its process id")
     options = parser.parse_args(arguments)
     end_with(options.parent)
-    limits = Limits(**options.limits)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold images
-    set_most_memory(_PLAIN_BYTES + 2 * limits.max_file_bytes + _COPIES * limits.max_pixel_bytes)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # a library's print must not be taken for an answer
     sys.modules[_NOT_NEEDED] = None  # type: ignore[assignment]
-    serve(sys.stdin, answers, limits, options.pixels)
+    return options, answers
 
 
 def end_with(parent: int) -> None:
@@ -75,14 +82,14 @@ def serve(questions: TextIO, answers: TextIO, limits: Limits, pixels: int) -> No
             elif file is not None:
                 found = file.pixels()
                 if isinstance(found, Pixels):
-                    _put(pixels, found)
+                    put(pixels, found.image)
                 say(found.told())
 
 
-def _put(pixels: int, found: "Pixels") -> None:
+def put(pixels: int, image: "NDArray[np.float32]") -> None:
     import numpy as np
 
-    left = np.ascontiguousarray(found.image, dtype="<f4").reshape(-1).view(np.uint8).data
+    left = np.ascontiguousarray(image, dtype="<f4").reshape(-1).view(np.uint8).data
     at = 0
     while at < len(left):
         at += os.pwrite(pixels, left[at:], at)

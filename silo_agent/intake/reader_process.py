@@ -22,8 +22,6 @@ from silo_agent.intake.refusals import Refusal
 
 START_SECONDS = 120.0
 END_SECONDS = 2.0
-_MODULE = "silo_agent.intake.reader"
-_LONGEST_ANSWER = 1024 * 1024  # bytes
 _LEFT_BYTES = 64 * 1024 * 1024  # of values, between two images
 _SURROUNDINGS = {
     # one process decodes one image: threads of its own would only make its start slower
@@ -45,14 +43,19 @@ class Ended(Exception):
 
 
 class ReaderProcess:
-    """Started by the constructor, which raises `OSError` where no process can be."""
+    """Started by the constructor, which raises `OSError` where no process can be.
 
-    def __init__(self, limits: Limits) -> None:
+    `module` is what it runs, `longest_answer` bytes; `told` are its limits where there are more than `limits`.
+    """
+
+    module, longest_answer = "silo_agent.intake.reader", 1024 * 1024
+
+    def __init__(self, limits: Limits, told: dict[str, Any] | None = None) -> None:
         self._limits, self._left = limits, b""
         self._values_file = os.memfd_create("pixels", os.MFD_CLOEXEC)
         options = [
             "--limits",
-            json.dumps(asdict(limits)),
+            json.dumps(told or asdict(limits)),
             "--pixels",
             str(self._values_file),
             "--parent",
@@ -60,7 +63,7 @@ class ReaderProcess:
         ]
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", _MODULE, *options],
+                [sys.executable, "-P", "-m", self.module, *options],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 pass_fds=(self._values_file,), env=os.environ | _SURROUNDINGS,
             )  # fmt: skip
@@ -138,7 +141,7 @@ class ReaderProcess:
             if not data:
                 raise self._ended()
             self._left += data
-            if len(self._left) > _LONGEST_ANSWER:
+            if len(self._left) > self.longest_answer:
                 raise Ended(Refusal.UNREADABLE)
         line, _, self._left = self._left.partition(b"\n")
         return line

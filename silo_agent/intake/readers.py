@@ -77,7 +77,7 @@ class Readers:
     def __init__(self, processes: int, limits: Limits, patience: float = READ_SECONDS) -> None:
         self.processes, self._limits, self._patience = processes, limits, patience
         self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
-        self._opening, self._silence = threading.Lock(), _Silence()
+        self._opening, self._silence = threading.Lock(), Silence()
         self._drivers: list[_Driver] = []
 
     def __enter__(self) -> Self:
@@ -135,7 +135,7 @@ def _settled(
     return one, future.result()
 
 
-class _Silence:
+class Silence:
     """How many files in a row, of all processes, had no answer."""
 
     def __init__(self) -> None:
@@ -165,7 +165,7 @@ class _Driver:
         limits: Limits,
         patience: float,
         opening: threading.Lock,
-        silence: _Silence,
+        silence: Silence,
     ) -> None:
         self._jobs, self._limits, self._patience = jobs, limits, patience
         self._opening, self._silence = opening, silence

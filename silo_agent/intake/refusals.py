@@ -41,6 +41,9 @@ class Refusal(StrEnum):
     LABEL_MISSING = "LABEL_MISSING"
     LABEL_UNKNOWN = "LABEL_UNKNOWN"
     LABEL_CONFLICT = "LABEL_CONFLICT"
+    MASK_TYPE = "MASK_TYPE"
+    MASK_GRID = "MASK_GRID"
+    MASK_OVERLAP = "MASK_OVERLAP"
     UID_CONFLICT = "UID_CONFLICT"
     DUPLICATE = "DUPLICATE"
     DUPLICATE_PIXELS = "DUPLICATE_PIXELS"
@@ -163,15 +166,30 @@ EXPLANATIONS: dict[Refusal, str] = {
         "Patient ID (0010,0020) is empty, so the image cannot be kept on one side of the split: "
         "let the de-identification assign a pseudonym instead of an empty value."
     ),
-    Refusal.LABEL_MISSING: "No row of the label table matches this image: add one if it belongs to the study.",
+    Refusal.LABEL_MISSING: (
+        "No row of the label table matches this image, or no mask this series: add one if it belongs to the study."
+    ),
     Refusal.LABEL_UNKNOWN: (
-        "The label of this image is none of the plan's classes: correct the row in the label table."
+        "The label of this image, or every segment of its mask, is none of the plan's classes: correct the row in the "
+        "label table, or name the segments as the plan does."
     ),
     Refusal.LABEL_CONFLICT: (
-        "Rows of the label table, or identical images, disagree about this label: correct the label table."
+        "Rows of the label table, segments of one name, or identical images, disagree about this label: correct the "
+        "label table or the masks."
+    ),
+    Refusal.MASK_TYPE: (
+        "The mask does not say of each voxel whether it belongs to a segment: export it as a BINARY segmentation, or "
+        "as a NIfTI file of integers without a scale."
+    ),
+    Refusal.MASK_GRID: (
+        "The voxels of the mask are not voxels of the series it belongs to: export it on the grid of that series, in "
+        "its frame of reference and not resampled."
+    ),
+    Refusal.MASK_OVERLAP: (
+        "Two segments of the study cover the same voxel, and a voxel has one class: let whoever drew them decide."
     ),
     Refusal.UID_CONFLICT: (
-        "Two different images carry the same SOP Instance UID, so a label cannot be told to belong to one: "
+        "Two different images, or masks, carry the same SOP Instance UID, so a label cannot be told to belong to one: "
         "export them again under their own UIDs."
     ),
     Refusal.DUPLICATE: "Another file holds the same instance and is used; nothing needs to be done.",

@@ -26,7 +26,10 @@ class PublishableIntake(Frozen):
 class IntakeReport(Frozen):
     """Every file in one terminal state: `files == used + sum(refused.values())`.
 
-    `images` is split -> class -> count, `patients` split -> count. `problems` are sentences for the steward;
+    Of volumes it is every series, and every file that belongs to none; of their slices every slice, and every file that
+    has none. `images` is split -> class -> count of the images that show it: one class each, unless they have masks,
+    for which `labels_column` is empty and `label_rows_without_image` counts masks without a series. `patients` is
+    split -> count. `problems` are sentences for the steward;
     none means that the plan's label contract is met. Stays in the hospital, except for `publishable()`.
     """
 
@@ -47,7 +50,8 @@ class IntakeReport(Frozen):
     def _every_file_once(self) -> Self:
         if self.files != self.used + sum(self.refused.values()):
             raise ValueError("files in and terminal states out differ")
-        if self.used != sum(sum(classes.values()) for classes in self.images.values()):
+        shown = sum(sum(classes.values()) for classes in self.images.values())
+        if shown < self.used or (shown > self.used and self.labels_column):
             raise ValueError("used images and images by class differ")
         return self
 
@@ -61,7 +65,7 @@ class IntakeReport(Frozen):
 
 
 def images_by_class(members: Iterable[Member], classes: tuple[str, ...]) -> dict[str, dict[str, int]]:
-    counts = Counter((member.holdout, member.label) for member in members)
+    counts = Counter((member.holdout, shown) for member in members for shown in member.shows)
     return {
         side: {name: counts[holdout, index] for index, name in enumerate(classes)}
         for side, holdout in ((TRAINING, False), (HOLDOUT, True))
@@ -78,8 +82,9 @@ def contract_problems(
     images: Mapping[str, Mapping[str, int]],
     patients: Mapping[str, int],
     refused: Mapping[str, int],
+    used: int,
 ) -> tuple[str, ...]:
-    """Hold the counts to the plan's contract; a sentence for each point that is not met."""
+    """Hold the counts to the plan's contract; a sentence for each point that is not met. `used` images in all."""
     problems = []
     for name in plan.labels.classes:
         found = sum(classes[name] for classes in images.values())
@@ -90,7 +95,6 @@ def contract_problems(
     people = sum(patients.values())
     if people < plan.dataset.min_patients:
         problems.append(f"{people} patients have usable images, the plan asks for {plan.dataset.min_patients}")
-    used = sum(sum(classes.values()) for classes in images.values())
     excluded = sum(count for code, count in refused.items() if Refusal(code).counts_as_excluded)
     share = excluded / (used + excluded) if excluded else 0.0
     if share > plan.dataset.max_excluded_share:

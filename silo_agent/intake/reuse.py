@@ -9,6 +9,7 @@ neither, and what is erased while it is read does not fit its checksum.
 import hashlib
 import hmac
 import json
+import math
 import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -66,9 +67,9 @@ def checksum(row: bytes) -> int:
 
 
 class OtherInputs:
-    """Inputs of height and width `size` in finished scans. Use with `contextlib.closing`."""
+    """Inputs of this `size` in finished scans. Use with `contextlib.closing`."""
 
-    def __init__(self, others: Iterable[OtherScan], recipe: bytes, size: tuple[int, int]) -> None:
+    def __init__(self, others: Iterable[OtherScan], recipe: bytes, size: tuple[int, ...]) -> None:
         self._others, self._recipe, self._size = tuple(others), recipe, size
         self._opened: list[_Scan] | None = None
 
@@ -114,7 +115,7 @@ class _Scan:
         return None
 
 
-def _open(other: OtherScan, recipe: bytes, size: tuple[int, int]) -> _Scan | None:
+def _open(other: OtherScan, recipe: bytes, size: tuple[int, ...]) -> _Scan | None:
     try:
         known = np.load(other.cache / MADE_OF, allow_pickle=False)
         images = (other.cache / "images.npy").open("rb", buffering=0)
@@ -127,7 +128,7 @@ def _open(other: OtherScan, recipe: bytes, size: tuple[int, int]) -> _Scan | Non
     if known.dtype != np.uint8 or known.ndim != 2 or shape != (len(known), 1, *size):
         images.close()
         return None
-    return _Scan(Tags(other.key, recipe), _numbered(known), images, start, 4 * size[0] * size[1])
+    return _Scan(Tags(other.key, recipe), _numbered(known), images, start, 4 * math.prod(size))
 
 
 def _header(images: BinaryIO) -> tuple[Sequence[int] | None, int]:

@@ -4,8 +4,9 @@ Resampling, windowing and normalisation are the plan's and happen later; here ar
 """
 
 import hashlib
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from silo_agent.intake.volumes.frames import frame_values
 from silo_agent.intake.volumes.geometry import Grid
 from silo_agent.intake.volumes.headers import Slice, Vector
 from silo_agent.intake.volumes.reading import Acceptance, VolumeLimits, guarded, read_instance
+
+# Of a file by number: (frame, float32 [H,W]) of the wanted frames, which must say what is given here for each.
+FramesOf = Callable[[int, Mapping[int, Slice]], Iterable[tuple[int, NDArray[np.float32]]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,26 +50,43 @@ def assemble(
     limits = limits or VolumeLimits()
     how = Acceptance(frozenset({grid.slices[0].modality}), take_secondary=take_secondary)
 
+    def frames(file: int, expected: Mapping[int, Slice]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        with files[file].open("rb") as stream:
+            instance = read_instance(stream, file, how, limits)
+            refuse_changed(instance.slices, expected)
+            yield from frame_values(stream, instance, expected.keys())
+
     def read() -> Volume:
-        image = np.empty(_checked_shape(grid, files, limits), dtype=np.float32)
-        for file, depths in _by_file(grid).items():
-            expected = {grid.slices[depth].frame: (depth, grid.slices[depth]) for depth in depths}
-            for frame, values in _frames(files[file], file, expected, how, limits):
-                image[expected[frame][0]] = values
-        return Volume(image, grid.affine, grid.spacing_mm, volume_digest(image))
+        source = sum(files[file].stat().st_size for file in {one.file for one in grid.slices})
+        if source > limits.max_source_bytes:
+            raise NotUsable(Refusal.TOO_LARGE)
+        return stacked(grid, frames, limits)
 
     return guarded(read)
 
 
-def _frames(
-    path: Path, file: int, expected: dict[int, tuple[int, Slice]], how: Acceptance, limits: VolumeLimits
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    with path.open("rb") as stream:
-        instance = read_instance(stream, file, how, limits)
-        said = dict(enumerate(instance.slices))
-        if any(said.get(frame) != one for frame, (_, one) in expected.items()):
-            raise NotUsable(Refusal.UNREADABLE)
-        yield from frame_values(stream, instance, expected.keys())
+def stacked(grid: Grid, frames: FramesOf, limits: VolumeLimits) -> Volume:
+    """Put the frames of a grid into their places. Raises `NotUsable` if there are too many, and what reading does."""
+    refuse_large(grid, limits)
+    image = np.empty(grid.shape, dtype=np.float32)
+    for file, depths in _by_file(grid).items():
+        at = {grid.slices[depth].frame: depth for depth in depths}
+        for frame, values in frames(file, {frame: grid.slices[depth] for frame, depth in at.items()}):
+            image[at[frame]] = values
+    return Volume(image, grid.affine, grid.spacing_mm, volume_digest(image))
+
+
+def refuse_large(grid: Grid, limits: VolumeLimits) -> None:
+    """Raise `NotUsable` before anything is allocated."""
+    if math.prod(grid.shape) > limits.max_voxels:
+        raise NotUsable(Refusal.TOO_LARGE)
+
+
+def refuse_changed(slices: Sequence[Slice], expected: Mapping[int, Slice]) -> None:
+    """Raise `NotUsable` where a file does not say any more what it said when it was sorted."""
+    said = dict(enumerate(slices))
+    if any(said.get(frame) != one for frame, one in expected.items()):
+        raise NotUsable(Refusal.UNREADABLE)
 
 
 def _by_file(grid: Grid) -> dict[int, list[int]]:
@@ -75,20 +96,17 @@ def _by_file(grid: Grid) -> dict[int, list[int]]:
     return depths
 
 
-def _checked_shape(grid: Grid, files: Sequence[Path], limits: VolumeLimits) -> tuple[int, int, int]:
-    depth, height, width = grid.shape
-    source = sum(files[file].stat().st_size for file in {one.file for one in grid.slices})
-    if depth * height * width > limits.max_voxels or source > limits.max_source_bytes:
-        raise NotUsable(Refusal.TOO_LARGE)
-    return depth, height, width
-
-
 def volume_digest(image: NDArray[np.float32]) -> bytes:
     """SHA-256 over shape and values of float32 [D,H,W]."""
     digest = hashlib.sha256(np.array(image.shape, dtype="<i4").tobytes())
     for one in image:
         digest.update(_bytes_of(one))
     return digest.digest()
+
+
+def frame_digest(values: NDArray[np.float32]) -> bytes:
+    """SHA-256 over the values of float32 [H,W]."""
+    return hashlib.sha256(_bytes_of(values)).digest()
 
 
 def _bytes_of(values: NDArray[np.float32]) -> bytes:
@@ -114,4 +132,4 @@ class FileContents:
             instance = read_instance(stream, file, self._how, self._limits)
             everything = range(len(instance.slices))
             values = frame_values(stream, instance, everything)
-            return tuple(hashlib.sha256(_bytes_of(frame)).digest() for _, frame in values)
+            return tuple(frame_digest(frame) for _, frame in values)

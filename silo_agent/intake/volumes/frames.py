@@ -37,9 +37,21 @@ def frame_values(
     Rescale and MONOCHROME1 are applied frame by frame (see `pixels.in_modality_units`). To be called within
     `reading.guarded`, which turns what damaged pixels provoke into a code.
     """
-    for one, extents in zip(instance.slices, _extents(stream, instance), strict=True):
-        if one.frame in wanted:
-            yield one.frame, _values(instance, one, _read(stream, extents, native_bytes(instance.header)))
+    frames = Frames(stream, instance)
+    yield from ((one.frame, frames.values(one.frame)) for one in instance.slices if one.frame in wanted)
+
+
+class Frames:
+    """The frames of an open file, one at a time; where they lie is found once."""
+
+    def __init__(self, stream: BinaryIO, instance: Instance) -> None:
+        self._stream, self._instance = stream, instance
+        self._extents = _extents(stream, instance)
+
+    def values(self, frame: int) -> NDArray[np.float32]:
+        """float32 [H,W] in the modality's unit; raises as `frame_values`."""
+        data = _read(self._stream, self._extents[frame], native_bytes(self._instance.header))
+        return _values(self._instance, self._instance.slices[frame], data)
 
 
 def _values(instance: Instance, one: Slice, data: bytes) -> NDArray[np.float32]:

@@ -20,6 +20,7 @@ _KEYWORDS = (
     *("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "FrameOfReferenceUID"),
     *("AcquisitionNumber", "TemporalPositionIdentifier", "EchoTime", "DimensionIndexSequence"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("SegmentationType", "SegmentSequence", "ReferencedSeriesSequence"),  # of segmentations, see `intake.masks`
 )
 SLICE_TAGS: tuple[int, ...] = (
     *HEADER_TAGS,
@@ -78,7 +79,7 @@ def parse_slices(ds: Dataset, header: Header, file: int) -> tuple[Slice, ...]:
 
     Raises `ValueError` if the functional groups do not fit the number of frames.
     """
-    per_frame, shared = _items(ds, "PerFrameFunctionalGroupsSequence"), _items(ds, "SharedFunctionalGroupsSequence")
+    per_frame, shared = items(ds, "PerFrameFunctionalGroupsSequence"), items(ds, "SharedFunctionalGroupsSequence")
     if not per_frame and not shared:
         return (_slice(header, (file, 0), _plane(ds, ds, ds, ds), _variant(ds, header), _rescale(ds)),)
     if len(per_frame) != header.frames:
@@ -107,7 +108,7 @@ class Groups:
     def macro(self, keyword: str) -> Dataset:
         """The one item of a functional group, or an empty data set."""
         for groups in (self.own, self.shared):
-            for item in _items(groups, keyword):
+            for item in items(groups, keyword):
                 return item
         return Dataset()
 
@@ -184,7 +185,7 @@ def _vector(values: Sequence[float]) -> Vector:
 
 def _temporal_dimension(ds: Dataset) -> int | None:
     """Which of a frame's dimension index values counts time (PS3.3 C.7.6.17), if any does."""
-    for number, item in enumerate(_items(ds, "DimensionIndexSequence")):
+    for number, item in enumerate(items(ds, "DimensionIndexSequence")):
         if item.get("DimensionIndexPointer") in _TEMPORAL_POINTERS:
             return number
     return None
@@ -230,5 +231,6 @@ def _values(ds: Dataset, keyword: str) -> Sequence[Any]:
     return tuple(value) if hasattr(value, "__iter__") else (value,)
 
 
-def _items(ds: Dataset, keyword: str) -> Sequence[Dataset]:
+def items(ds: Dataset, keyword: str) -> Sequence[Dataset]:
+    """The items of a sequence, none where there is no sequence."""
     return [item for item in _values(ds, keyword) if isinstance(item, Dataset)]

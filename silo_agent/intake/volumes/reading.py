@@ -51,8 +51,19 @@ class VolumeLimits:
     max_header_bytes: int = 16 * 1024 * 1024  # an Enhanced object says about 2 kB per frame
     max_items: int = 200_000  # of sequences, in one header: each becomes an object of about 1 kB
     max_frames: int = 4096
+    max_mask_frames: int = 16_384  # of a segmentation: one for each slice and segment
     max_voxels: int = 2**28  # 1 GiB as float32: 1024 slices of 512 x 512
     max_source_bytes: int = 2 * 1024**3  # all files of one volume
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """The header of a file of `size` bytes, not judged yet."""
+
+    header: Header
+    ds: FileDataset = field(repr=False)
+    pixels: PixelElement
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +102,11 @@ def read_slices(
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """What the plan takes."""
+    """What the plan takes. With `take_masks` segmentations are not refused as no images."""
 
     modalities: frozenset[str]
     take_secondary: bool = False
+    take_masks: bool = False
 
 
 def guarded(read: Callable[[], _Read]) -> _Read | Refused:
@@ -117,10 +129,11 @@ def guarded(read: Callable[[], _Read]) -> _Read | Refused:
 def read_instance(stream: BinaryIO, file: int, how: Acceptance, limits: VolumeLimits) -> Instance:
     """Read and judge the header of an open file; to be called within `guarded`."""
     with few_items(limits.max_items):
-        return _read_instance(stream, file, how, limits)
+        return judged(parsed(stream, limits), file, how, limits)
 
 
-def _read_instance(stream: BinaryIO, file: int, how: Acceptance, limits: VolumeLimits) -> Instance:
+def parsed(stream: BinaryIO, limits: VolumeLimits) -> Parsed:
+    """Parse the header of an open file; to be called within `guarded` and `few_items`."""
     has_preamble = looks_like_dicom(stream)
     size = os.fstat(stream.fileno()).st_size
     stream.seek(0)
@@ -132,6 +145,12 @@ def _read_instance(stream: BinaryIO, file: int, how: Acceptance, limits: VolumeL
     header = parse_header(ds, transfer_syntax_of(ds), str(ds.file_meta.get("MediaStorageSOPClassUID", "")).strip(" \0"))
     if not (header.sop_class or has_preamble):
         raise NotUsable(Refusal.NOT_DICOM)
+    return Parsed(header, ds, found, size)
+
+
+def judged(parsed: Parsed, file: int, how: Acceptance, limits: VolumeLimits) -> Instance:
+    """Judge it as that of an image; within the same `few_items`, since sequences are parsed when they are asked for."""
+    header, ds, found = parsed.header, parsed.ds, parsed.pixels
     if (header.frames or 0) > limits.max_frames and header.sop_class in SINGLE_FRAME_OF:
         raise NotUsable(Refusal.TOO_LARGE)
     slices = parse_slices(ds, header, file) if _stackable(header) else ()
@@ -140,7 +159,7 @@ def _read_instance(stream: BinaryIO, file: int, how: Acceptance, limits: VolumeL
         raise NotUsable(refusal)
     if not (slices and header.identifiers.study_uid and header.identifiers.series_uid):
         raise NotUsable(Refusal.UNREADABLE)
-    _check_extent(single, found, size, (len(slices), limits))
+    _check_extent(single, found, parsed.size, (len(slices), limits))
     return Instance(single, slices, ds, found.offset, found.length, found.vr)
 
 

@@ -7,42 +7,15 @@ Where several series match, all are listed and none is used; the first one is no
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
-
-from boundary.names import Frozen
+from boundary.series import Orientation, SeriesRule
 from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.volumes.geometry import Grid, normal, place
 from silo_agent.intake.volumes.headers import Plane
 from silo_agent.intake.volumes.stacks import Stack
 
-Orientation = Literal["axial", "coronal", "sagittal"]
 # The axis of the patient that the normal is nearest to: left-right, front-back, foot-head.
 _BY_AXIS: tuple[Orientation, Orientation, Orientation] = ("sagittal", "coronal", "axial")
-# PS3.3 C.7.6.1.1.2: Code String, upper case letters, digits, space and underscore
-ImageTypeValue = Annotated[str, StringConstraints(pattern=r"^[A-Z0-9_ ]{1,16}$")]
-
-
-class SeriesRule(Frozen):
-    """Which series of a study is meant. Part of the plan, so every hospital selects alike."""
-
-    modality: Literal["CT", "MR"]
-    image_type_includes: tuple[ImageTypeValue, ...] = ()  # all of them, in every slice
-    image_type_excludes: tuple[ImageTypeValue, ...] = ()  # none of them, in any slice
-    smallest_slices: int = Field(default=2, ge=2, le=4096)
-    largest_slices: int = Field(default=4096, ge=2, le=4096)
-    smallest_gap_mm: float = Field(default=0.0, ge=0, le=100, allow_inf_nan=False)  # between slices, centre to centre
-    largest_gap_mm: float = Field(default=100.0, gt=0, le=100, allow_inf_nan=False)
-    orientation: Literal["axial", "coronal", "sagittal", "any"] = "any"
-
-    @model_validator(mode="after")
-    def _ranges_hold_something(self) -> Self:
-        if self.smallest_slices > self.largest_slices or self.smallest_gap_mm > self.largest_gap_mm:
-            raise ValueError("the smallest is above the largest: swap them")
-        if set(self.image_type_includes) & set(self.image_type_excludes):
-            raise ValueError("an image type is both included and excluded: name it once")
-        return self
 
 
 @dataclass(frozen=True, slots=True)

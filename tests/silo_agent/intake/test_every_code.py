@@ -5,7 +5,7 @@ Where another test has the case in its table, it is taken from there by its sent
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ import pytest
 from pydicom.uid import RLELossless
 
 from boundary.plan import StudyPlan
+from infra.hospitals.segmentations import write_segmentation
 from infra.hospitals.volumes import SAGITTAL, Lie, write_series
-from infra.hospitals.writing import Identity, LabelRow, write_image, write_labels
+from infra.hospitals.writing import Identity, LabelRow, uid, write_image, write_labels
 from silo_agent.intake.encoding import Limits
 from silo_agent.intake.image import Refused, read_image
 from silo_agent.intake.readers import Readers
@@ -26,12 +27,14 @@ from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.scan import scan
 from silo_agent.intake.sources import FolderSource
 from silo_agent.intake.volumes.geometry import Grid, place
+from silo_agent.intake.volumes.scan import scan_volumes
 from silo_agent.intake.volumes.select import SeriesRule, select
 from silo_agent.intake.volumes.survey import survey
 from silo_agent.intake.withdrawn import Withdrawn
 from tests.silo_agent.intake.test_image import HEADERS
 from tests.silo_agent.intake.test_readers import NAMES, Everything, TestItem, codes
 from tests.silo_agent.intake.volumes.test_faults import SERIES
+from tests.silo_agent.intake.volumes.test_scan_volumes import plan_of
 
 Ends = set[str]  # codes, or "used"
 USED = frozenset({"used"})
@@ -206,6 +209,37 @@ def scanned(*images: Archived, plan: dict[str, Any] | None = None, withdrew: Ite
     return read
 
 
+# --- a mask ----------------------------------------------------------------------------------------------------
+OUTLINED = np.zeros((6, 5, 4), np.uint8)
+OUTLINED[2:4, 1:3, 1:3] = 1
+OUTLINED[4, 1:3, 1:3] = 2
+
+
+def masked(change: Change = lambda _: None, **options: Any) -> Case:
+    """A series and its mask, whose file is changed, scanned for a plan of volumes."""
+
+    def read(bench: Bench) -> Ends:
+        who, labels = Identity("st-olavs", "ANNA"), {1: "liver", 2: "tumour"}
+        stored = np.arange(6 * 5 * 4, dtype=np.int16).reshape(6, 5, 4) - 40
+        write_series(bench.folder / "dicom", stored, identity=who)
+        named = {"identity": replace(who, image=900), "series": uid(who.series_uid, 1), **options}
+        change(write_segmentation(bench.folder / "dicom" / "mask.dcm", OUTLINED, labels, **named))
+        source = FolderSource(bench.folder / "dicom", bench.folder / "dicom", "seg")
+        report = scan_volumes(source, plan_of(), bench.key, bench.folder / "cache", lambda _done, _total: None)
+        return {*report.refused, *(USED if report.used else ())}
+
+    return read
+
+
+def all_outlined(path: Path) -> None:
+    """Every frame is full, and both segments have one on the same slice."""
+    ds = pydicom.dcmread(path)
+    ds.PixelData = bytes([255]) * len(ds.PixelData)
+    first, *_, last = ds.PerFrameFunctionalGroupsSequence
+    last.PlanePositionSequence = first.PlanePositionSequence
+    ds.save_as(path)
+
+
 RULE = partial(SeriesRule, modality="CT")
 SILENT = {"modality": "US", "pixels": np.arange(120, dtype=np.uint8).reshape(12, 10)}
 
@@ -274,6 +308,15 @@ PAIRS: dict[Refusal, tuple[Case, Case]] = {
         scanned(Archived(ANNA, 1), Archived(BERT, 2, labels=("0", "1"))),
         scanned(Archived(ANNA, 1), Archived(BERT, 2, labels=("1", "1"))),
     ),
+    Refusal.MASK_TYPE: (
+        masked(extra={"SegmentationType": "FRACTIONAL"}),
+        masked(extra={"SegmentationFractionalType": "PROBABILITY"}),
+    ),
+    Refusal.MASK_GRID: (
+        masked(lie=Lie(origin=(-10.5, -20.25, -299.5))),
+        masked(lie=Lie(origin=(-10.5, -20.25, -299.8))),
+    ),
+    Refusal.MASK_OVERLAP: (masked(all_outlined), masked()),
     Refusal.UID_CONFLICT: (
         scanned(Archived(ANNA, 1), Archived(ANNA, 2), Archived(BERT, 3)),
         scanned(Archived(ANNA, 1), Archived(AGAIN, 2), Archived(BERT, 3)),

@@ -219,7 +219,7 @@ def test_a_share_that_is_gone_ends_the_scan_instead_of_refusing_every_file(
 def test_a_process_that_does_not_start_is_no_file_s_fault(
     look: Callable[..., Any], images: list[Item], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader_process, "_MODULE", "silo_agent.intake.no_such_module")
+    monkeypatch.setattr(reader_process.ReaderProcess, "module", "silo_agent.intake.no_such_module")
     with pytest.raises(NoReader):
         look(images)
 

@@ -1,0 +1,135 @@
+"""The files of a scan of volumes, by number: what they say, in pseudonyms, and the values of their frames.
+
+A file is opened for its header and once more for its pixels, since it may have been fetched for the one reading and be
+gone afterwards. What it then says must be what it said before. What the process that reads sends is believed only as
+far as it is checked here.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from silo_agent.intake.archive import Item
+from silo_agent.intake.image import NotUsable
+from silo_agent.intake.pseudonyms import Pseudonyms
+from silo_agent.intake.refusals import Refusal
+from silo_agent.intake.volumes.assemble import frame_digest, refuse_changed
+from silo_agent.intake.volumes.headers import Plane, Slice
+from silo_agent.intake.volumes.opened import FileFacts
+from silo_agent.intake.volumes.process import VolumeReader
+
+Frame = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A file that stands open."""
+
+    says: FileFacts
+    frame: Callable[[int, tuple[int, int]], Frame]  # its number and shape; raises `NotUsable`
+
+
+class Files:
+    """All of them; from `first_nifti` on they are NIfTI masks. `still` is called before each, and may end the scan."""
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        first_nifti: int,
+        reader: VolumeReader,
+        names: Pseudonyms,
+        still: Callable[[], None],
+    ) -> None:
+        self._items, self._first_nifti, self._reader = items, first_nifti, reader
+        self._names, self._still = names, still
+        self._masks: dict[int, FileFacts] = {}
+        self._digests: dict[int, tuple[bytes, ...] | Refusal] = {}
+
+    def is_nifti(self, number: int) -> bool:
+        return number >= self._first_nifti
+
+    def facts(self, number: int) -> FileFacts:
+        with self._opened(number) as one:
+            if one.says.segmentation is not None or one.says.nifti is not None:
+                self._masks[number] = one.says
+            return one.says
+
+    def slice_values(self, number: int, expected: Mapping[int, Slice]) -> Iterator[tuple[int, Frame]]:
+        """As `assemble.FramesOf`. Raises `NotUsable`."""
+        with self._opened(number) as one:
+            refuse_changed(one.says.slices, expected)
+            for frame, said in sorted(expected.items()):
+                yield frame, one.frame(frame, (said.rows, said.columns))
+
+    def mask_values(self, number: int, wanted: Iterable[int]) -> Iterator[tuple[int, Frame]]:
+        """As `merging.ValuesOf`. Raises `NotUsable`."""
+        with self._opened(number) as one:
+            if one.says != self._masks[number]:
+                raise NotUsable(Refusal.UNREADABLE)
+            for frame in sorted(wanted):
+                yield frame, one.frame(frame, _shape_of(one.says))
+
+    def digests(self, number: int) -> tuple[bytes, ...] | Refusal:
+        """As `stacks.Contents`."""
+        if number not in self._digests:
+            self._digests[number] = self._read_digests(number)
+        return self._digests[number]
+
+    def _read_digests(self, number: int) -> tuple[bytes, ...] | Refusal:
+        try:
+            with self._opened(number) as one:
+                shapes = [(said.rows, said.columns) for said in one.says.slices]
+                return tuple(frame_digest(one.frame(frame, shape)) for frame, shape in enumerate(shapes))
+        except NotUsable as why:
+            return why.code
+
+    @contextmanager
+    def _opened(self, number: int) -> Iterator[_Opened]:
+        self._still()
+        is_nifti = self.is_nifti(number)
+        with self._items[number].opened() as path:
+            if isinstance(path, Refusal):
+                yield _Opened(FileFacts(path), _nothing)
+                return
+            says = self._reader.facts(path, number, is_nifti=is_nifti)
+            yield _Opened(in_pseudonyms(says, self._names), self._frames_of(path, number, is_nifti=is_nifti))
+
+    def _frames_of(self, path: Path, number: int, *, is_nifti: bool) -> Callable[[int, tuple[int, int]], Frame]:
+        def frame(frame: int, shape: tuple[int, int]) -> Frame:
+            values = self._reader.frame(path, number, frame, is_nifti=is_nifti)
+            if values.shape != shape or not np.isfinite(values).all():
+                raise NotUsable(Refusal.UNREADABLE)
+            return values
+
+        return frame
+
+
+def in_pseudonyms(says: FileFacts, names: Pseudonyms) -> FileFacts:
+    """The same without any name; frames of reference are compared by theirs as well."""
+
+    def plane(one: Plane) -> Plane:
+        return replace(one, frame_of_reference=names.uid(one.frame_of_reference))
+
+    who, found = says.who, says.segmentation
+    slices = tuple(
+        replace(one, identifiers=names.of(one.identifiers), plane=None if one.plane is None else plane(one.plane))
+        for one in says.slices
+    )
+    if found is not None:
+        frames = tuple(replace(one, plane=plane(one.plane)) for one in found.frames)
+        found = replace(found, series=tuple(map(names.uid, found.series)), frames=frames)
+    return replace(says, who=None if who is None else names.of(who), slices=slices, segmentation=found)
+
+
+def _shape_of(says: FileFacts) -> tuple[int, int]:
+    if says.segmentation is not None:
+        return says.segmentation.rows, says.segmentation.columns
+    return (0, 0) if says.nifti is None else says.nifti.shape[1:]
+
+
+def _nothing(_frame: int, _shape: tuple[int, int]) -> Frame:
+    raise NotUsable(Refusal.UNREADABLE)
