@@ -25,7 +25,7 @@ class CohortDecision(Frozen):
 
 
 class GlobalMetrics(Frozen):
-    """The held-back patients of all hospitals together. None where a class is absent."""
+    """Of a classification: the held-back patients of all hospitals together. None where a class is absent."""
 
     count: int
     loss: float
@@ -33,6 +33,33 @@ class GlobalMetrics(Frozen):
     auroc: float | None
     balanced_accuracy: float | None
     confusion: Annotated[tuple[Annotated[tuple[int, ...], BeforeValidator(list_in)], ...], BeforeValidator(list_in)]
+
+
+class ClassDice(Frozen):
+    """One class: `images` show it; `mean` is over these of each one's Dice, `pooled` of all voxels together.
+
+    None where no image shows it.
+    """
+
+    name: str
+    images: int
+    mean: float | None
+    pooled: float | None
+
+
+class SegmentationMetrics(Frozen):
+    """Of a segmentation: the held-back patients of all hospitals together. `dice` is the mean of the classes' means.
+
+    The background is not among `classes`.
+    """
+
+    count: int
+    loss: float
+    dice: float | None
+    classes: Annotated[tuple[ClassDice, ...], BeforeValidator(list_in)]
+
+
+AnyMetrics = GlobalMetrics | SegmentationMetrics
 
 
 class Timing(Frozen):
@@ -75,7 +102,7 @@ class RoundRecord(Frozen):
     next_encoding: Encoding
     evaluate: CohortDecision | None
     train_loss: float | None
-    metrics: GlobalMetrics | None
+    metrics: AnyMetrics | None
     timing: Timing
     traffic: dict[SiloId, Traffic]
     committed_at: Moment

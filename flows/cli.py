@@ -198,7 +198,7 @@ def plan_models() -> None:
     from models.catalogue import describe
 
     for entry in describe():
-        typer.echo(f"{entry.label:24} {entry.parameters:>12,} parameters  {entry.summary}")
+        typer.echo(f"{entry.label:24} {entry.parameters:>12,} parameters  {entry.use}: {entry.summary}")
 
 
 @app.command()
@@ -340,6 +340,14 @@ def demo(  # noqa: PLR0913, PLR0917 - a command's options
             "every hospital has 100 patients.",
         ),
     ] = None,
+    segmentation: Annotated[
+        bool,
+        typer.Option(
+            "--segmentation",
+            help="Outline lesions in CT volumes with masks as DICOM SEG; with --archive: SEG objects in "
+            "DIR/<hospital>/dicom or masks.",
+        ),
+    ] = False,
     keep_running: Annotated[bool, typer.Option("--keep-running", help="Leave the servers up until Ctrl-C.")] = False,
     prefect_port: Annotated[int, typer.Option(help="0 takes 4200 or a free one.")] = 0,
     mlflow_port: Annotated[int, typer.Option(help="0 takes 5000 or a free one.")] = 0,
@@ -351,5 +359,6 @@ def demo(  # noqa: PLR0913, PLR0917 - a command's options
     choices = Choices(
         archive=archive, rounds=rounds, hospitals=hospitals, workdir=workdir, summary=summary, plan=plan,
         keep_running=keep_running, ports=(prefect_port, mlflow_port, relay_port), epsilon=epsilon,
+        segmentation=segmentation,
     )  # fmt: skip
     raise SystemExit(run_demo(choices))

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from boundary.messages import BlobRef, Phase
 from compliance.merkle import BrokenProof
-from compliance.records import CohortDecision, GlobalMetrics, RoundRecord
+from compliance.records import AnyMetrics, CohortDecision, RoundRecord
 from compliance.witnessing import LogInDoubt
 from flows import coordinator as home
 from flows import pages
@@ -401,12 +401,12 @@ async def aggregate(work: RoundWork, gathered: Gathered) -> Candidate:
     return await _as_task(_aggregate, work.aggregate, gathered)  # type: ignore[no-any-return]
 
 
-async def evaluate(work: RoundWork, gathered: Gathered) -> tuple[CohortDecision, GlobalMetrics]:
+async def evaluate(work: RoundWork, gathered: Gathered) -> tuple[CohortDecision, AnyMetrics]:
     return await _as_task(_evaluate, work.measure, gathered)  # type: ignore[no-any-return]
 
 
 async def commit(
-    work: RoundWork, candidate: Candidate, evaluated: tuple[CohortDecision, GlobalMetrics] | None, seconds: float
+    work: RoundWork, candidate: Candidate, evaluated: tuple[CohortDecision, AnyMetrics] | None, seconds: float
 ) -> RoundRecord:
     return await _as_task(_commit, work.commit, candidate, evaluated, seconds)  # type: ignore[no-any-return]
 

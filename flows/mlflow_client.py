@@ -17,8 +17,8 @@ import matplotlib as mpl
 from boundary.canonical import parse_json
 from boundary.guarantee import EPSILON_BANDS
 from boundary.plan import to_json
-from compliance.records import RoundRecord
-from flows import pages
+from compliance.records import GlobalMetrics, RoundRecord, SegmentationMetrics
+from flows import pages, readings
 from flows.store.studies import Study
 
 PICKLE_VARIABLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
@@ -189,12 +189,14 @@ class Book:
             self.client.log_artifact(run, str(path), "checkpoints")
 
     def figures(self, run: str, records: list[RoundRecord]) -> str:
-        """Loss and AUROC over rounds, as people look at them first."""
+        """Loss and AUROC or Dice over rounds, as people look at them first."""
         from matplotlib.figure import Figure
 
         with reaching(self.url):
             private = [("privacy", _draw_privacy)] if any(record.below for record in records) else []
-            for name, draw in (("loss", _draw_loss), ("auroc", _draw_auroc), *private):
+            dice = any(isinstance(record.metrics, SegmentationMetrics) for record in records)
+            score = ("dice", _draw_dice) if dice else ("auroc", _draw_auroc)
+            for name, draw in (("loss", _draw_loss), score, *private):
                 figure = Figure(figsize=(7, 4), layout="constrained")
                 draw(figure.subplots(), records)
                 self.client.log_figure(run, figure, f"figures/{name}.png")
@@ -221,10 +223,7 @@ def _values(record: RoundRecord) -> dict[str, float]:
     """Metrics of a round. MLflow lists groups by name, so what people look for first is in `global/`."""
     metrics, timing = record.metrics, record.timing
     measured = {
-        "global/auroc": metrics.auroc if metrics else None,
-        "global/accuracy": metrics.accuracy if metrics else None,
-        "global/balanced_accuracy": metrics.balanced_accuracy if metrics else None,
-        "global/loss": metrics.loss if metrics else None,
+        **({f"global/{name}": value for name, value in readings.series(metrics).items()} if metrics else {}),
         "global/train_loss": record.train_loss,
         "round/registered": float(len(record.registered)),
         "round/ready": float(len(record.ready)),
@@ -271,12 +270,27 @@ def _draw_auroc(axes: Any, records: list[RoundRecord]) -> None:
     measured = [
         (record.round, record.metrics.auroc)
         for record in records
-        if record.metrics and record.metrics.auroc is not None
+        if isinstance(record.metrics, GlobalMetrics) and record.metrics.auroc is not None
     ]
     if measured:
         axes.plot(*zip(*measured, strict=True), "s-", color="tab:green")
     axes.axhline(0.5, color="grey", linestyle=":", linewidth=1)
     axes.set(xlabel="round", ylabel="AUROC", title="AUROC on the held-back patients of all hospitals", ylim=(0.4, 1.01))
+    _whole_rounds(axes)
+
+
+def _draw_dice(axes: Any, records: list[RoundRecord]) -> None:
+    """A line for the mean and for each class, of the rounds in which an image shows it."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for record in records:
+        if isinstance(record.metrics, SegmentationMetrics):
+            told = [("mean", record.metrics.dice), *((one.name, one.mean) for one in record.metrics.classes)]
+            for name, value in told:
+                lines.setdefault(name, []).extend([] if value is None else [(record.round, value)])
+    for name, points in lines.items():
+        axes.plot(*zip(*points, strict=True), "s-" if name == "mean" else "o--", label=name) if points else None
+    axes.set(xlabel="round", ylabel="Dice", title="Dice on the held-back patients of all hospitals", ylim=(0, 1.01))
+    axes.legend() if axes.lines else None
     _whole_rounds(axes)
 
 

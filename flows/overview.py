@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from boundary.messages import PlanApproved
+from flows import readings
 from flows.coordinator import Coordinator
 from flows.desk import Desk
 from flows.store import members, rounds, studies
@@ -42,18 +43,19 @@ def _hospitals(coordinator: Coordinator) -> Table:
 
 
 def _studies(coordinator: Coordinator) -> Table:
-    table = Table("plan", "study", "state", "approvals", "rounds", "AUROC", title="Studies", title_justify="left")
+    table = Table("plan", "study", "state", "approvals", "rounds", "result", title="Studies", title_justify="left")
     with reading(coordinator.store) as connection:
         for study in studies.every(connection):
             desk = Desk(coordinator.key, coordinator.now, study.plan)
             approved = desk.heard(connection, PlanApproved.kind, study.study)
             records = rounds.committed(connection, study.study)
             metrics = records[-1].metrics if records else None
-            auroc = "" if metrics is None or metrics.auroc is None else f"{metrics.auroc:.3f}"
+            name, value = readings.readings(metrics)[0] if metrics else ("", None)
+            result = "" if value is None else f"{name} {value:.3f}"
             table.add_row(
                 study.label, study.study, _state(study, coordinator.now()),
                 f"{len(approved)} of {len(study.plan.hospitals)}",
-                f"{len(records)} of {study.plan.training.rounds}", auroc,
+                f"{len(records)} of {study.plan.training.rounds}", result,
             )  # fmt: skip
     return table
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from boundary.guarantee import EPSILON_BANDS, PatientPrivacy
 from boundary.plan import StudyPlan
-from compliance.records import RoundRecord
+from compliance.records import AnyMetrics, RoundRecord
+from flows import readings
 from flows.engine import HEADLINES, Reason
 from flows.records import Statistics
 from flows.store.studies import Study
@@ -39,17 +40,18 @@ def partial_message(record: RoundRecord) -> str:
     return f"{len(record.contributing)} of {len(record.registered)} hospitals contributed; without {absent}"
 
 
-def rounds_table(records: Sequence[RoundRecord]) -> str:
+def rounds_table(plan: StudyPlan, records: Sequence[RoundRecord]) -> str:
+    names = readings.headings(plan)
     rows = [
-        "| round | training loss | loss | AUROC | accuracy | patients' images evaluated | registered / ready / "
+        f"| round | training loss | loss | {' | '.join(names)} | patients' images evaluated | registered / ready / "
         "contributing | seconds |",
-        "|---:|---:|---:|---:|---:|---:|:---:|---:|",
+        f"|---:|---:|---:|{'---:|' * len(names)}---:|:---:|---:|",
     ]
     for record in records:
         metrics = record.metrics
         rows.append(
             f"| {record.round} | {number(record.train_loss)} | {number(metrics.loss if metrics else None)} "
-            f"| {number(metrics.auroc if metrics else None)} | {number(metrics.accuracy if metrics else None)} "
+            f"| {' | '.join(map(number, readings.values(plan, metrics)))} "
             f"| {metrics.count if metrics else '–'} "  # noqa: RUF001
             f"| {len(record.registered)} / {len(record.ready)} / {len(record.contributing)} "
             f"| {record.timing.total:.1f} |"
@@ -57,12 +59,16 @@ def rounds_table(records: Sequence[RoundRecord]) -> str:
     return "\n".join(rows)
 
 
+def told(metrics: AnyMetrics) -> str:
+    """`AUROC 0.912, accuracy 0.873`: a model in a few figures."""
+    return ", ".join(f"{name} {number(value, 3)}" for name, value in readings.readings(metrics))
+
+
 def round_page(study: Study, record: RoundRecord) -> str:
     """One round: the result in a sentence, who took part, where the time went."""
     metrics = record.metrics
     result = (
-        f"Loss {number(metrics.loss)}, AUROC {number(metrics.auroc, 3)}, accuracy {number(metrics.accuracy, 3)} on "
-        f"{metrics.count} held-back images of all hospitals together."
+        f"Loss {number(metrics.loss)}, {told(metrics)} on {metrics.count} held-back images of all hospitals together."
         if metrics
         else "The new model was not evaluated: too few hospitals answered in time."
     )
@@ -100,7 +106,8 @@ def round_page(study: Study, record: RoundRecord) -> str:
 def statistics_page(study: Study, found: Statistics) -> str:
     """What the images of all hospitals are like: only these sums are known, to anybody."""
     scale, names = found.normalisation, study.plan.labels.classes
-    rows = ["| class | training images |", "|---|---:|"]
+    of = "of the class" if study.plan.task == "classification" else "that show the class"
+    rows = [f"| class | training images {of} |", "|---|---:|"]
     rows += [f"| {name} | {count} |" for name, count in zip(names, found.labels, strict=True)]
     return "\n".join(
         [
@@ -123,21 +130,27 @@ def study_page(study: Study, records: Sequence[RoundRecord], mlflow_link: str | 
         f"# {plan.purpose.title}",
         "",
         f"Study `{study.study}`, plan **{study.label}**: {done}. {len(plan.hospitals)} hospitals train "
-        f"{plan.model.name}@{plan.model.version} to tell {' from '.join(plan.labels.classes)}; "
+        f"{plan.model.name}@{plan.model.version} {plan.aim}; "
         f"at least {plan.aggregation.quorum} of them in every sum.",
         "",
     ]
     if records and records[-1].metrics:
         last = records[-1].metrics
         lines += [
-            f"**Now: AUROC {number(last.auroc, 3)}, accuracy {number(last.accuracy, 3)}, loss {number(last.loss)}** "
-            f"({last.count} held-back images).",
+            f"**Now: {told(last)}, loss {number(last.loss)}** ({last.count} held-back images).",
             "",
         ]
     if mlflow_link:
         lines += [f"Metrics, model and plan in MLflow: [{study.study}]({mlflow_link})", ""]
     return "\n".join(
-        [*lines, rounds_table(records), "", guarantee(study.plan, records), "", f"Plan digest `{study.plan_digest}`"]
+        [
+            *lines,
+            rounds_table(plan, records),
+            "",
+            guarantee(study.plan, records),
+            "",
+            f"Plan digest `{study.plan_digest}`",
+        ]
     )
 
 

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from boundary.errors import InvalidPlan
 from flows.privacy_audit import Audit, Effort, Finding, audit, draw, log_to_mlflow, read_images
 from flows.privacy_cost import private_plan
 
@@ -16,6 +17,8 @@ def run_audit(
     """The exit code: 0 when the promise holds against an attack that works, else 1."""
     console = Console()
     plan, privacy = private_plan(path.read_text("utf-8"))
+    if plan.task != "classification":
+        raise InvalidPlan("task: the audit gives patients a wrong class, so it is of plans for classification")
     data = read_images(images, plan.preprocessing, effort[1])
     with Progress(console=console, transient=True) as bars:
         tasks = {}

@@ -39,12 +39,18 @@ def pinned(coordinator: Coordinator, text: str) -> StudyPlan:
 
 
 def publish(coordinator: Coordinator, plan: StudyPlan) -> studies.Study:
-    """Build the initial model, keep the study, offer the plan to its hospitals. Again is harmless."""
-    from models.catalogue import check_input_size, entry_of
+    """Build the initial model, keep the study, offer the plan to its hospitals. Again is harmless.
+
+    Raises `InvalidPlan` for a network that is not for the plan's task and images.
+    """
+    from models.catalogue import check_model
+    from models.errors import ModelError
     from models.parameters import initial_tensors
 
-    entry_of(plan.model)
-    check_input_size(plan.model, plan.preprocessing.size)
+    try:
+        check_model(plan)
+    except ModelError as why:
+        raise InvalidPlan(f"model: {why}") from why
     with reading(coordinator.store) as connection:
         Desk(coordinator.key, coordinator.now, plan).roster(connection)
         known = {study.label for study in studies.every(connection)}

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+from boundary.plan import StudyPlan
 from boundary.tensors import unflatten, unpack
 from compliance.records import RoundRecord
 from flows import pages
@@ -12,6 +13,29 @@ from flows.store.studies import Study
 REQUIREMENTS = ["torch==2.13.0"]
 
 
+def example_size(plan: StudyPlan) -> tuple[int, ...]:
+    """The sides of the example that is registered with a model: MLflow writes it as text, so no whole volume."""
+    from models.catalogue import entry_of
+
+    if plan.task == "classification":
+        return plan.preprocessing.size
+    return (entry_of(plan.model).smallest_side,) * len(plan.preprocessing.size)
+
+
+def _signature(plan: StudyPlan, example: Any, output: Any) -> Any:
+    """Any number of images; for segmentation also of any sides that the network's stride divides, not the example's."""
+    from mlflow.models import ModelSignature, infer_signature
+    from mlflow.types import Schema, TensorSpec
+
+    if plan.task == "classification":
+        return infer_signature(example, output)
+    free = (-1,) * len(plan.preprocessing.size)
+    taken, given = (
+        Schema([TensorSpec(array.dtype, (-1, array.shape[1], *free))]) for array in (example, output)
+    )  # fmt: skip
+    return ModelSignature(inputs=taken, outputs=given)
+
+
 def log_global_model(
     client: Any, run: str, study: Study, record: RoundRecord, open_blob: Callable[[str], BinaryIO]
 ) -> str:
@@ -19,7 +43,6 @@ def log_global_model(
     import mlflow
     import numpy as np
     import torch
-    from mlflow.models import infer_signature
 
     from models.catalogue import build
     from models.networks import Normalised
@@ -38,7 +61,7 @@ def log_global_model(
         scale = study.statistics.normalisation
         module = Normalised(module, scale.mean, scale.deviation)
     module.eval()
-    example = np.zeros((2, 1, *plan.preprocessing.size), dtype=np.float32)
+    example = np.zeros((2, 1, *example_size(plan)), dtype=np.float32)
     with torch.inference_mode():
         output = module(torch.from_numpy(example)).numpy()
     with mlflow.start_run(run_id=run):
@@ -47,7 +70,7 @@ def log_global_model(
             name="model",
             serialization_format="pt2",
             input_example=example,
-            signature=infer_signature(example, output),
+            signature=_signature(plan, example, output),
             registered_model_name=plan.name,
             pip_requirements=REQUIREMENTS,
         )

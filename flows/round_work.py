@@ -34,7 +34,8 @@ from boundary.secagg.ring import Encoding, first_encoding, next_encoding
 from boundary.secagg.selection import spread
 from boundary.tensors import Vector, check_values, pack, unpack
 from compliance.events import SumOpened
-from compliance.records import CohortDecision, GlobalMetrics, RoundRecord, Timing, Traffic
+from compliance.records import AnyMetrics, CohortDecision, RoundRecord, Timing, Traffic
+from flows import readings
 from flows.aggregation import Total, masked_total, openers, read_train_sum, unmasked
 from flows.collecting import CollectionFailed, Watch
 from flows.coordinator import Coordinator
@@ -48,7 +49,7 @@ from flows.store.rounds import OpenRound
 from flows.store.studies import Reins, Study
 from flows.strategies import ServerState, strategy
 from flows.trails import receipt_of
-from models.metrics import MetricLayout, read
+from models.measuring import layout_of, read
 
 _log = logging.getLogger("flows.round_work")
 SMALLEST_DEVIATION = 1e-3  # images without any contrast are not blown up
@@ -88,10 +89,10 @@ class RoundWork:
         return Collection(study=self.study.study, round=self.number, phase=phase, attempt=self.opened.facts.attempt)
 
     def layout(self, phase: Phase) -> VectorLayout:
-        classes = len(self.study.plan.labels.classes)
-        metrics = classes if phase == "statistics" else MetricLayout(classes).size
-        parameters = self.study.plan.aggregation.summed_weights(self.study.model.manifest.size)
-        return layout_for(phase, parameters=parameters, metrics=metrics, bands=self.study.plan.bands)
+        plan = self.study.plan
+        metrics = len(plan.labels.classes) if phase == "statistics" else layout_of(plan).size
+        parameters = plan.aggregation.summed_weights(self.study.model.manifest.size)
+        return layout_for(phase, parameters=parameters, metrics=metrics, bands=plan.bands)
 
     # --- collecting ----------------------------------------------------------------------------------
     @asynccontextmanager
@@ -201,20 +202,14 @@ class RoundWork:
         key = selection_key(gathered.opened.watch.collection, self.model_in.digest)
         return spread(mean, key, parameters, unbiased=not aggregation.error_feedback)
 
-    def measure(self, gathered: Gathered) -> tuple[CohortDecision, GlobalMetrics]:
+    def measure(self, gathered: Gathered) -> tuple[CohortDecision, AnyMetrics]:
         """Sum the hospitals' metrics of the candidate. Blocking. Raises `CollectionFailed` if the sum does not open."""
-        found = read(self._total(gathered).numbers, MetricLayout(len(self.study.plan.labels.classes)))
+        plan = self.study.plan
+        found = read(self._total(gathered).numbers, layout_of(plan))
         with writing(self.coordinator.store) as connection:
             studies.check(connection, self.reins)
             self._record_opened(connection, gathered)
-        return gathered.decision, GlobalMetrics(
-            count=found.count,
-            loss=found.loss,
-            accuracy=found.accuracy,
-            auroc=found.auroc,
-            balanced_accuracy=found.balanced_accuracy,
-            confusion=found.confusion,
-        )
+        return gathered.decision, readings.kept(found, plan.labels.classes)
 
     def _total(self, gathered: Gathered) -> Total:
         masked = gathered.opened
@@ -242,7 +237,7 @@ class RoundWork:
 
     # --- the end -------------------------------------------------------------------------------------
     def commit(
-        self, candidate: Candidate, evaluated: tuple[CohortDecision, GlobalMetrics] | None, evaluation_seconds: float
+        self, candidate: Candidate, evaluated: tuple[CohortDecision, AnyMetrics] | None, evaluation_seconds: float
     ) -> RoundRecord:
         """Commit the round and tell the hospitals, in one transaction. Committing twice changes nothing."""
         now = self.coordinator.now()
@@ -269,7 +264,7 @@ class RoundWork:
         self,
         connection: Connection,
         candidate: Candidate,
-        evaluated: tuple[CohortDecision, GlobalMetrics] | None,
+        evaluated: tuple[CohortDecision, AnyMetrics] | None,
         evaluation_seconds: float,
     ) -> RoundRecord:
         now = self.coordinator.now()

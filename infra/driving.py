@@ -20,10 +20,12 @@ from flows.round_work import Gathered, RoundWork
 from flows.store import audit
 from flows.store.database import reading
 from infra.federation import SimulatedFederation, Work
-from models.metrics import MetricLayout, measure
+from models.dice import DiceLayout
+from models.measuring import measure
+from models.metrics import MetricLayout
 
 PARAMETERS = 10
-METRICS = MetricLayout(2)
+METRICS, DICE = MetricLayout(2), DiceLayout(3)
 EXACT = 1e-3  # relative: one step of the first round's encoding
 
 
@@ -38,6 +40,26 @@ def work_of(number: int) -> Work:
             logits = np.array([[0.0, 1.0], [1.0, 0.0]] * number, dtype=np.float32)
             return measure(logits, np.array([1, 0] * number), METRICS), None
         return np.array([2.0 * number, number, number, 0]), np.full(PARAMETERS, number * number, np.float32)
+
+    return work
+
+
+def masks_work_of(number: int) -> Work:
+    """The same with masks of two classes in `number` images of 4 x 4: of the first class half is found."""
+    others = work_of(number)
+    masks = np.zeros((number, 4, 4), np.uint8)
+    masks[:, 0], masks[:, 1, :number] = 1, 2  # the second is larger in each hospital, and found
+    found = masks.copy()
+    found[:, 0, :2] = 0
+    logits = np.moveaxis(9.0 * np.eye(3, dtype=np.float32)[found], -1, 1)
+
+    def work(collection: Collection) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
+        if collection.phase == "evaluate":
+            return measure(logits, masks, DICE), None
+        numbers, weights = others(collection)
+        if collection.phase == "statistics":  # each image shows the background and both classes
+            numbers = np.array([*numbers[:3], *[number] * DICE.classes])
+        return numbers, weights
 
     return work
 

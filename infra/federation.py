@@ -55,6 +55,13 @@ Work = Callable[[Collection], tuple[NDArray[np.float64], Weights | None]]
 Lie = Callable[[Any], AnyMessage]
 M = TypeVar("M", bound=Message)
 NO_PRIVACY: Mapping[str, object] = {"mechanism": "none"}
+NOTHING: Mapping[str, object] = {}
+SEGMENTATION: Mapping[str, object] = {
+    "task": "segmentation",
+    "model": {"name": "unet-small-2d", "version": 1},
+    "labels": {"classes": ["background", "liver", "tumour"]},
+    "dataset": {"name": "images", "modalities": ["CT"], "series": {"modality": "CT"}},
+}
 
 
 @dataclass
@@ -301,11 +308,13 @@ def make_federation(  # noqa: PLR0913 - what tests vary
     name: str = "simulated",
     normalise: str = "none",
     privacy: Mapping[str, object] = NO_PRIVACY,
+    changes: Mapping[str, object] = NOTHING,
     **aggregation: object,
 ) -> SimulatedFederation:
     """Make a coordinator in `folder` and one hospital per entry of `works`, admitted, with a published plan.
 
-    With a guarantee per patient in `privacy`, weights in the sum are what hospitals declare.
+    `changes` are sections of the plan, `SEGMENTATION` for example. With a guarantee per patient in `privacy`, weights
+    in the sum are what hospitals declare.
     """
     settings = starting_settings(folder, "https://127.0.0.1:1", "127.0.0.1", 1, ["127.0.0.1"])
     if mlflow_url is not None:
@@ -318,7 +327,7 @@ def make_federation(  # noqa: PLR0913 - what tests vary
     _admit(coordinator, hospitals)
     sums = {"quorum": quorum, "lost_after_seconds": lost_after_seconds, "ready_minutes": ready_minutes} | aggregation
     keys = {silo: one.key for silo, one in hospitals.items()}
-    plan = simulated_plan(keys, rounds, name, normalise, privacy, **sums)
+    plan = simulated_plan(keys, rounds, name, normalise, privacy, changes, **sums)
     manifest = TensorManifest(tensors=(TensorSpec(name="w", shape=(parameters,)),))
     initial = coordinator.blobs.put_bytes(pack(np.zeros(parameters, dtype=np.float32), manifest))
     with writing(coordinator.store) as connection:
@@ -335,6 +344,7 @@ def simulated_plan(
     name: str,
     normalise: str,
     privacy: Mapping[str, object],
+    changes: Mapping[str, object] = NOTHING,
     **aggregation: object,
 ) -> StudyPlan:
     weighting = "images" if privacy == NO_PRIVACY else "declared"
@@ -358,6 +368,7 @@ def simulated_plan(
             "training": {"rounds": rounds, "weighting": weighting},
             "privacy": privacy,
             "aggregation": {"step_minutes": 0.2} | aggregation,
+            **changes,
         }
     )
 

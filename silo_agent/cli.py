@@ -59,7 +59,10 @@ def main() -> None:
 def init(  # noqa: PLR0913, PLR0917 - one for each option
     site: Annotated[str, typer.Option(help="This hospital's short name, as the coordinator will list it.")],
     dicom: Annotated[Path, typer.Option(help="Folder with the DICOM files of the first data set.")],
-    labels: Annotated[Path, typer.Option(help="CSV with the labels, keyed by SOP/Series/StudyInstanceUID.")],
+    labels: Annotated[Path, typer.Option(
+        help="CSV or Parquet with the labels, keyed by SOP/Series/StudyInstanceUID; or a folder of masks, "
+        "DICOM SEG (it may be the DICOM folder) or NIfTI."
+    )],
     dataset: Annotated[str, typer.Option(help="Name of the data set, as study plans ask for it.")] = "images",
     second_key: Annotated[
         str, typer.Option(help="Public key of the second person who signs policies, of `silo-agent policy key`.")
@@ -83,10 +86,10 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
     from silo_agent.config import CONFIG_NAME, parse_config, starting_config
     from silo_agent.console.login import make_login
     from silo_agent.policy.files import PolicyFiles
-    from silo_agent.policy.starting import Start, starting_policy
+    from silo_agent.policy.starting import Start, kind_of_labels, starting_policy
     from silo_agent.state import StateFolder, write_private
 
-    for path, what in ((dicom, "the DICOM folder"), (labels, "the label table")):
+    for path, what in ((dicom, "the DICOM folder"), (labels, "the label table, or the folder of masks,")):
         if not path.exists():
             raise ConfigError(f"{what} {path} does not exist")
     folder = StateFolder(state)
@@ -97,6 +100,7 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
     start = Start(
         site, [("data_steward", "ed25519:..."), (second_role, second_key)], dataset, dicom.resolve(), labels.resolve(),
         listed, today, today + timedelta(days=365), timezone, n_max_patients=most_patients,
+        labels_kind=kind_of_labels(labels),
     )  # fmt: skip
     starting_policy(start)  # says what is wrong with a name before a key is made
     folder.create(secrets.token_bytes, text)

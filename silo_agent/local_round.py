@@ -1,9 +1,9 @@
 """One hospital's work of one round, in the child: weights in, one vector out, both as files.
 
-What the vector holds (`boundary.layout`): for statistics images, summed intensities and squares, images of each class;
-for train loss sum, images, w, 0 and `w * (new - old)`, with a guarantee per patient w, 0, bands and that; for evaluate
-the additive metrics on the patients that are held back. Incoming weights are checked (names, shapes, dtype, finite,
-norm) before they touch a network.
+What the vector holds (`boundary.layout`): for statistics images, summed intensities and squares, images of each class
+(with masks: that show it); for train loss sum, images, w, 0 and `w * (new - old)`, with a guarantee per patient w, 0,
+bands and that; for evaluate the additive metrics on the patients that are held back. Incoming weights are checked
+(names, shapes, dtype, finite, norm) before they touch a network.
 """
 
 import secrets
@@ -23,17 +23,19 @@ from boundary.messages import Normalisation
 from boundary.plan import ModelChoice, StudyPlan, parse_plan
 from boundary.secagg.selection import selected
 from boundary.tensors import TensorManifest, Vector, check_values, flatten, unflatten, unpack_file
-from models.catalogue import build
+from models.catalogue import build, check_model, entry_of
 from models.errors import TrainingCancelled
-from models.metrics import MetricLayout
+from models.losses import mean_loss
+from models.measuring import layout_of
 from models.parameters import load_tensors, manifest, to_tensors
 from models.preprocessing import normalised
 from models.private.keystream import KEY_BYTES
-from models.private.proof import prove
+from models.private.proof import class_labels, prove, voxel_labels
 from models.private.training import PrivateSteps, PrivateTraining
 from models.training import LocalData, evaluate, train
 from silo_agent.errors import WorkCancelled, WorkFailed
 from silo_agent.intake.cache import load_cache
+from silo_agent.intake.errors import CacheUnreadable
 from silo_agent.results import RESIDUAL
 from silo_agent.vector import write_vector
 
@@ -52,7 +54,7 @@ class Private:
 
 
 _manifests: dict[tuple[str, int, int], TensorManifest] = {}
-_proven: set[tuple[ModelChoice, tuple[int, int], int]] = set()
+_proven: set[tuple[ModelChoice, tuple[int, ...], int]] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +76,10 @@ class LocalRound:
 
     @classmethod
     def of(cls, command: dict[str, Any]) -> Self:
-        """From a command of the daemon; sets torch's threads."""
+        """From a command of the daemon; sets torch's threads. Raises a `ModelError` for a network that does not fit."""
         torch.set_num_threads(int(command["threads"]))
         plan = parse_plan(command["plan"])
+        check_model(plan)
         wanted = (plan.model.name, plan.model.version, len(plan.labels.classes))
         if wanted not in _manifests:
             _manifests[wanted] = manifest(plan.model, len(plan.labels.classes))
@@ -109,7 +112,11 @@ class LocalRound:
         images = np.asarray(arrays.images[rows])
         if self.normalisation is not None:
             images = normalised(images, self.normalisation.mean, self.normalisation.deviation)
-        return LocalData(images, arrays.labels[rows], arrays.patients[rows])
+        if self.plan.task == "classification":
+            return LocalData(images, arrays.labels[rows], arrays.patients[rows])
+        if arrays.masks is None:
+            raise CacheUnreadable(f"the scan at {self.cache} has no masks: scan the archive again")
+        return LocalData(images, arrays.masks[rows], arrays.patients[rows])
 
 
 def train_round(
@@ -159,27 +166,37 @@ def prove_once(plan: StudyPlan) -> None:
 
     Raises a `ModelError` if it does not.
     """
-    wanted = (plan.model, plan.preprocessing.size, len(plan.labels.classes))
+    size, targets = plan.preprocessing.size, class_labels
+    if plan.task == "segmentation":
+        # a network that answers every voxel does the same to each: the smallest volume stands for all, and a whole one
+        # in float64 would take the memory of a hundred trainings
+        size, targets = (entry_of(plan.model).smallest_side,) * len(size), voxel_labels
+    wanted = (plan.model, size, len(plan.labels.classes))
     if wanted in _proven:
         return
     network, generator = build(plan.model, len(plan.labels.classes)), torch.Generator().manual_seed(0)
-    prove(network, (1, *plan.preprocessing.size), torch.nn.functional.cross_entropy, generator=generator)
+    prove(network, (1, *size), mean_loss, generator=generator, targets=targets)
     _proven.add(wanted)
 
 
 def statistics_round(work: LocalRound) -> dict[str, Any]:
-    """Count the training images and add up their intensities and labels; raises `WorkFailed`."""
+    """Count the training images and add up their intensities and labels; raises `WorkFailed`.
+
+    An image with a mask counts for every class that it shows.
+    """
     data, classes = work.data(holdout=False), len(work.plan.labels.classes)
     means = [float(image.mean(dtype=np.float64)) for image in data.images]
     squares = [float(np.square(image, dtype=np.float64).mean()) for image in data.images]
-    labels = np.bincount(data.labels, minlength=classes)
+    labels = np.zeros(classes)
+    for label in data.labels:
+        labels[np.unique(label)] += 1
     _store(work.out, np.array([len(means), sum(means), sum(squares), *labels], dtype=np.float64))
     return {"parameters": work.manifest.size, "metrics": classes}
 
 
 def evaluate_round(work: LocalRound, should_stop: Callable[[], bool]) -> dict[str, Any]:
     """Evaluate on the held-back patients and write the metric vector; raises as `train_round`."""
-    layout = MetricLayout(len(work.plan.labels.classes))
+    layout = layout_of(work.plan)
     module = work.network(work.incoming())
     try:
         metrics = evaluate(module, work.data(holdout=True), layout, should_stop=should_stop, device=work.device)

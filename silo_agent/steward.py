@@ -157,6 +157,7 @@ def lines(file: Dossier) -> list[tuple[str, str]]:
     share = plan.aggregation.random_share
     parameters = "the model's weights change" if share == 1 else f"the change of {share:.0%} of the model's weights"
     loss = "below which of a few epsilons we are" if plan.bands else "the training loss"
+    answers = "answers" if plan.task == "classification" else "voxels"
     said = [
         ("Study", f"{purpose.title} ({plan.label})"),
         ("Plan digest", file.kept.digest),
@@ -166,13 +167,14 @@ def lines(file: Dossier) -> list[tuple[str, str]]:
         ("Legal basis", f"{purpose.legal_basis}; ethics reference {purpose.ethics_reference}"),
         ("Valid until", f"{purpose.expires}; records are kept {purpose.retain_years} years"),
         ("Hospitals", f"{hospitals} (at least {plan.aggregation.quorum} in every sum)"),
-        ("What is trained", f"{plan.model.name}@{plan.model.version}, to tell {' from '.join(plan.labels.classes)}"),
+        ("What is trained", f"{plan.model.name}@{plan.model.version}, {plan.aim}"),
         *_normalisation(plan),
         ("On which data", f"data set {dataset.name!r}: {', '.join(dataset.modalities)}, at most "
          f"{dataset.max_images_per_patient} images per patient, {dataset.holdout_share:.0%} of the patients held back"),
+        *_series(plan),
         ("How often", f"{training.rounds} rounds" + ("" if plan.bands else f" of {training.local_epochs} epoch(s)")),
         *guarantee_lines(plan, file.cost),
-        ("What leaves", f"per round: {parameters}, {loss}, and counts of right and wrong answers, in one "
+        ("What leaves", f"per round: {parameters}, {loss}, and counts of right and wrong {answers}, in one "
          "vector under masks: only the sum over the hospitals can be read, by anybody. The plan approval; fresh keys "
          "and shares for each sum; error codes. No image, no identifier, no path, no error text"),
         ("What stays", "images, labels, identifiers, the intake report, your reason for the decision"),
@@ -197,6 +199,22 @@ def _data_lines(report: dict[str, Any] | None) -> list[tuple[str, str]]:
         ("Contract", met),
         ("Data digest", report["dataset_digest"]),
     ]
+
+
+def _series(plan: StudyPlan) -> list[tuple[str, str]]:
+    """Which scan of an imaging study is read; the rule is the same at every hospital."""
+    rule = plan.dataset.series
+    if rule is None:
+        return []
+    said = [
+        f"the one {rule.modality} series of each imaging study with {rule.smallest_slices} to {rule.largest_slices} "
+        f"slices, {rule.smallest_gap_mm:g} to {rule.largest_gap_mm:g} mm apart"
+    ]
+    said += [] if rule.orientation == "any" else [rule.orientation]
+    said += [f"of image type {' and '.join(rule.image_type_includes)}"] if rule.image_type_includes else []
+    said += [f"not of image type {' or '.join(rule.image_type_excludes)}"] if rule.image_type_excludes else []
+    said += ["also such as were processed (SECONDARY)"] if rule.take_secondary else []
+    return [("Which series", f"{', '.join(said)}; where several fit, none")]
 
 
 def _normalisation(plan: StudyPlan) -> list[tuple[str, str]]:

@@ -15,30 +15,25 @@ from compliance.events import (
 )
 from compliance.evidence.crosswalk import rows as crosswalk_rows
 from compliance.evidence.facts import Facts, HospitalFacts, RoundFacts, refusals
+from compliance.evidence.metrics import metrics
 from compliance.evidence.processing_record import processing_record
 from compliance.evidence.reading import Entry
-from compliance.evidence.suppression import Reported, reported, up_to
-from compliance.evidence.tables import Cell, Figure, Section, Table, figure, moment, names, section, table
+from compliance.evidence.suppression import up_to
+from compliance.evidence.tables import Cell, Section, moment, names, section, table
 
 _BLANK = "____________________"
 _REVIEWERS = ("data protection officer", "security officer", "data steward", "principal investigator")
 
 
 def model(facts: Facts) -> Section:
-    told = [(one, reported(one.record.metrics)) for one in facts.rounds if one.record and one.record.metrics]
+    measured = metrics(facts)
     return section(
         9,
         "The model",
-        "Metrics over the held-back patients of all hospitals together, out of masked sums. Intervals are 95 %, for "
-        "the fewest images the count allows.",
+        f"Metrics over the held-back patients of all hospitals together, out of masked sums. {measured.note}",
         fields=[("Network", f"{facts.plan.model.name} version {facts.plan.model.version}")],
         tables=[
-            table(
-                "Metrics by round",
-                ("round", "images", "loss", "accuracy", "interval", "AUROC", "interval", "balanced accuracy"),
-                [_metrics(one, said) for one, said in told],
-            ),
-            _confusion(facts, told),
+            *measured.tables,
             table("Models by round", ("round", "from", "to", "entry"), map(_models, facts.rounds)),
             table(
                 "Decisions on release",
@@ -46,31 +41,11 @@ def model(facts: Facts) -> Section:
                 _decisions(facts),
             ),
         ],
-        figures=_figures(told),
+        figures=measured.figures,
         notes=[
             "How the model compares with each hospital's own, also after fine-tuning: NOT-MEASURED, not in the bundle."
         ],
     )
-
-
-def _metrics(one: RoundFacts, said: Reported) -> list[Cell]:
-    interval, area = _interval(said.accuracy_interval), _interval(said.auroc_interval)
-    return [one.number, said.count, said.loss, said.accuracy, interval, said.auroc, area, said.balanced_accuracy]
-
-
-def _interval(found: tuple[float, float] | None) -> str | None:
-    return None if found is None else f"{found[0]} to {found[1]}"
-
-
-def _confusion(facts: Facts, told: list[tuple[RoundFacts, Reported]]) -> Table:
-    """Of the last round that has one to tell, in tens."""
-    matrix = next((said.confusion for _, said in reversed(told) if said.confusion), None)
-    classes = facts.plan.labels.classes
-    title = "Confusion matrix of the last round, in tens (not shown if any cell is below ten)"
-    if matrix is None:
-        return table(title, ("true class",), [])
-    columns = ("true class", *(f"taken for {name}" for name in classes))
-    return table(title, columns, [[name, *map(up_to, row)] for name, row in zip(classes, matrix, strict=True)])
 
 
 def _models(one: RoundFacts) -> list[Cell]:
@@ -84,15 +59,6 @@ def _decisions(facts: Facts) -> list[list[Cell]]:
     return [
         [one.event.round, one.event.model, one.event.manifest, one.event.decision, one.event.officer, str(one.at)]
         for one in facts.coordinator.of(ReleaseDecided)
-    ]
-
-
-def _figures(told: list[tuple[RoundFacts, Reported]]) -> list[Figure]:
-    areas = [[one.number, said.auroc] for one, said in told if said.auroc is not None]
-    losses = [[one.number, said.loss] for one, said in told if said.loss is not None]
-    return [
-        figure("auroc", "AUROC over the held-back patients, by round", points=areas),
-        figure("loss", "Loss over the held-back patients, by round", points=losses),
     ]
 
 

@@ -124,6 +124,10 @@ def _auroc(title: str, data: dict[str, Any]) -> Drawing | None:
     return _metric(title, data["points"], "AUROC", (low, 1.0), chance=0.5)
 
 
+def _dice(title: str, data: dict[str, Any]) -> Drawing | None:
+    return _metric(title, data["points"], "Dice", (0.0, 1.0))
+
+
 def _loss(title: str, data: dict[str, Any]) -> Drawing | None:
     highest = max([value for _, value in data["points"]], default=1.0)
     return _metric(title, data["points"], "loss", (0.0, max(highest * 1.1, 1e-3)))
@@ -216,6 +220,7 @@ def _size(size: int) -> str:
 _KINDS: dict[str, Callable[[str, dict[str, Any]], Drawing | None]] = {
     "epsilon": _epsilon,
     "auroc": _auroc,
+    "dice": _dice,
     "loss": _loss,
     "cohort": _cohort,
     "bytes": _bytes,

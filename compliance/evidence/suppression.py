@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from compliance.events import CELL, in_tens
-from compliance.records import GlobalMetrics
+from compliance.records import GlobalMetrics, SegmentationMetrics
 
 _Z = 1.959963984540054  # two-sided 95 %
 
@@ -49,6 +49,39 @@ def reported(metrics: GlobalMetrics) -> Reported:
         balanced_accuracy=None if metrics.balanced_accuracy is None else round(metrics.balanced_accuracy, 3),
         confusion=None if confusion is None else tuple(tuple(map(in_tens, row)) for row in confusion),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedDice:
+    """Of a segmentation's metrics what may be told. `classes` are (name, images that show it, mean, pooled)."""
+
+    count: str
+    loss: float | None
+    dice: float | None
+    classes: tuple[tuple[str, str, float | None, float | None], ...]
+
+
+def reported_dice(metrics: SegmentationMetrics) -> ReportedDice:
+    """With fewer than ten images nothing; of a class that fewer than ten show no Dice, nor the mean it is in."""
+    if metrics.count < CELL:
+        return ReportedDice(f"fewer than {CELL}", None, None, ())
+    rare = [one for one in metrics.classes if 0 < one.images < CELL]
+    classes = tuple(
+        (one.name, f"fewer than {CELL}", None, None)
+        if one in rare
+        else (one.name, up_to(one.images), _told(one.mean), _told(one.pooled))
+        for one in metrics.classes
+    )
+    return ReportedDice(
+        count=up_to(metrics.count),
+        loss=round(metrics.loss, 3),
+        dice=None if rare else _told(metrics.dice),
+        classes=classes,
+    )
+
+
+def _told(rate: float | None) -> float | None:
+    return None if rate is None else round(rate, 3)
 
 
 def _wilson(share: float, count: int) -> tuple[float, float]:

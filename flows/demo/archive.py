@@ -22,19 +22,24 @@ class Site:
 
     silo: str
     dicom: Path
-    labels: Path
+    labels: Path  # a table, or the folder that has the masks
 
 
-def find_sites(archive: Path) -> list[Site]:
-    """Read `DIR/<hospital>/dicom/**` with `DIR/<hospital>/labels.csv`; raises `DemoFailed` naming what is missing."""
+def find_sites(archive: Path, *, segmentation: bool = False) -> list[Site]:
+    """Read `DIR/<hospital>/dicom/**` with `DIR/<hospital>/labels.csv`; raises `DemoFailed` naming what is missing.
+
+    For segmentation the masks are DICOM SEG objects among the images, or lie in `DIR/<hospital>/masks`.
+    """
     if not archive.is_dir():
         raise DemoFailed(f"{archive} is not a folder: give DIR with DIR/<hospital>/dicom/** and labels.csv")
     sites = []
     for folder in sorted(path for path in archive.iterdir() if path.is_dir() and not path.name.startswith((".", "_"))):
-        site = Site(folder.name.lower().replace("_", "-"), folder / "dicom", folder / "labels.csv")
+        dicom, masks = folder / "dicom", folder / "masks"
+        labels = (masks if masks.is_dir() else dicom) if segmentation else folder / "labels.csv"
+        site = Site(folder.name.lower().replace("_", "-"), dicom, labels)
         if not site.dicom.is_dir() or not any(path.is_file() for path in site.dicom.rglob("*")):
             raise DemoFailed(f"{site.dicom} holds no files: put the DICOM files of {folder.name} there")
-        if not site.labels.is_file():
+        if not segmentation and not site.labels.is_file():
             raise DemoFailed(f"{site.labels} is missing: a CSV with SOPInstanceUID and one label column")
         sites.append(site)
     if len(sites) < 3:
@@ -69,20 +74,8 @@ def compose_plan(sites: list[Site], rounds: int, look: Look, epsilon: float) -> 
     else:
         intensity = 'intensity = "percentiles"\nlow = 1.0\nhigh = 99.0'
     size = 32 if side <= 32 else 64
-    expires = date(date.today().year + 1, 12, 31).isoformat()  # noqa: DTZ011 - a calendar year
     return f"""\
-version = 1
-name = "demo"
-revision = 1
-hospitals = {json.dumps([site.silo for site in sites])}
-
-[purpose]
-title = "Wardround demo: tell {" from ".join(classes)}"
-statement = "Demonstration on data made or provided for it."
-legal_basis = "none needed for synthetic or public data; a real study names its article here"
-ethics_reference = "demo"
-expires = {expires}
-
+{_head(sites, f"tell {' from '.join(classes)}")}
 [model]
 name = "{"cnn-small" if epsilon else "densenet-small"}"
 version = 1
@@ -103,8 +96,46 @@ holdout_share = 0.25
 
 [training]
 rounds = {rounds}
-{_private(look, epsilon) if epsilon else _plain(side)}
+{_private(look, epsilon) if epsilon else _plain(2 if side > 32 else 1, batch=16)}
+{_FOOT}"""
 
+
+def compose_segmentation(sites: list[Site], rounds: int) -> str:
+    """Write a study.toml for archives of CT series with masks: segments as found in them; without a guarantee."""
+    classes = ["background", *_segments(sites)]
+    return f"""\
+{_head(sites, f"outline {' and '.join(classes[1:])}", task="segmentation")}
+[model]
+name = "unet-small-3d"
+version = 1
+initial_seed = 7
+
+[preprocessing]
+size = [16, 64, 64]        # voxels: slices, rows, columns
+spacing = [4.0, 5.0, 5.0]  # mm; every series is resampled to it, and cut or padded around its centre
+intensity = "window"
+low = -100.0
+high = 250.0
+
+[labels]
+classes = {json.dumps(classes)}
+
+[dataset]
+name = "{DATASET}"
+modalities = ["CT"]
+holdout_share = 0.25
+
+[dataset.series]
+modality = "CT"
+smallest_slices = 8
+
+[training]
+rounds = {rounds}
+{_plain(12, batch=2, rate=0.005)}
+{_FOOT}"""
+
+
+_FOOT = """
 [aggregation]
 quorum = 3
 ready_minutes = 30.0
@@ -115,12 +146,30 @@ disclose = ["budget", "intake", "withdrawals"]    # so that the report can show 
 """
 
 
-def _plain(side: int) -> str:
+def _head(sites: list[Site], question: str, task: str = "classification") -> str:
+    expires = date(date.today().year + 1, 12, 31).isoformat()  # noqa: DTZ011 - a calendar year
     return f"""\
-local_epochs = {2 if side > 32 else 1}
-batch_size = 16
+version = 1
+name = "demo"
+revision = 1
+task = "{task}"
+hospitals = {json.dumps([site.silo for site in sites])}
+
+[purpose]
+title = {json.dumps(f"Wardround demo: {question}")}
+statement = "Demonstration on data made or provided for it."
+legal_basis = "none needed for synthetic or public data; a real study names its article here"
+ethics_reference = "demo"
+expires = {expires}
+"""
+
+
+def _plain(epochs: int, batch: int, rate: float = 0.001) -> str:
+    return f"""\
+local_epochs = {epochs}
+batch_size = {batch}
 optimizer = "adam"
-learning_rate = 0.001
+learning_rate = {rate}
 
 [privacy]
 mechanism = "none\""""
@@ -181,3 +230,22 @@ def _classes(sites: list[Site]) -> list[str]:
     if not 2 <= len(found) <= 100:
         raise DemoFailed(f"the label tables hold {len(found)} different labels: two to one hundred are needed")
     return sorted(found, key=lambda value: (not value.isdigit(), int(value) if value.isdigit() else 0, value))
+
+
+def _segments(sites: list[Site]) -> list[str]:
+    """Every segment that a mask names."""
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    found: set[str] = set()
+    for site in sites:
+        for path in sorted(path for path in site.labels.rglob("*") if path.is_file()):
+            try:
+                header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Modality", "SegmentSequence"])
+            except (InvalidDicomError, OSError):
+                continue
+            if header.get("Modality") == "SEG":
+                found |= {str(segment.get("SegmentLabel", "")) for segment in header.get("SegmentSequence", [])}
+    if not found or "" in found:
+        raise DemoFailed("no mask with named segments was found: DICOM SEG objects belong into dicom/ or masks/")
+    return sorted(found)

@@ -14,9 +14,9 @@ from rich.live import Live
 from rich.table import Table
 
 from compliance.records import RoundRecord
-from flows import pages
+from flows import pages, readings
 from flows.coordinator import Coordinator
-from flows.demo.archive import ENOUGH_PATIENTS, Site, compose_plan, find_sites, look_at
+from flows.demo.archive import ENOUGH_PATIENTS, Site, compose_plan, compose_segmentation, find_sites, look_at
 from flows.demo.processes import DemoFailed, Processes, answers
 from flows.demo.stage import Stage, choose_ports
 from flows.deployment import DEPLOYMENT, REVIEW
@@ -27,6 +27,8 @@ from flows.store.studies import Study
 _FLOW_SECONDS = 4 * 3600
 _REVIEW_SECONDS = 300
 PHANTOM_IMAGES = 400  # of about 160 patients in each hospital: enough for noise that leaves something to learn
+
+PHANTOM_VOLUMES = 12  # patients in each hospital, a CT series and its mask each
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Choices:
     keep_running: bool
     ports: tuple[int, int, int]
     epsilon: float | None
+    segmentation: bool = False
 
 
 def run_demo(choices: Choices) -> int:
@@ -67,19 +70,21 @@ def _demo(choices: Choices, console: Console) -> None:
     workdir = choices.workdir.resolve()
     if workdir.exists() and any(workdir.iterdir()):
         raise DemoFailed(f"{workdir} is not empty: remove it, or choose another with --workdir")
-    archive_sites = find_sites(choices.archive) if choices.archive else None
+    archive_sites = find_sites(choices.archive, segmentation=choices.segmentation) if choices.archive else None
     ports = choose_ports(choices.ports)
     workdir.mkdir(parents=True, exist_ok=True)
     with Processes(workdir / "logs") as processes:
-        sites = archive_sites or _phantoms(workdir, choices.hospitals, say)
+        sites = archive_sites or _phantoms(workdir, choices, say)
         look, text = look_at(sites), choices.plan.read_text("utf-8") if choices.plan else None
-        epsilon = look.epsilon(choices.epsilon)
+        if text is None and choices.segmentation:
+            text = compose_segmentation(sites, choices.rounds)
+        epsilon = 0.0 if choices.segmentation else look.epsilon(choices.epsilon)
         is_private = epsilon > 0 if text is None else "patient-dp" in text
         declared = {site.silo: look.declared(site.silo) for site in sites} if is_private else {}
         stage = Stage(workdir, sites, ports, processes, say, declared)
         stage.start_servers()
         say(f"{len(sites)} hospitals: {', '.join(site.silo for site in sites)}")
-        say(_promise(epsilon, choices) if text is None else "the plan is your own")
+        say("the plan is your own" if choices.plan else _promise(epsilon, choices))
         coordinator = stage.start_coordinator()
         say(f"the relay listens at {ports.relay_url}")
         stage.enrol_all(coordinator)
@@ -107,18 +112,25 @@ def _demo(choices: Choices, console: Console) -> None:
 def _promise(epsilon: float, choices: Choices) -> str:
     if epsilon:
         return f"a guarantee per patient: epsilon {epsilon:g} in every hospital for the whole study"
+    if choices.segmentation:
+        return "NO privacy noise: a dozen patients in a hospital are too few for it"
     if choices.epsilon is None:
         return f"NO privacy noise: a hospital has fewer than {ENOUGH_PATIENTS} patients, noise would leave nothing"
     return "NO privacy noise: asked for with --epsilon 0"
 
 
-def _phantoms(workdir: Path, hospitals: int, say: Any) -> list[Site]:
-    from infra.hospitals.phantoms import make_phantom_hospitals
-
+def _phantoms(workdir: Path, choices: Choices, say: Any) -> list[Site]:
     folder = workdir / "agents" / "archives"
-    make_phantom_hospitals(folder, hospitals, PHANTOM_IMAGES)
+    if choices.segmentation:
+        from infra.hospitals.phantom_volumes import make_volume_hospitals
+
+        make_volume_hospitals(folder, choices.hospitals, PHANTOM_VOLUMES)
+    else:
+        from infra.hospitals.phantoms import make_phantom_hospitals
+
+        make_phantom_hospitals(folder, choices.hospitals, PHANTOM_IMAGES)
     say(f"made phantom studies as DICOM in {folder}")
-    return find_sites(folder)
+    return find_sites(folder, segmentation=choices.segmentation)
 
 
 # --- the flow run ----------------------------------------------------------------------------------------
@@ -207,7 +219,8 @@ def _last(records: list[RoundRecord]) -> str:
     if not records or records[-1].metrics is None:
         return ""
     metrics = records[-1].metrics
-    return f"loss {pages.number(metrics.loss)}  AUROC {pages.number(metrics.auroc, 3)}"
+    name, value = readings.readings(metrics)[0]
+    return f"loss {pages.number(metrics.loss)}  {name} {pages.number(value, 3)}"
 
 
 # --- evidence --------------------------------------------------------------------------------------------
@@ -261,17 +274,17 @@ def _finish(stage: Stage, coordinator: Coordinator, label: str, choices: Choices
 def _results(study: Study, records: list[RoundRecord]) -> Table:
     title = f"{study.label} · study {study.study}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
-    heads = "round", "training\nloss", "loss", "AUROC", "accu-\nracy", "reg./ready/\ncontrib.", "up", "down", "seconds"
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)  # fits a terminal of 80 columns
+    names = readings.headings(study.plan)
+    for head in ("round", "training\nloss", "loss", *names, "reg./ready/\ncontrib.", "up", "down", "seconds"):
+        # fits a terminal of 80 columns
+        table.add_column(head.replace("accuracy", "accu-\nracy"), justify="right", no_wrap=True)
     for record in records:
         metrics = record.metrics
         table.add_row(
             str(record.round),
             pages.number(record.train_loss),
             pages.number(metrics.loss if metrics else None),
-            pages.number(metrics.auroc if metrics else None, 3),
-            pages.number(metrics.accuracy if metrics else None, 3),
+            *(pages.number(value, 3) for value in readings.values(study.plan, metrics)),
             f"{len(record.registered)}/{len(record.ready)}/{len(record.contributing)}",
             pages.size(sum(traffic.up for traffic in record.traffic.values())),
             pages.size(sum(traffic.down for traffic in record.traffic.values())),
@@ -322,9 +335,7 @@ def _round_summary(record: RoundRecord) -> dict[str, Any]:
         "round": record.round,
         "seconds": record.timing.model_dump(),
         "train_loss": record.train_loss,
-        "loss": metrics.loss if metrics else None,
-        "auroc": metrics.auroc if metrics else None,
-        "accuracy": metrics.accuracy if metrics else None,
+        **(readings.series(metrics) if metrics else {}),
         "bytes_up": {silo: traffic.up for silo, traffic in record.traffic.items()},
         "bytes_down": {silo: traffic.down for silo, traffic in record.traffic.items()},
         "registered": len(record.registered),

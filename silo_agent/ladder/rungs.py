@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from boundary.layout import VectorLayout
 from boundary.plan import StudyPlan
@@ -13,24 +13,29 @@ from silo_agent.errors import ConfigError, ContractNotMet
 from silo_agent.ladder.trial import Trial, refusal_lines
 from silo_agent.worker import OnProgress, untold
 
+if TYPE_CHECKING:
+    from models.dice import SegmentationMetrics
+    from models.metrics import Metrics
+
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """On the patients held back, after `round` rounds of training here alone; 0 is the untrained model."""
+    """On the patients held back, after `round` rounds of training here alone; 0 is the untrained model.
+
+    `scores` are (name, value) by the plan's task, None where a class is not among them: AUROC and accuracy, or Dice.
+    """
 
     round: int
     images: int
     loss: float
-    accuracy: float
-    auroc: float | None
+    scores: tuple[tuple[str, float | None], ...]
     seconds: float
 
     def line(self) -> str:
-        auroc = "no AUROC" if self.auroc is None else f"AUROC {self.auroc:.3f}"
-        figures = f"{auroc}  loss {self.loss:.4f}  accuracy {self.accuracy:.3f}  {self.seconds:.1f} s"
-        return f"round {self.round:>3}  {figures}"
+        scores = "  ".join(f"no {name}" if value is None else f"{name} {value:.3f}" for name, value in self.scores)
+        return f"round {self.round:>3}  loss {self.loss:.4f}  {scores}  {self.seconds:.1f} s"
 
 
 async def dry_run(trial: Trial, withdrawn: dict[str, list[str]], say: Say, on_progress: OnProgress) -> dict[str, Any]:
@@ -120,11 +125,20 @@ def _rehearse_masks(trial: Trial, vector: Path, layout: VectorLayout, say: Say) 
 async def _measured(trial: Trial, weights: Path, out: Path, number: int, seconds: float) -> Measured:
     import numpy as np
 
-    from models.metrics import MetricLayout, read
+    from models.measuring import layout_of, read
 
     layout = await trial.evaluate(weights, out)
-    found = read(np.fromfile(out, "<f8", layout.numbers), MetricLayout(len(trial.plan.labels.classes)))
-    return Measured(number, found.count, found.loss, found.accuracy, found.auroc, seconds)
+    found = read(np.fromfile(out, "<f8", layout.numbers), layout_of(trial.plan))
+    return Measured(number, found.count, found.loss, _scores(found, trial.plan), seconds)
+
+
+def _scores(found: "Metrics | SegmentationMetrics", plan: StudyPlan) -> tuple[tuple[str, float | None], ...]:
+    from models.metrics import Metrics
+
+    if isinstance(found, Metrics):
+        return ("AUROC", found.auroc), ("accuracy", found.accuracy)
+    each = zip(plan.labels.classes[1:], found.classes, strict=True)
+    return ("Dice", found.dice), *((f"Dice of {name}", one.mean) for name, one in each)
 
 
 def _apply(plan: StudyPlan, weights: Path, vector: Path, layout: VectorLayout) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from silo_agent.config import quoted
 from silo_agent.errors import ConfigError
+from silo_agent.intake.archive import LabelKind
+from silo_agent.intake.labels import kind_of
 from silo_agent.policy.sections import Destination
 
 
@@ -25,6 +27,14 @@ class Start:
     timezone: str = "UTC"
     relay: Destination | None = None
     n_max_patients: int = 2000
+    labels_kind: LabelKind = "csv"
+
+
+def kind_of_labels(labels: Path) -> LabelKind:
+    """What lies there, by its name: a folder has masks, in NIfTI if any file is called so, else as DICOM SEG."""
+    if labels.is_dir():
+        return "nifti" if any(labels.rglob("*.nii*")) else "seg"
+    return kind_of(labels)
 
 
 def starting_policy(start: Start) -> str:
@@ -62,7 +72,7 @@ on_close = "finish-step-then-pause"
 
 [dataset.{start.dataset}]
 source = {{ kind = "folder", path = {quoted(str(start.dicom))} }}   # or kind = "dicomweb", url = "http://..."
-labels = {{ kind = "csv", path = {quoted(str(start.labels))} }}   # or parquet, seg, nifti
+labels = {{ kind = "{start.labels_kind}", path = {quoted(str(start.labels))} }}   # csv, parquet; of masks: seg, nifti
 modalities = ["CT"]
 exclusions = {{ path = {quoted(str(start.exclusions))}, max_age_hours = 24 }}   # older than that: no round
 min_patients = 50
@@ -81,7 +91,7 @@ required = true   # turn down plans without a guarantee per patient
 
 [release]
 min_parties_in_sum = 3
-metrics = ["loss", "accuracy", "auroc"]   # and "intensities", for plans with federated normalisation
+metrics = ["loss", "accuracy", "auroc"]   # "dice": of segmentation; "intensities": for federated normalisation
 smallest_cell = 10   # counts are told in steps of so many
 
 # No study yet, so no plan can run. One looks like this:

@@ -12,14 +12,14 @@ from boundary.guarantee import PatientPrivacy
 from boundary.messages import Normalisation
 from boundary.tensors import flatten, manifest_of, pack
 from compliance.empirical import Guesses
-from compliance.records import CohortDecision, RoundRecord
+from compliance.records import ClassDice, CohortDecision, RoundRecord, SegmentationMetrics
 from compliance.terms import PlanTerms
 from flows.mlflow_book import Publisher
 from flows.privacy_audit import Audit, Finding, log_to_mlflow
 from flows.records import ModelStart, Statistics
 from flows.store import holdings, rounds, studies
 from flows.store.database import reading, writing
-from infra.federation import SimulatedFederation, make_federation
+from infra.federation import SEGMENTATION, SimulatedFederation, make_federation
 from models.parameters import initial_tensors
 
 pytestmark = [
@@ -43,7 +43,7 @@ def make(tmp_path: Path, mlflow_server: tuple[str, Callable[[], None]]) -> Make:
             mlflow_url=mlflow_server[0], name=f"book-{tmp_path.name[-8:].strip('_').lower().replace('_', '-')}",
             **options,
         )  # fmt: skip
-        tensors = initial_tensors(made.plan.model, 2)
+        tensors = initial_tensors(made.plan.model, len(made.plan.labels.classes))
         manifest = manifest_of(tensors)
         model = made.coordinator.blobs.put_bytes(pack(flatten(tensors, manifest), manifest))
         with writing(made.coordinator.store) as connection:
@@ -219,6 +219,49 @@ def test_the_registered_model_loads_without_pickle_and_is_the_global_model(
     with torch.inference_mode():
         expected = module(images if scale is None else (images - scale.mean) / scale.deviation)
         assert torch.allclose(loaded(images), expected, atol=1e-5)
+
+
+def test_a_segmentation_has_its_dice_and_a_registered_model_for_volumes_of_any_sides(
+    make: Make, commit: Commit, mlflow_server: tuple[str, Callable[[], None]]
+) -> None:
+    """The example beside it is of the smallest sides; volumes of the plan's, and of others, go through."""
+    import mlflow
+    import torch
+
+    from boundary.tensors import unflatten, unpack
+    from models.catalogue import build
+    from models.parameters import load_tensors
+
+    url, start = mlflow_server
+    start()
+    volumes = {"size": [24, 32, 40], "spacing": [5, 1, 1], "intensity": "window", "low": 0.0, "high": 1.0}
+    federation = make(
+        changes=SEGMENTATION | {"model": {"name": "unet-small-3d", "version": 1}, "preprocessing": volumes}
+    )  # fmt: skip
+    classes = tuple(ClassDice(name=name, images=5, mean=0.5, pooled=0.75) for name in ("liver", "tumour"))
+    for number in (1, 2):
+        commit(federation, number, metrics=SegmentationMetrics(count=5, loss=0.25, dice=0.5, classes=classes))
+    publisher = Publisher(federation.coordinator, federation.study)
+    publisher.catch_up()
+    assert publisher.problem is None
+
+    client = mlflow.MlflowClient(url)
+    (run,) = client.search_runs([client.get_experiment_by_name(federation.plan.name).experiment_id])
+    told = {"dice_mean": 0.5, "dice_liver": 0.5, "dice_tumour": 0.5, "pooled_dice_liver": 0.75, "loss": 0.25}
+    assert told.items() <= {key.removeprefix("global/"): value for key, value in run.data.metrics.items()}.items()
+    assert {item.path for item in client.list_artifacts(run.info.run_id, "figures")} == {
+        "figures/loss.png", "figures/dice.png",
+    }  # fmt: skip
+    mlflow.set_tracking_uri(url)
+    loaded = mlflow.pytorch.load_model(f"models:/{federation.plan.name}/1")
+    module = build(federation.plan.model, 3).eval()
+    with federation.coordinator.blobs.open(federation.study.model.initial.digest) as source:
+        weights = unpack(source.read(), federation.study.model.manifest)
+    load_tensors(module, unflatten(weights, federation.study.model.manifest))
+    for count, size in ((1, (24, 32, 40)), (3, (16, 16, 16)), (2, (40, 16, 56))):
+        images = torch.rand(count, 1, *size)
+        with torch.inference_mode():
+            assert torch.allclose(loaded(images), module(images), atol=1e-5)
 
 
 def statistics(federation: SimulatedFederation, scale: Normalisation) -> Statistics:

@@ -105,6 +105,6 @@ def test_a_studys_page_carries_the_guarantee_or_that_there_is_none(spent: RoundR
 
 
 def test_a_training_loss_that_nobody_knows_is_a_dash(spent: RoundRecord, round_record: Make) -> None:
-    *_, plain, private = rounds_table([round_record(2), spent]).splitlines()
+    *_, plain, private = rounds_table(golden.plan(), [round_record(2), spent]).splitlines()
     assert plain.startswith("| 2 | 0.5000 | 0.2500 |")
     assert private.startswith("| 2 | – | 0.2500 |")  # noqa: RUF001 - as printed

@@ -15,7 +15,8 @@ from compliance.terms import PlanTerms
 from flows.cli import app
 from flows.privacy_audit import Audit, Finding, draw, read_images
 from flows.privacy_cost import SIZES, cost_table
-from flows.privacy_report import verdict
+from flows.privacy_report import run_audit, verdict
+from infra import golden
 
 PLAN = """
 version = 1
@@ -88,6 +89,19 @@ def test_a_plan_without_a_guarantee_has_no_cost(tmp_path: Path) -> None:
     said = CliRunner().invoke(app, ["plan", "cost", str(path)])
     assert said.exit_code == 0
     assert "50,000" in said.output
+
+
+def test_an_audit_of_a_segmentation_is_refused_for_its_canaries_have_a_wrong_class(tmp_path: Path) -> None:
+    changes = {
+        'mechanism = "none"': 'mechanism = "patient-dp"\nepsilon = 3.5', 'normalise = "federated"': "",
+        'weighting = "patients"': 'weighting = "declared"', "error_feedback = true": "",
+    }  # fmt: skip
+    text = golden.segmentation_toml()
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    (tmp_path / "study.toml").write_text(text)
+    with pytest.raises(InvalidPlan, match="plans for classification"):
+        run_audit(tmp_path / "study.toml", None, (2, 8, 2, 1), None, None)
 
 
 def test_the_verdict_says_no_more_than_was_shown() -> None:

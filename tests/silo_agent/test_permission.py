@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from silo_agent_tests_one_hospital import MODEL, private
 from compliance.events import GateRefused, GatesPassed, PolicyAdopted, TrainingStarted, WorkPaused, WorkResumed
 from compliance.trail import read_leaf
 from silo_agent.errors import ContractNotMet
-from silo_agent.permission import Permission, pause
-from silo_agent.policy.errors import PolicyRefused
+from silo_agent.permission import Permission, forecast, pause
+from silo_agent.policy.errors import PolicyCode, PolicyRefused
 from silo_agent.policy.gates import GATES
 from silo_agent.steward import approve, dossier, lines
 from silo_agent.workbench import Workbench
@@ -323,6 +324,19 @@ def test_all_that_stands_against_a_plan_is_said_at_once(site: Any) -> None:
     site.forbid("modality", "metrics", "study")
     said = dict(lines(dossier(site.journal, site.folder, site.journal.plan(site.study), site.now)))["Policy"]
     assert [code in said for code in ("STUDY_NOT_ALLOWED", "MODALITY_NOT_ALLOWED", "METRIC_NOT_ALLOWED")] == [True] * 3
+
+
+def test_a_segmentation_tells_dice_and_a_policy_without_it_refuses(site: Any, make_plan_for: Any) -> None:
+    site.propose()
+    labels, series = {"classes": ["background", "liver"]}, {"modality": "CT"}
+    plan = make_plan_for(site.cards, task="segmentation", labels=labels, dataset__series=series)
+    force = site.permission().in_force()
+    told = {why.reason for why in forecast(plan, force, None, site.now)}
+    assert PolicyCode.METRIC_NOT_ALLOWED not in told
+    release = force.policy.release.model_copy(update={"metrics": ("loss", "accuracy", "auroc")})
+    without = replace(force, policy=force.policy.model_copy(update={"release": release}))
+    (refused,) = [why for why in forecast(plan, without, None, site.now) if why.reason is PolicyCode.METRIC_NOT_ALLOWED]
+    assert "dice" in refused.detail
 
 
 # --- which policy ------------------------------------------------------------------------------------

@@ -97,6 +97,18 @@ def test_a_plan_for_a_data_set_we_do_not_have_is_unsuitable(
     assert "names no data set brain-mr" in site.journal.plan(site.study).reason
 
 
+def test_a_plan_whose_network_does_not_fit_is_unsuitable_before_our_data_are_looked_at(
+    site: Any, bench: Any, stub_child: Any, make_plan_for: Any
+) -> None:
+    site.plan = make_plan_for(site.cards, model__name="unet-small-2d")
+    site.study = study_id(site.plan)
+    site.propose()
+    bench(stub_child())
+    kept = site.journal.plan(site.study)
+    assert kept.state == "unsuitable"
+    assert kept.reason.startswith("WRONG_NETWORK: unet-small-2d v1 is for segmentation of 2-D images")
+
+
 # --- orders ------------------------------------------------------------------------------------------
 def test_an_order_is_worked_on_and_the_result_kept(site: Any, bench: Any, stub_child: Any) -> None:
     approved(site)

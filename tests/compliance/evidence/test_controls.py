@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boundary.checkpoint import Checkpoint
+from boundary.messages import Phase
 from boundary.names import COORDINATOR
 from boundary.receipt import Receipt
 from compliance import events as say
@@ -18,6 +19,7 @@ from compliance.bundle import Bundle, LogCopy, SignedReceipt
 from compliance.evidence.controls import CONTROLS, counts, judged, open_items
 from compliance.evidence.facts import facts_of
 from compliance.evidence.verdicts import Finding, Tally, Verdict
+from compliance.gates import GATES
 from compliance.merkle import Tree, leaf_hash
 from compliance.privacy import PoissonGaussian
 from infra.golden import key, sha
@@ -33,7 +35,9 @@ from tests.compliance.made_study import (
     made_bundle,
     made_plan,
     more,
+    order_of,
     plain_plan,
+    policy_of,
     without,
 )
 
@@ -306,6 +310,62 @@ CASES: dict[str, dict[str, tuple[str, Callable[[], Bundle]]]] = {
         "a log missing": ("NOT-MEASURED", lambda: without_log("ucl")),
         "no round": ("NOT-MEASURED", lambda: made_bundle(receipts={}, rounds=(), logs={})),
     },
+    "APR-02": {
+        "the story as it is": ("PASS", as_it_is),
+        "without a guarantee": ("PASS", lambda: made_bundle(plain_plan())),
+        "what is not shown is from before the approval or after the end": (
+            "PASS",
+            lambda: made_bundle(
+                made_plan(disclose=("budget",)), withhold=lambda _, event: isinstance(event, OUTSIDE_OF_WORK)
+            ),
+        ),
+        "a training without gates": ("FAIL", lambda: edited(unasked("train"))),
+        "an evaluation without gates": ("FAIL", lambda: edited(unasked("evaluate"))),
+        "gates after the start": (
+            "FAIL",
+            lambda: edited(unasked("train"), more(gates(4), log="ucl", before=say.BudgetReserved, round=4)),
+        ),
+        "gates under an older policy": (
+            "FAIL",
+            lambda: edited(instead(say.GatesPassed, "ucl", 4, policy=policy_of("ucl", 1))),
+        ),
+        "a policy adopted between the gates and the start": (
+            "FAIL",
+            lambda: edited(more(adopted(3), log="ucl", before=say.TrainingStarted, round=4)),
+        ),
+        "no policy adopted": ("FAIL", lambda: edited(without(say.PolicyAdopted, log="ucl"))),
+        "a policy that came back": ("FAIL", lambda: edited(instead(say.PolicyAdopted, "ucl", number=2))),
+        "a first policy that one person signed": (
+            "FAIL",
+            lambda: edited(instead(say.PolicyAdopted, "leuven", how="tightened")),
+        ),
+        "one gate missing": ("FAIL", lambda: edited(instead(say.GatesPassed, "ucl", 4, gates=GATES[:-1]))),
+        "another order of gates": ("FAIL", lambda: edited(instead(say.GatesPassed, "ucl", 4, gates=GATES[::-1]))),
+        "a refusal between": (
+            "FAIL",
+            lambda: edited(more(refusal(4), log="ucl", before=say.TrainingStarted, round=4)),
+        ),
+        "gates of another round": (
+            "FAIL",
+            lambda: edited(unasked("train"), more(gates(5), log="ucl", before=say.TrainingStarted, round=4)),
+        ),
+        "gates of another order of the round": (
+            "FAIL",
+            lambda: edited(instead(say.GatesPassed, "ucl", 4, order=sha("another order"))),
+        ),
+        "work that never started": ("FAIL", lambda: edited(without(say.TrainingStarted, log="ucl", round=4))),
+        "gates withheld": ("NOT-MEASURED", lambda: hidden(say.GatesPassed, log="ucl")),
+        "starts withheld": ("NOT-MEASURED", lambda: hidden(say.TrainingStarted, log="ucl")),
+        "policies withheld": ("NOT-MEASURED", lambda: hidden(say.PolicyAdopted, log="leuven")),
+        "anything withheld while it works": ("NOT-MEASURED", lambda: hidden(say.RoundReceived, log="ucl")),
+        "not disclosed": ("NOT-MEASURED", lambda: made_bundle(made_plan(disclose=("intake",)))),
+        "a log damaged": ("NOT-MEASURED", lambda: damaged_in_the_middle("ucl")),
+        "a log missing": ("NOT-MEASURED", lambda: without_log("ucl")),
+        "nobody worked": (
+            "NOT-MEASURED",
+            lambda: edited(without(say.TrainingStarted, say.WorkDone, say.ContributionReleased)),
+        ),
+    },
     "DAT-01": {
         "the story as it is": ("PASS", as_it_is),
         "unfit data": ("FAIL", lambda: intake(usable=False)),
@@ -414,6 +474,37 @@ def incident() -> say.IncidentOpened:
     return say.IncidentOpened(incident=1, log="leuven", code="LOG_FORKED", evidence=sha("two heads"))
 
 
+OUTSIDE_OF_WORK = say.IntakeCounted, say.DataPurged
+
+
+def adopted(number: int) -> say.PolicyAdopted:
+    return say.PolicyAdopted(number=number, policy=policy_of("ucl", number), how="tightened")
+
+
+def about_work(number: int, phase: Phase) -> dict[str, Any]:
+    about = {"study": STUDY, "round": number, "phase": phase, "order": order_of(number, phase)}
+    return about | {"policy": policy_of("ucl", 2)}
+
+
+def gates(number: int, phase: Phase = "train") -> say.GatesPassed:
+    """As ucl's log has them since round 3."""
+    return say.GatesPassed(**about_work(number, phase), gates=GATES)
+
+
+def unasked(phase: Phase) -> Any:
+    """This work of round 4 at ucl lacks its gates."""
+    return lambda steps: [step for step in steps if getattr(step, "event", None) != gates(4, phase)]
+
+
+def refusal(number: int) -> say.GateRefused:
+    return say.GateRefused(**about_work(number, "train"), gate="hours", code="OUT_OF_HOURS")
+
+
+def damaged_in_the_middle(party: str) -> Bundle:
+    entries = as_it_is().logs[party].entries
+    return with_log(as_it_is(), party, entries=(*entries[:40], b"not an entry, and longer than a hash", *entries[41:]))
+
+
 def plan_until(day: int) -> Any:
     plan = made_plan()
     expires = plan.purpose.expires.replace(2026, 11, day)
@@ -454,6 +545,23 @@ def test_a_withheld_reservation_is_never_a_pass(silo: str, number: int) -> None:
         withhold=lambda party, event: party == silo and isinstance(event, say.BudgetReserved) and event.round == number
     )
     assert finding("PRV-01", bundle).verdict is Verdict.NOT_MEASURED
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.sampled_from(SILOS), st.integers(1, 5), st.sampled_from((say.GatesPassed, say.TrainingStarted)))
+def test_withheld_gates_and_starts_are_never_a_pass(silo: str, number: int, kind: type[say.AnyEvent]) -> None:
+    bundle = made_bundle(
+        withhold=lambda party, event: party == silo and isinstance(event, kind) and getattr(event, "round", 0) == number
+    )
+    assert finding("APR-02", bundle).verdict is Verdict.NOT_MEASURED
+
+
+def test_what_is_wrong_with_gates_is_told_in_words_and_with_its_entries() -> None:
+    bundle = edited(more(refusal(4), log="ucl", before=say.TrainingStarted, round=4))
+    found = finding("APR-02", bundle)
+    assert found.reason == "Hospital ucl, round 4, train: the gate hours had refused it."
+    said = {entry.at: type(entry.event) for entry in facts_of(bundle).hospital("ucl").log.everything()}
+    assert [said[at] for at in found.evidence] == [say.PolicyAdopted, say.GateRefused, say.TrainingStarted]
 
 
 def test_an_empty_bundle_passes_nothing_that_needs_a_log() -> None:

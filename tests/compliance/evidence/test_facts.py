@@ -128,7 +128,7 @@ def test_a_withheld_entry_after_the_end_of_the_study_hides_nothing() -> None:
 
 
 def test_the_clock_is_the_coordinators_last_entry(facts: Facts) -> None:
-    assert facts.as_of == "2026-11-20T14:21:25.123456Z"
+    assert facts.as_of == "2026-11-20T14:29:45.123456Z"
 
 
 def test_an_approval_that_does_not_hold_says_why() -> None:

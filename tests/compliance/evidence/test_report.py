@@ -32,6 +32,7 @@ from tests.compliance.made_study import (
     made_plan,
     more,
     plain_plan,
+    policy_of,
     release_of,
     without,
 )
@@ -108,7 +109,7 @@ def test_the_files_are_these_forms_by_their_paths() -> None:
 
 def test_there_are_twelve_sections_in_their_order() -> None:
     assert [one["number"] for one in report()["sections"]] == list(range(1, 13))
-    assert report()["as_of"] == "2026-11-20T14:21:25.123456Z"
+    assert report()["as_of"] == "2026-11-20T14:29:45.123456Z"
     assert report()["statement"] == "This is evidence, not certification."
 
 
@@ -195,6 +196,16 @@ def test_what_changed_since_an_approval_is_told() -> None:
     assert said["ucl"].startswith("other data counted at 2026-11-20")
     assert said["ucl"].endswith("approved 2 times")
     assert said["leuven"] == "nothing"
+
+
+def test_the_policies_of_every_hospital_are_told() -> None:
+    rows = cells(3, "Policies")
+    assert [(row[0], row[1], row[3]) for row in rows] == [
+        *((silo, 1, "all that were asked") for silo in SILOS),
+        ("ucl", 2, "one, it only tightens"),
+    ]
+    assert rows[0][2] == policy_of("charite", 1)
+    assert [row[2] for row in cells(3, "Policies", troubled()) if row[0] == "karolinska"] == ["not shown"]
 
 
 def test_withheld_budgets_are_blank_and_said_to_be() -> None:

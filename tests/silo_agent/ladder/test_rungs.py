@@ -85,7 +85,7 @@ def test_a_rehearsal_plays_a_whole_round(trial: Trial) -> None:
     (before, after), said = played(rungs.rehearse, trial)
     assert [one["do"] for one in trial.worker.told] == ["scan", "initial", "evaluate", "train", "evaluate"]  # type: ignore[attr-defined]
     assert before.images == after.images > 0
-    assert (before.loss, before.auroc) != (after.loss, after.auroc), "the model was trained and the change applied"
+    assert (before.loss, before.scores) != (after.loss, after.scores), "the model was trained and the change applied"
     assert "masked for a sum of 4 hospitals" in said
     assert "96 of 96 files used" in said
 
