@@ -93,6 +93,6 @@ def finished_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[
     return folder, json.loads((folder / "out.json").read_text())
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def demo_factory() -> Callable[..., object]:
     return running_demo
