@@ -10,6 +10,7 @@ from models.resampling import canonical_slices, canonical_volume, nearest, resam
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.uint8]
+_SMALLEST, _LARGEST = 1e-20, 1e20  # beyond, float32 has no room for what lies between
 
 
 def to_input(image: Image, preprocessing: Preprocessing) -> Image:
@@ -87,8 +88,12 @@ def _scale(image: Image, low: float, high: float) -> Image:
     """[low, high] to [0, 1], clipped; without contrast (low = high) there is only 0."""
     if high <= low:
         return np.zeros(image.shape, dtype=np.float32)
-    scaled = (image.astype(np.float64) - low) / (high - low)
-    return np.clip(scaled, 0.0, 1.0).astype(np.float32)
+    if high - low < _SMALLEST or max(abs(low), abs(high)) > _LARGEST:
+        return np.clip((image.astype(np.float64) - low) / (high - low), 0.0, 1.0).astype(np.float32)
+    with np.errstate(over="ignore"):  # what becomes infinite is clipped
+        scaled = image - np.float32(low)
+        scaled /= np.float32(high - low)
+    return np.clip(scaled, 0.0, 1.0, out=scaled)
 
 
 def _fit(image: Image, size: tuple[int, int]) -> Image:

@@ -59,10 +59,13 @@ def main() -> None:
 def init(  # noqa: PLR0913, PLR0917 - one for each option
     site: Annotated[str, typer.Option(help="This hospital's short name, as the coordinator will list it.")],
     dicom: Annotated[Path, typer.Option(help="Folder with the DICOM files of the first data set.")],
-    labels: Annotated[Path, typer.Option(
-        help="CSV or Parquet with the labels, keyed by SOP/Series/StudyInstanceUID; or a folder of masks, "
-        "DICOM SEG (it may be the DICOM folder) or NIfTI."
-    )],
+    labels: Annotated[
+        Path,
+        typer.Option(
+            help="CSV or Parquet with the labels, keyed by SOP/Series/StudyInstanceUID; or a folder of masks, "
+            "DICOM SEG (it may be the DICOM folder) or NIfTI."
+        ),
+    ],
     dataset: Annotated[str, typer.Option(help="Name of the data set, as study plans ask for it.")] = "images",
     second_key: Annotated[
         str, typer.Option(help="Public key of the second person who signs policies, of `silo-agent policy key`.")

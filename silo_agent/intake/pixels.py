@@ -14,13 +14,18 @@ from pydicom.pixels.processing import apply_modality_lut
 
 from silo_agent.intake.header import Header
 
+_WIDTHS = ("<i2", "<u2", "<i4")
+_EXACT = 2**22  # together with 16 bits still below the 2^24 up to which float32 has every whole number
 
-def unused_bits_cleared(stored: NDArray[np.integer], bits_stored: int, *, signed: bool) -> NDArray[np.int32]:
-    """Keep the low `bits_stored` bits of each value, sign-extended where `signed`: [H,W] int32.
+
+def unused_bits_cleared(stored: NDArray[np.integer], bits_stored: int, *, signed: bool) -> NDArray[np.integer]:
+    """Keep the low `bits_stored` bits of each value, sign-extended where `signed`: [H,W] int32, or as it is if all are.
 
     Older equipment keeps overlays in the high bits of the same words (PS3.5 section 8.1.1); read as values
     they would be the brightest pixels of the image.
     """
+    if stored.dtype.itemsize * 8 == bits_stored and (stored.dtype.kind == "i") is signed:
+        return stored
     values = stored.astype(np.int32) & ((1 << bits_stored) - 1)
     if signed:
         sign = 1 << (bits_stored - 1)
@@ -28,13 +33,19 @@ def unused_bits_cleared(stored: NDArray[np.integer], bits_stored: int, *, signed
     return values.astype(np.int32)
 
 
-def content_digest(stored: NDArray[np.int32]) -> bytes:
-    """SHA-256 over shape and stored values, so that one image has one digest however it was compressed."""
-    shape = np.array(stored.shape, dtype="<i4").tobytes()
-    return hashlib.sha256(shape + np.ascontiguousarray(stored, dtype="<i4").tobytes()).digest()
+def content_digest(stored: NDArray[np.integer]) -> bytes:
+    """SHA-256 over shape and stored values, so that one image has one digest however it was compressed.
+
+    The values decide in how many bytes they are hashed, not the type that a decoder gave them.
+    """
+    low, high = (int(stored.min()), int(stored.max())) if stored.size else (0, 0)
+    kind = next(kind for kind in _WIDTHS if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max)
+    digest = hashlib.sha256(f"{stored.shape} {kind} ".encode())
+    digest.update(np.ascontiguousarray(stored, dtype=kind).reshape(-1).view(np.uint8).data)
+    return digest.digest()
 
 
-def in_modality_units(stored: NDArray[np.int32], header: Header, ds: Dataset) -> NDArray[np.float32]:
+def in_modality_units(stored: NDArray[np.integer], header: Header, ds: Dataset) -> NDArray[np.float32]:
     """Apply the Modality LUT and undo MONOCHROME1: [H,W] float32 in the modality's unit (HU for CT).
 
     Rescale slope and intercept, or the LUT sequence, are applied wherever they are present. Classic MR has
@@ -49,14 +60,27 @@ def in_modality_units(stored: NDArray[np.int32], header: Header, ds: Dataset) ->
     """
     if "RescaleSlope" in ds and not (header.rescale or header.modality_lut):
         raise ValueError("a rescale that is incomplete, or that maps every value to one")
-    values = apply_modality_lut(stored, ds)
+    exact = _exactly(stored, header, ds)
+    values = apply_modality_lut(stored, ds) if exact is None else exact
     if header.photometric == "MONOCHROME1":
         low, high = _range(header, ds)
         values = (low + high) - values.astype(np.float64)
-    result = values.astype(np.float32)
+    result = values.astype(np.float32, copy=False)
     if not np.isfinite(result).all():
         raise ValueError("the Modality LUT leads to values that are not finite")
     return result
+
+
+def _exactly(stored: NDArray[np.integer], header: Header, ds: Dataset) -> NDArray[np.float32] | None:
+    """As most CT has it: a whole number is added to values of 16 bits, which float32 can do without rounding."""
+    if not header.rescale or header.modality_lut or stored.dtype.itemsize > 2:
+        return None
+    slope, intercept = float(ds.RescaleSlope), float(ds.RescaleIntercept)
+    if slope != 1 or not intercept.is_integer() or abs(intercept) > _EXACT:
+        return None
+    values = stored.astype(np.float32)
+    values += np.float32(intercept)
+    return values
 
 
 def _range(header: Header, ds: Dataset) -> tuple[float, float]:

@@ -35,6 +35,20 @@ def test_percentiles_are_those_of_the_image_itself() -> None:
     assert (np.diff(found[64:192]) > 0).all()
 
 
+@given(arrays(np.float32, (16, 16), elements=FINITE), st.sampled_from([WINDOW, PERCENTILES]))
+def test_it_is_the_exact_scale_up_to_rounding(image: NDArray[np.float32], plan: Preprocessing) -> None:
+    """Whatever float32 can hold; the middle of the scale is a line, so what rounding does is in proportion."""
+    low, high = plan.low, plan.high
+    if plan is PERCENTILES:
+        low, high = float(image.min()), float(image.max())
+    found = to_input(image, plan)[0]
+    assert ((found >= 0) & (found <= 1)).all()
+    if high > low:
+        exact = np.clip((image.astype(np.float64) - low) / (high - low), 0, 1)
+        room = 2.0**-22 * max(1.0, max(abs(low), abs(high)) / (high - low))
+        np.testing.assert_allclose(found, exact, atol=min(room, 1.0))
+
+
 @pytest.mark.parametrize("plan", [WINDOW, PERCENTILES], ids=["window", "percentiles"])
 def test_an_image_without_contrast_gives_one_value(plan: Preprocessing) -> None:
     found = to_input(np.full((50, 40), 3000, np.float32), plan.model_copy(update={"size": (20, 16)}))

@@ -117,7 +117,8 @@ def work(plan: StudyPlan, hospital_data: Path, tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("work")
     (folder / "dataset.key").write_bytes(secrets.token_bytes(32))
     return {
-        "plan": plan.model_dump(mode="json"), "study": study_id(plan), "source": {"kind": "folder", "path": str(hospital_data / "dicom")},
+        "plan": plan.model_dump(mode="json"), "study": study_id(plan),
+        "source": {"kind": "folder", "path": str(hospital_data / "dicom")},
         "labels": {"kind": "csv", "path": str(hospital_data / "labels.csv")}, "key_file": str(folder / "dataset.key"),
         "cache": str(folder / "cache"), "device": "cpu", "model": str(folder / "model.safetensors"),
         "out": str(folder / "result" / "vector"), "withdrawn": {"before": [], "after": []},

@@ -507,7 +507,8 @@ def test_the_child_scans_with_the_index_and_the_studies_beside(
     command = {
         "plan": make_plan().model_dump(mode="json"), "threads": 2,
         "source": {"kind": "folder", "path": str(fresh.folder)},
-        "labels": {"kind": "csv", "path": str(fresh.folder / "labels.csv")}, "key_file": str(fresh.state / "dataset.key"),
+        "labels": {"kind": "csv", "path": str(fresh.folder / "labels.csv")},
+        "key_file": str(fresh.state / "dataset.key"),
         "withdrawn": {"before": [], "after": []}, "index": str(fresh.index),
     }  # fmt: skip
     for study in ("first-study", "second-study"):
