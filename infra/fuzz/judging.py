@@ -9,7 +9,7 @@ import tracemalloc
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from silo_agent.intake.image import Refused, StoredImage, read_image
 from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.volumes.assemble import Volume, assemble, volume_digest
 from silo_agent.intake.volumes.geometry import Grid, place
-from silo_agent.intake.volumes.reading import VolumeLimits
+from silo_agent.intake.volumes.opened import OpenVolumeFile
+from silo_agent.intake.volumes.reading import Acceptance, VolumeLimits
 from silo_agent.intake.volumes.survey import Survey, survey
 
 ALL = ("CT", "CR", "DX", "US", "MR")
@@ -46,7 +47,7 @@ MOST_READ, READ_PER_BYTE = 2 * MiB, 6  # a codec of Python may be imported meanw
 
 @dataclass
 class Verdict:
-    """How one case ended. `ends` are codes, "used" or "volume"; `broken` are the promises that were not kept."""
+    """How one case ended. `ends` are codes, "used", "mask" or "volume"; `broken` are promises that were not kept."""
 
     ends: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
@@ -62,11 +63,26 @@ class Verdict:
             self.broken.append(otherwise)
 
 
+def read_mask(path: Path) -> Iterator[Refused | tuple[tuple[int, int], Any]]:
+    """The shape that the header says and the values of each frame, if the file is a segmentation; or why it is none."""
+    how = Acceptance(frozenset(), take_masks=True)
+    with closing(OpenVolumeFile(path, 0, how, VOLUME_LIMITS)) as file:
+        says = file.facts(is_nifti=False)
+        if says.code is not None:
+            yield Refused(says.code)
+        elif says.segmentation is not None:
+            found = says.segmentation
+            for number in range(len(found.frames)):
+                values = file.frame(number)
+                yield values if isinstance(values, Refused) else ((found.rows, found.columns), values)
+
+
 @dataclass(frozen=True, slots=True)
 class Readers:
     """What is put to the test."""
 
     image: Callable[[Path], Any] = lambda path: read_image(path, modalities=ALL, limits=LIMITS)
+    mask: Callable[[Path], Any] = read_mask
     survey: Callable[[Sequence[Path]], Any] = lambda files: survey(
         files, modalities=("CT", "MR"), limits=VOLUME_LIMITS, take_secondary=True
     )
@@ -115,6 +131,19 @@ def _judge_image(path: Path, readers: Readers, verdict: Verdict) -> None:
         _judge_stored(path, found, verdict)
     else:
         verdict.broken.append(f"it gives a {type(found).__name__}")
+    with _watched(verdict, path.stat().st_size):
+        for one in readers.mask(path):
+            _judge_mask(one, verdict)
+
+
+def _judge_mask(one: Any, verdict: Verdict) -> None:
+    if isinstance(one, Refused):
+        _judge_code(one.code, verdict)
+        return
+    shape, values = one
+    verdict.ends.append("mask")
+    verdict.hold(f"a frame of a mask is {values.shape}", kept=values.shape == shape)
+    verdict.hold("a mask is not of zeros and ones", kept=bool(np.isin(values, (0, 1)).all()))
 
 
 def _judge_code(code: object, verdict: Verdict) -> None:

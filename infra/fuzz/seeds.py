@@ -17,6 +17,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from infra.hospitals.segmentations import Cut, write_segmentation
 from infra.hospitals.volumes import write_enhanced, write_series
 from infra.hospitals.writing import Identity, write_image
 
@@ -74,6 +75,12 @@ def _written(folder: Path) -> Iterator[tuple[str, Path]]:
         yield _compressed(write(f"CT, {name}"), syntax)
         yield _compressed(write(f"US, {name}", "US", (_RAMP % 256).astype(np.uint8)), syntax)
     yield _deflated(write("CT, deflated"))
+    mask = (np.add.outer(np.arange(3), np.add.outer(np.arange(7), np.arange(11))) % 5 < 2).astype(np.uint8)
+    for name, more in {"SEG": {}, "SEG, groups in each frame": {"shared": False, "cut": Cut(1, 6, 2, 9)}}.items():
+        yield (
+            name,
+            write_segmentation(folder / f"{name}.dcm", mask, {1: "lesion"}, identity=WHO, series="1.2.3", **more),
+        )
     name, path = write("CT without a preamble")
     path.write_bytes(path.read_bytes()[132:])
     yield name, path

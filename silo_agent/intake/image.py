@@ -7,13 +7,13 @@ may be names: both are silenced here, for the one call.
 
 import os
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,8 @@ from silo_agent.intake.header import (
 from silo_agent.intake.pixels import content_digest, in_modality_units, unused_bits_cleared
 from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.silence import silenced
+
+_Found = TypeVar("_Found")
 
 PIXEL_DATA = 0x7FE00010
 ANY_PIXELS = frozenset({PIXEL_DATA, 0x7FE00008, 0x7FE00009})  # float and double images are maps, not images
@@ -92,9 +94,19 @@ def read_image(path: Path, *, modalities: Collection[str], limits: Limits | None
     for the preamble; older exports lack it). See `header.judge_header` and `pixels.in_modality_units` for the
     rules, and `encoding` for the limits.
     """
-    try:
-        with path.open("rb") as file, quiet():
+
+    def read() -> StoredImage:
+        with path.open("rb") as file:
             return _read(file, modalities, limits or Limits())
+
+    return guarded(read)
+
+
+def guarded(read: Callable[[], _Found]) -> _Found | Refused:
+    """Call `read`; whatever a file may provoke ends as a code. What pydicom would log or warn about stays unsaid."""
+    try:
+        with quiet():
+            return read()
     except NotUsable as why:
         return Refused(why.code)
     except PermissionError:

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from silo_agent.intake.image import NotUsable, Refused
+from silo_agent.intake.image import NotUsable, Refused, guarded
 from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.volumes.frames import frame_values
 from silo_agent.intake.volumes.geometry import Grid
 from silo_agent.intake.volumes.headers import Slice, Vector
-from silo_agent.intake.volumes.reading import Acceptance, VolumeLimits, guarded, read_instance
+from silo_agent.intake.volumes.reading import Acceptance, VolumeLimits, read_instance
 
 # Of a file by number: (frame, float32 [H,W]) of the wanted frames, which must say what is given here for each.
 FramesOf = Callable[[int, Mapping[int, Slice]], Iterable[tuple[int, NDArray[np.float32]]]]

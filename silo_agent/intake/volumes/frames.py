@@ -35,7 +35,7 @@ def frame_values(
     """Yield (frame number, float32 [H,W] in the modality's unit) of the wanted frames, in the order of the file.
 
     Rescale and MONOCHROME1 are applied frame by frame (see `pixels.in_modality_units`). To be called within
-    `reading.guarded`, which turns what damaged pixels provoke into a code.
+    `image.guarded`, which turns what damaged pixels provoke into a code.
     """
     frames = Frames(stream, instance)
     yield from ((one.frame, frames.values(one.frame)) for one in instance.slices if one.frame in wanted)

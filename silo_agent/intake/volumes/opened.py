@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from silo_agent.intake.bounded import few_items
 from silo_agent.intake.header import Identifiers
-from silo_agent.intake.image import NotUsable, Refused
+from silo_agent.intake.image import NotUsable, Refused, guarded
 from silo_agent.intake.masks.nifti import Nifti, OpenNifti
 from silo_agent.intake.masks.segmentation import SEGMENTATIONS, Segmentation, parse_segmentation, read_frame
 from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.volumes.frames import Frames
 from silo_agent.intake.volumes.headers import Slice
-from silo_agent.intake.volumes.reading import Acceptance, Instance, VolumeLimits, guarded, judged, parsed
+from silo_agent.intake.volumes.reading import Acceptance, Instance, VolumeLimits, judged, parsed
 
 _NAMES = tuple(one.name for one in fields(Identifiers))
 

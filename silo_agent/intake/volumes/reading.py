@@ -5,10 +5,10 @@ An Enhanced CT or MR is judged as the single-frame object that it would be expor
 """
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 from pydicom.dataset import FileDataset
 
@@ -22,10 +22,10 @@ from silo_agent.intake.image import (
     NotUsable,
     PixelElement,
     Refused,
+    guarded,
     looks_like_dicom,
     native_bytes,
     parse_until_pixels,
-    quiet,
     refuse_deflated,
     transfer_syntax_of,
 )
@@ -40,7 +40,6 @@ SINGLE_FRAME_OF = {
     _STORAGE + "4.1": _MR,  # Enhanced MR
     _STORAGE + "4.4": _MR,  # Legacy Converted Enhanced MR
 }
-_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,23 +106,6 @@ class Acceptance:
     modalities: frozenset[str]
     take_secondary: bool = False
     take_masks: bool = False
-
-
-def guarded(read: Callable[[], _Read]) -> _Read | Refused:
-    """Call `read`; whatever a file may provoke ends as a code. What pydicom would log or warn about stays unsaid."""
-    try:
-        with quiet():
-            return read()
-    except NotUsable as why:
-        return Refused(why.code)
-    except PermissionError:
-        return Refused(Refusal.PERMISSION_DENIED)
-    except OSError as why:  # pydicom raises its own, without a number, where a sequence makes no sense
-        return Refused(Refusal.READ_ERROR if why.errno else Refusal.UNREADABLE)
-    except (RecursionError, MemoryError):
-        return Refused(Refusal.TOO_LARGE)
-    except Exception:  # noqa: BLE001 - what pydicom raises on damaged bytes has no common root and no list
-        return Refused(Refusal.UNREADABLE)
 
 
 def read_instance(stream: BinaryIO, file: int, how: Acceptance, limits: VolumeLimits) -> Instance:
