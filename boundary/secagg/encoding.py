@@ -7,8 +7,9 @@ stochastically to 32 or 16 bits.
 
 Bounds, by construction: with n hospitals at most, a hospital's integer q has |q| <= floor((2^(k-1) - 1) / n), so the
 sum of n of them lies within +-(2^(k-1) - 1) and never wraps. Rounding draws 8 random bits r per weight and takes
-floor(y + r / 256): whole steps stay what they are, everything else moves by less than one step, and the mean is right
-to 2^-8 of a step or half a unit in float32's last place, whichever is more.
+floor(y + r / 256): whole steps stay what they are (from 2^16 on, where float32 has no room for r, one in some hundred
+moves by one), everything else moves by less than one step, and the mean is right to 2^-8 of a step or half a unit in
+float32's last place, whichever is more.
 """
 
 import math

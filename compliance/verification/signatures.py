@@ -62,14 +62,12 @@ def older(bundle: Bundle) -> int:
     return sum(len(sizes) - 1 for log in bundle.logs.values() for sizes in cosigned_by(log).values())
 
 
-def forged(bundle: Bundle, keys: Keys, *, every: bool = True) -> Forged:
-    """The signatures that do not verify under the key of the party that they name; not `every` one: see above."""
-    return _found(_pieces(bundle, keys, every=every))
-
-
 @contextmanager
 def forged_aside(bundle: Bundle, keys: Keys, *, every: bool = True) -> Iterator[Callable[[], Forged]]:
-    """As `forged`. Where there are many, every other core checks its part meanwhile; what is given waits for them."""
+    """The signatures that do not verify under the key of the party that they name; not `every` one: see above.
+
+    Where there are many, every other core checks its part meanwhile; what is given waits for them.
+    """
     pieces = _pieces(bundle, keys, every=every)
     helpers = 0 if _count(bundle) < MANY else min(cores(), MOST_PROCESSES) - 1
     if not helpers or "fork" not in multiprocessing.get_all_start_methods():

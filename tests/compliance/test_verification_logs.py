@@ -321,3 +321,10 @@ def test_an_incident_stays_broken_until_somebody_has_closed_it() -> None:
 def test_nobody_works_while_in_doubt() -> None:
     assert "a contribution during incident 1" in finds(witnesses.incidents, incident(WORK, CLOSED))[BROKEN][0]
     assert list(finds(witnesses.incidents, incident(CLOSED, WORK))) == [NOTE]
+
+
+def test_as_many_processes_as_this_one_has_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0, 3, 5})
+    assert signatures.cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert signatures.cores() == 1

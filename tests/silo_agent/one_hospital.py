@@ -325,14 +325,14 @@ class Site:
         return kept
 
     def store_result(self, number: int = 1, phase: str = "train") -> Path:
-        """What a child leaves behind: numbers 0.5, 1.5, ... and weights 0, 1, 2, ...; kept if it is there already."""
+        """What a child leaves behind: numbers 0.5, 1.5, ... and weights 0, 1/1024, ...; kept if it is there already."""
         folder = result_folder(self.folder, self.study, number, phase, MODEL.digest)
         if not is_whole(folder):
             identity = identity_of(self.collection(number, phase), MODEL.digest, secrets.token_bytes)
             bands = self.plan.bands if phase == "train" else 0
             result = StoredResult(identity, folder / "vector", PARAMETERS, METRICS, bands)
             layout = result.layout(phase)  # type: ignore[arg-type]
-            write_vector(result.vector, np.arange(layout.numbers) + 0.5, np.arange(layout.weights, dtype="<f4"))
+            write_vector(result.vector, np.arange(layout.numbers) + 0.5, np.arange(layout.weights, dtype="<f4") / 1024)
             result.save(folder)
         return folder
 

@@ -123,7 +123,7 @@ def test_the_sum_over_real_hospitals_is_bit_exact(site: Any, phase: str, survivi
     ours = np.concatenate(
         [
             (numbers * 2**24).astype("<u8").view(np.uint8),
-            (np.arange(weights) * 2.0**encoding.exponent).astype("<u4").view(np.uint8),
+            (np.arange(weights) * 2.0 ** (encoding.exponent - 10)).astype("<u4").view(np.uint8),
         ]
     )
     peers = [attempt.plain(silo) for silo in surviving if silo != SILO]
