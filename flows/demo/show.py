@@ -28,7 +28,7 @@ _FLOW_SECONDS = 4 * 3600
 _REVIEW_SECONDS = 300
 PHANTOM_IMAGES = 400  # of about 160 patients in each hospital: enough for noise that leaves something to learn
 
-PHANTOM_VOLUMES = 12  # patients in each hospital, a CT series and its mask each
+PHANTOM_VOLUMES = 16  # patients in each hospital, a CT series and its mask each
 
 
 @dataclass(frozen=True, slots=True)

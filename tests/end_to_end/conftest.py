@@ -3,11 +3,12 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,9 +70,24 @@ def shared_data() -> Path:
     return SHARED
 
 
+def free_ports() -> tuple[int, int, int]:
+    """For Prefect, MLflow and the relay. A demo by itself takes the usual ones, and so would the one beside it."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        prefect, mlflow, relay = (probe.getsockname()[1] for probe in probes)
+        return prefect, mlflow, relay
+
+
+@pytest.fixture(scope="session")
+def three_ports() -> Callable[[], tuple[int, int, int]]:
+    return free_ports
+
+
 @contextmanager
 def running_demo(folder: Path, *options: str) -> Iterator[Demo]:
     command = [str(BIN / "wardround"), "demo", "--workdir", str(folder / "w"), "--summary", str(folder / "out.json")]
+    for server, port in zip(("prefect", "mlflow", "relay"), free_ports(), strict=True):
+        command += [f"--{server}-port", str(port)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
     with (folder / "demo.log").open("w") as log:
         process = subprocess.Popen([*command, *options], stdout=log, stderr=log, text=True, env=environment)

@@ -6,10 +6,9 @@ do (run the flow again), the test does.
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -131,22 +130,16 @@ def wait_for(what: str, condition: Callable[[], object], seconds: float = 120) -
         time.sleep(0.01)
 
 
-def free_ports() -> Ports:
-    """Not the usual ones, which another test's demo takes at the same time."""
-    with ExitStack() as held:
-        taken = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
-        prefect, mlflow, relay = (one.getsockname()[1] for one in taken)
-    return Ports(prefect, mlflow, relay)
-
-
 @pytest.fixture
-def ward(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Ward]:
+def ward(
+    tmp_path: Path, request: pytest.FixtureRequest, three_ports: Callable[[], tuple[int, int, int]]
+) -> Iterator[Ward]:
     workdir = tmp_path / "w"
     archives = workdir / "agents" / "archives"
     make_phantom_hospitals(archives, getattr(request, "param", 3), images_per_hospital=48)
     sites = find_sites(archives)
     with Processes(workdir / "logs") as processes:
-        stage = Stage(workdir, sites, free_ports(), processes, lambda _: None)
+        stage = Stage(workdir, sites, Ports(*three_ports()), processes, lambda _: None)
         stage.start_servers()
         coordinator = stage.start_coordinator()
         stage.enrol_all(coordinator)

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,9 @@ def proxy() -> Iterator[Proxy]:
 
 
 @pytest.fixture(scope="module")
-def study(archive: Path, proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+def study(
+    archive: Path, proxy: Proxy, tmp_path_factory: pytest.TempPathFactory, three_ports: Callable[[], tuple[int, ...]]
+) -> tuple[Path, Any]:
     """(the folder, the summary) of a study that is over."""
     if not orthanc.is_installed():
         pytest.skip(orthanc.MISSING)
@@ -53,7 +55,7 @@ def study(archive: Path, proxy: Proxy, tmp_path_factory: pytest.TempPathFactory)
         for path in sorted((archive / SITES[0] / "dicom").iterdir()):
             server.upload(path.read_bytes(), LOGIN)
         script = Path(__file__).with_name("three_ways.py")
-        words = [sys.executable, script, folder, archive, server.url, proxy.url, LOGIN]
+        words = [sys.executable, script, folder, archive, server.url, proxy.url, LOGIN, *map(str, three_ports())]
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))
         }

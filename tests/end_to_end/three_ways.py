@@ -1,6 +1,6 @@
 """The demo, of which one hospital keeps its images in an archive over DICOMweb, and one goes out through a proxy.
 
-    python three_ways.py WORKDIR ARCHIVE ORTHANC_URL PROXY_URL LOGIN
+    python three_ways.py WORKDIR ARCHIVE ORTHANC_URL PROXY_URL LOGIN PREFECT_PORT MLFLOW_PORT RELAY_PORT
 
 The first hospital of ARCHIVE reads from Orthanc and the second is behind the proxy; both want LOGIN (user:password).
 """
@@ -16,6 +16,7 @@ from silo_agent.config import CONFIG_NAME
 
 WORKDIR, ARCHIVE = (Path(word).resolve() for word in sys.argv[1:3])
 ORTHANC, PROXY, LOGIN = sys.argv[3:6]
+PREFECT, MLFLOW, RELAY = (int(word) for word in sys.argv[6:9])
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,6 @@ if __name__ == "__main__":
     show.Stage = ThreeWays
     choices = show.Choices(
         archive=ARCHIVE, rounds=1, hospitals=3, workdir=WORKDIR / "w", summary=WORKDIR / "out.json", plan=None,
-        keep_running=False, ports=(0, 0, 0), epsilon=0.0,
+        keep_running=False, ports=(PREFECT, MLFLOW, RELAY), epsilon=0.0,
     )  # fmt: skip
     raise SystemExit(show.run_demo(choices))
