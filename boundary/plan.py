@@ -23,6 +23,7 @@ SMALLEST_COHORT = 3  # hospitals in one sum; two could subtract themselves from 
 MAX_HOSPITALS = 200
 MAX_PLAN_BYTES = 512 * 1024
 MOST_VOXELS = 2**24  # of one model input: 64 MB as float32
+MOST_IN_A_STEP = 2**27  # voxels of a segmentation's batch, or of one answer: 512 MB as float32
 _REASONS = {
     "extra_forbidden": "unknown key",
     "union_tag_not_found": f"say mechanism, one of {', '.join(MECHANISMS)}",
@@ -300,6 +301,11 @@ class StudyPlan(Frozen):
         if self.task == "segmentation":
             if self.dataset.series is None:
                 raise ValueError("dataset.series: say which series of an imaging study is segmented")
+            voxels = math.prod(self.preprocessing.size)
+            if voxels * len(self.labels.classes) > MOST_IN_A_STEP:
+                raise ValueError("labels.classes: too many, every voxel is answered for each of them")
+            if voxels * self.training.batch_size > MOST_IN_A_STEP and self.privacy.mechanism == "none":
+                raise ValueError(f"training.batch_size: at most {MOST_IN_A_STEP // voxels} inputs of this size")
             if self.labels.column is not None:
                 raise ValueError("labels.column: masks have no column; name their segments in labels.classes")
         elif self.dataset.series is not None or self.preprocessing.spacing is not None:

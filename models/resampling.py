@@ -56,9 +56,10 @@ def resampled(
 ) -> NDArray[np.float32]:
     """Linear, with zeros for padding: float32 of `size`. Distances in mm, one for each axis.
 
-    Where an axis becomes coarser the filter widens with it, as antialiasing does, so that no voxel is skipped.
+    Where an axis becomes coarser the filter widens with it, as antialiasing does, so that no voxel is skipped. The axis
+    that shrinks most goes first, so that on the way nothing is larger than before or after.
     """
-    for axis in reversed(range(image.ndim)):
+    for axis in sorted(range(image.ndim), key=lambda axis: (size[axis] / image.shape[axis], axis)):
         weights = _weights(image.shape[axis], spacing[axis], size[axis], to[axis])
         needed = np.flatnonzero(weights.any(axis=0))
         some = slice(needed[0], needed[-1] + 1)

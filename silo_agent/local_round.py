@@ -54,6 +54,7 @@ class Private:
 
 
 _manifests: dict[tuple[str, int, int], TensorManifest] = {}
+_tried: set[tuple[ModelChoice, tuple[int, ...], int, str, int]] = set()
 _proven: set[tuple[ModelChoice, tuple[int, ...], int]] = set()
 
 
@@ -177,6 +178,29 @@ def prove_once(plan: StudyPlan) -> None:
     network, generator = build(plan.model, len(plan.labels.classes)), torch.Generator().manual_seed(0)
     prove(network, (1, *size), mean_loss, generator=generator, targets=targets)
     _proven.add(wanted)
+
+
+def try_once(work: LocalRound) -> None:
+    """Take one private step on images of zeros, as many and as large as a real one takes at a time.
+
+    So what this machine has no memory for fails here, for no patient's sake, and before it is paid for.
+    """
+    plan, labels = work.plan, np.zeros(1, np.int64)
+    wanted = (plan.model, plan.preprocessing.size, len(plan.labels.classes), work.device, work.at_once)
+    if wanted in _tried:
+        return
+    if plan.task == "segmentation":
+        labels = np.zeros((1, *plan.preprocessing.size), np.uint8)
+    one = LocalData(np.zeros((1, 1, *plan.preprocessing.size), np.float32), labels, np.zeros(1, np.int64))
+    steps = PrivateSteps(steps=1, rate=1.0, denominator=1.0, clip=1.0, noise_multiplier=1.0, images=1)
+    private = PrivateTraining(steps, secrets.token_bytes(KEY_BYTES), work.at_once)
+    count = private.images_at_once(one)
+    data = LocalData(
+        np.repeat(one.images, count, axis=0), np.repeat(one.labels, count, axis=0), np.arange(count, dtype=np.int64)
+    )
+    module = build(plan.model, len(plan.labels.classes))
+    private.run(module, data, plan.training, on_step=lambda _step, _steps: None, device=work.device)
+    _tried.add(wanted)
 
 
 def statistics_round(work: LocalRound) -> dict[str, Any]:

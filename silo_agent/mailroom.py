@@ -114,7 +114,9 @@ class Mailroom:
             case StudyClosed() as closed:
                 files, size = forget_study(self.folder, closed.study)
                 if files:
-                    purged = DataPurged(study=closed.study, what="caches", files=files, bytes=size)
+                    # the exact size of a cache is a count of its images
+                    roughly = 1 << (size - 1).bit_length() if size else 0
+                    purged = DataPurged(study=closed.study, what="caches", files=files, bytes=roughly)
                     with self.journal.transaction():
                         self.journal.record(purged, self.own().now)
                 _log.info("study %s is closed (%s); its cached images were removed", closed.study, closed.code)

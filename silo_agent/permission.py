@@ -72,6 +72,13 @@ class Permission:
         """Raises `PolicyRefused` if the policy does not name the plan's data set."""
         return dataset_of(self.policy, plan.dataset.name)
 
+    def may_read(self, plan: StudyPlan) -> None:
+        """Whether the archive may be read for a proposal. Raises `PolicyRefused` where no approval could follow."""
+        rules = self.dataset(plan).rules
+        if set(plan.dataset.modalities) - set(rules.modalities):
+            allowed = ", ".join(rules.modalities)
+            raise PolicyRefused(PolicyCode.MODALITY_NOT_ALLOWED, f"of {plan.dataset.name} only {allowed} may be used")
+
     def least(self, plan: StudyPlan) -> int:
         """The fewest hospitals in a sum that this plan's results may go into. Raises `PolicyRefused` if none may."""
         force = self.in_force()

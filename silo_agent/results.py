@@ -117,6 +117,12 @@ def forget_study(folder: StateFolder, study: str) -> tuple[int, int]:
     return len(sizes), sum(sizes)
 
 
+def sweep_scan(folder: StateFolder, study: str) -> None:
+    """Remove what a scan that did not end by itself has left; one that did has left nothing."""
+    for end in ("partial", "fetched"):
+        shutil.rmtree(folder.cache / f".{study}.{end}", ignore_errors=True)
+
+
 def sweep(folder: StateFolder, journal: Journal) -> None:
     """At the start: remove what a crash left of closed studies, scans, and vectors that have left or never will."""
     for plan in journal.plans():

@@ -157,7 +157,7 @@ def lines(file: Dossier) -> list[tuple[str, str]]:
     share = plan.aggregation.random_share
     parameters = "the model's weights change" if share == 1 else f"the change of {share:.0%} of the model's weights"
     loss = "below which of a few epsilons we are" if plan.bands else "the training loss"
-    answers = "answers" if plan.task == "classification" else "voxels"
+    answers = "answers" if plan.task == "classification" else "voxels of each class, with how many images show it"
     said = [
         ("Study", f"{purpose.title} ({plan.label})"),
         ("Plan digest", file.kept.digest),

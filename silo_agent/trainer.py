@@ -251,13 +251,14 @@ def _initial(command: dict[str, Any], conversation: Conversation) -> dict[str, A
 
 
 def _check(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
-    """Look at everything a private training needs, before its budget is spent: model, images, proof."""
-    from silo_agent.local_round import LocalRound, prove_once
+    """Look at everything a private training needs, before its budget is spent: model, images, proof, memory."""
+    from silo_agent.local_round import LocalRound, prove_once, try_once
 
     conversation.progress(0, 1)
     work = LocalRound.of(command)
     work.network(work.incoming())
     prove_once(work.plan)
+    try_once(work)
     return {"images": len(work.data(holdout=False))}
 
 

@@ -93,8 +93,9 @@ class Witness:
         return found
 
     def _disclosed(self, study: str) -> frozenset[Disclosed]:
+        """What the plan asks to be shown, once our steward has approved it: a proposal alone opens nothing."""
         kept = self.journal.plan(study)
-        if kept is None:
+        if kept is None or kept.approval is None:
             return frozenset()
         return frozenset(plan_from_json(parse_json(kept.plan)).evidence.disclose)
 

@@ -37,7 +37,7 @@ from silo_agent.policy.errors import PolicyCode, PolicyRefused
 from silo_agent.policy.model import dataset_of
 from silo_agent.relay_client import RelayClient
 from silo_agent.releases import Release, reserve
-from silo_agent.results import StoredResult, forget_study, identity_of, residual_of, result_folder
+from silo_agent.results import StoredResult, forget_study, identity_of, residual_of, result_folder, sweep_scan
 from silo_agent.state import StateFolder, write_private
 from silo_agent.sums import Sums, order_of
 from silo_agent.withdrawal import erase_from, finish
@@ -103,7 +103,8 @@ class Workbench:
 
     async def look_at_policy(self) -> None:
         """Hold the work still while the hours are over or a person said so; end it if it is not allowed any more."""
-        if self._asked is None:
+        if self._asked is None:  # nothing of a round: a scan, or a look before one
+            await self._hold(PAUSED if self.permission.is_paused else None)
             return
         try:
             if not self.permission.is_paused:
@@ -219,6 +220,8 @@ class Workbench:
     def _begin(self, asked: Asked, terms: Terms | None, collection: Collection, start: int) -> Release | None:
         """The gates, what the work costs, and its start, in one transaction: no other policy comes between them."""
         order, release, refused = asked.order, None, None
+        if self.permission.is_paused:
+            raise WorkCancelled("paused before it began")
         with self.journal.transaction():
             self.permission.begin(asked)
             try:
@@ -303,6 +306,7 @@ class Workbench:
         try:
             plan = plan_from_json(parse_json(kept.plan))
             check_model(plan)
+            self.permission.may_read(plan)
             terms = terms_of(plan, self.permission.dataset(plan))
             report = await self._scan(kept, known)
             patients = (self.folder.cache / kept.study / KNOWN).read_bytes()
@@ -364,7 +368,11 @@ class Workbench:
         command = self._command("scan", kept) | {
             "withdrawn": self.journal.private.around(known, excluded), "index": str(self.folder.index),
         }  # fmt: skip
-        report = await self.worker.run(command, self._scan_progress)
+        try:
+            report = await self.worker.run(command, self._scan_progress)
+        finally:  # a child that had to be killed has left what it fetched, with names in it
+            await self._hold(None)
+            sweep_scan(self.folder, kept.study)
         erase_from(self.journal, self.folder, kept.study)
         return report
 

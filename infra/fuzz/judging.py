@@ -47,7 +47,10 @@ MOST_READ, READ_PER_BYTE = 2 * MiB, 6  # a codec of Python may be imported meanw
 
 @dataclass
 class Verdict:
-    """How one case ended. `ends` are codes, "used", "mask" or "volume"; `broken` are promises that were not kept."""
+    """How one case ended, with the most that one of its readings took.
+
+    `ends` are codes, "used", "mask" or "volume"; `broken` are promises that were not kept.
+    """
 
     ends: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
@@ -242,9 +245,10 @@ def _watched(verdict: Verdict, size: int) -> Iterator[None]:
         try:
             yield
         finally:
-            verdict.peak = tracemalloc.get_traced_memory()[1]
+            verdict.peak = max(verdict.peak, tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
-            verdict.read, verdict.grown = _bytes_read() - read, _resident("VmHWM") - resident
+            verdict.read = max(verdict.read, _bytes_read() - read)
+            verdict.grown = max(verdict.grown, _resident("VmHWM") - resident)
             logging.getLogger().removeHandler(listener)
     said += [str(one.message) for one in warned]
     verdict.hold(f"it says: {said[:1]}"[:300], kept=not said)

@@ -68,7 +68,7 @@ class PrivateTraining:
         An archive without a single image trains too, on noise: that nobody is there is not told.
         """
         private, stream = self.private, KeyStream(self.key)
-        patients, at_once = rows_by_patient(data.patients), self._at_once(data)
+        patients, at_once = rows_by_patient(data.patients), self.images_at_once(data)
         module.to(device).train()
         hooked = GradSampleModule(module, loss_reduction="sum")
         optimizer = PatientOptimizer(
@@ -95,7 +95,7 @@ class PrivateTraining:
                 optimizer.zero_grad(set_to_none=True)
                 on_step(step, private.steps)
 
-    def _at_once(self, data: LocalData) -> int:
+    def images_at_once(self, data: LocalData) -> int:
         """Where every voxel is answered, a sample's gradients take many times the memory of its feature maps."""
         return min(self.at_once, max(1, MASKED_VOXELS_AT_ONCE // data.voxels)) if data.has_masks else self.at_once
 

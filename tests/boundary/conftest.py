@@ -4,6 +4,7 @@ A new message, or a new field, without a strategy fails here: what is not genera
 """
 
 import importlib.util
+import math
 import os
 import sys
 from datetime import UTC, date, datetime
@@ -112,11 +113,13 @@ def of_masks(draw: st.DrawFn) -> dict[str, Any]:
     slices, gaps = (sorted(draw(two)) for two in (st.tuples(COUNTS, COUNTS), st.tuples(GAPS, GAPS)))
     dimensions = draw(st.sampled_from((2, 3)))
     spacing = st.lists(fractions(0.05, 50), min_size=dimensions, max_size=dimensions).map(tuple)
+    size = draw(st.lists(st.integers(16, 256), min_size=dimensions, max_size=dimensions).map(tuple))
     return {
         "task": "segmentation",
         "column": None,
         "modalities": (modality,),
-        "size": draw(st.lists(st.integers(16, 256), min_size=dimensions, max_size=dimensions).map(tuple)),
+        "size": size,
+        "batch_size": min(4096, plans.MOST_IN_A_STEP // math.prod(size)),
         "spacing": draw(spacing if dimensions == 3 else st.none() | spacing),
         "series": SeriesRule(
             modality=modality,
@@ -175,7 +178,7 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
             rounds=draw(rounds),
             local_epochs=draw(st.integers(1, 100)),
             max_steps=draw(st.integers(1, 10_000_000)),
-            batch_size=draw(st.integers(1, 4096)),
+            batch_size=draw(st.integers(1, kind.get("batch_size", 4096))),
             optimizer=draw(st.sampled_from(("adam", "sgd"))),
             learning_rate=draw(fractions(0, 10, exclude_min=True)),
             proximal=draw(fractions(0, 1000)),

@@ -374,6 +374,14 @@ SEGMENTATION_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a spacing of nothing": ({"preprocessing.spacing": [0, 1, 1]}, "preprocessing.spacing.0"),
     "four sides": ({"preprocessing.size": [16, 16, 16, 16]}, r"size: \(height, width\)"),
     "more voxels than a model can take": ({"preprocessing.size": [1024, 1024, 32]}, "all of it at most 16777216"),
+    "an answer larger than a machine": (
+        {"preprocessing.size": [64, 512, 512], "labels.classes": [str(number) for number in range(12)]},
+        "labels.classes: too many",
+    ),
+    "a batch larger than a machine": (
+        {"preprocessing.size": [64, 512, 512], "training.batch_size": 9},
+        "training.batch_size: at most 8 inputs",
+    ),
     "slices upside down": ({"dataset.series.smallest_slices": 900}, "the smallest is above the largest"),
     "gaps upside down": ({"dataset.series.smallest_gap_mm": 6}, "the smallest is above the largest"),
     "a type that is in and out": ({"dataset.series.image_type_excludes": ["AXIAL"]}, "both included and excluded"),

@@ -1,5 +1,7 @@
 """Volumes, their masks and their slices on the plan's grid: image and mask stay together, whatever the geometry."""
 
+import math
+import tracemalloc
 from itertools import permutations, product
 
 import numpy as np
@@ -190,3 +192,15 @@ def test_any_volume_becomes_inputs(
 def test_what_is_no_volume_is_refused(volume: NDArray[np.float32], mask: NDArray[np.uint8]) -> None:
     with pytest.raises(ValueError, match="image"):
         list(volume_inputs(volume, mask, axial(), VOLUMES))
+
+
+@pytest.mark.parametrize("shape", [(400, 40, 40), (40, 400, 40), (40, 40, 400), (40, 40, 40)])
+def test_nothing_on_the_way_is_much_larger_than_what_goes_in_or_comes_out(shape: tuple[int, ...]) -> None:
+    image, size = np.ones(shape, np.float32), (16, 160, 160)
+    tracemalloc.start()
+    try:
+        resampled(image, (1, 1, 1), (1, 0.25, 0.25), size)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * max(image.nbytes, 4 * math.prod(size))

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from silo_agent_tests_benches import approved, bench_of
+from silo_agent_tests_benches import SCANNED, approved, bench_of
 from silo_agent_tests_one_hospital import MODEL, private
 
+from boundary.messages import PlanProposed
 from compliance.events import GateRefused, GatesPassed, PolicyAdopted, TrainingStarted, WorkPaused, WorkResumed
 from compliance.trail import read_leaf
 from silo_agent.errors import ContractNotMet
@@ -302,6 +303,54 @@ def test_while_it_is_paused_nothing_is_begun(site: Any, stub_child: Any, impatie
     pause(site.journal, is_paused=False, now=site.now)
     assert bench_of(site)(stub_child(train=TRAINED)) is True
     assert codes(site) == ["ready"]
+
+
+def test_a_pause_holds_a_scan_too(site: Any, stub_child: Any, impatient: Any, tmp_path: Path) -> None:
+    impatient(site.folder)
+    site.propose()
+
+    async def act(table: Workbench) -> None:
+        work = asyncio.create_task(table.do_next())
+        while table.worker.pid is None or table.current is None:  # noqa: ASYNC110 - it is another task that begins
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.2)
+        for is_paused in (True, False):
+            pause(site.journal, is_paused=is_paused, now=site.now)
+            await table.look_at_policy()
+        await work
+
+    heard = [("hear", str(tmp_path / "heard")), ("hear", str(tmp_path / "heard"))]
+    bench_of(site)(stub_child(scan=[PROGRESS, *heard, SCANNED]), act)
+    assert (tmp_path / "heard").read_text().split() == ["pause", "resume"]
+
+
+def test_who_pauses_while_the_model_is_fetched_has_nothing_begun(
+    site: Any, stub_child: Any, impatient: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(site.folder)
+    approved(site)
+    site.ordered()
+
+    async def model(self: Workbench, *_: Any) -> Path:
+        pause(site.journal, is_paused=True, now=site.now)
+        return site.root / "model"
+
+    monkeypatch.setattr(Workbench, "_model", model)
+    bench_of(site)(stub_child(train=TRAINED))
+    assert codes(site) == []
+    assert not [event for event in trail(site) if isinstance(event, GatesPassed | TrainingStarted)]
+
+
+def test_the_archive_is_not_read_for_a_plan_of_a_modality_that_the_policy_does_not_name(
+    site: Any, stub_child: Any, impatient: Any
+) -> None:
+    impatient(site.folder)
+    site.forbid("modality")
+    site.hear(PlanProposed(study=site.study, plan=site.plan))
+    bench_of(site)(stub_child(scan=[("exit", 9)]))
+    kept = site.journal.plan(site.study)
+    assert kept.state == "unsuitable"
+    assert "MODALITY_NOT_ALLOWED" in kept.reason
 
 
 # --- the steward -------------------------------------------------------------------------------------

@@ -22,9 +22,12 @@ from compliance.accountant import epsilon
 from compliance.privacy import PoissonGaussian, event_bytes
 from models.errors import NoImages, NonFiniteLoss
 from models.metrics import MetricLayout, read
-from silo_agent import trainer
+from models.private.training import PrivateTraining
+from models.training import LocalData
+from silo_agent import local_round, trainer
 from silo_agent.errors import WorkCancelled
 from silo_agent.intake.errors import ArchiveDenied
+from silo_agent.local_round import LocalRound
 from silo_agent.trainer import Conversation, classify, serve, study_key
 
 WITH_A_MODEL = """
@@ -344,6 +347,28 @@ def test_a_network_that_was_not_proven_is_not_trained_privately(
     failed, _ = child.outcome(do="train", **unfit, private=TOLD)
     assert (failed["event"], failed["code"]) == ("failed", "SAMPLES_MIX"), failed
     assert not (tmp_path / "result").exists()
+
+
+def test_what_there_is_no_memory_for_is_found_before_it_is_paid_for(plan: StudyPlan, tmp_path: Path) -> None:
+    """In this process, since the limit would end the other; a step on zeros is tried once for each network and size."""
+    seen: list[tuple[int, ...]] = []
+
+    def run(self: PrivateTraining, _module: Any, data: LocalData, *_: Any, **__: Any) -> None:
+        seen.append(data.images.shape)
+        if len(seen) == 1:
+            raise MemoryError
+        assert (data.images == 0).all()
+
+    command = {"plan": plan.model_dump(mode="json"), "threads": 1, "device": "cpu", "at_once": 5}
+    work = LocalRound.of(command)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PrivateTraining, "run", run)
+        patch.setattr(local_round, "_tried", set())
+        with pytest.raises(MemoryError):
+            local_round.try_once(work)
+        for _ in range(2):
+            local_round.try_once(work)
+    assert seen == [(5, 1, *plan.preprocessing.size)] * 2
 
 
 def test_a_cancel_stops_a_private_training_between_two_steps(child: Child, privately: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from compliance.trail import read_leaf
 from infra.hospitals.writing import Identity, LabelRow, write_image, write_labels
 from silo_agent import trainer
 from silo_agent.cli import app
-from silo_agent.errors import ConfigError, ContractNotMet, RelayRefused
+from silo_agent.errors import ConfigError, ContractNotMet, RelayRefused, WorkCancelled
 from silo_agent.exposure import exposures_of
 from silo_agent.intake import reading
 from silo_agent.intake.archive import LocalFile
@@ -681,6 +681,20 @@ def test_whoever_withdraws_when_there_is_no_study_any_more_is_not_remembered_eit
     remembered.journal._db.execute("DELETE FROM plans")
     remembered.withdraw(MRNS[3])
     assert in_index(remembered) == references(remembered) - references(remembered, [MRNS[3]])
+
+
+def test_a_scan_that_had_to_be_killed_leaves_nothing_with_names_in_it(proposed: Ward) -> None:
+    def killed(do: str) -> None:
+        if do == "scan":
+            for end in ("partial", "fetched"):
+                left = proposed.cache.with_name(f".{proposed.site.study}.{end}")
+                left.mkdir()
+                (left / "instance-x.dcm").write_bytes(MRNS[3].encode())
+            raise WorkCancelled("the child was ended")
+
+    proposed.child.before = killed
+    proposed.work()
+    assert [path.name for path in proposed.site.folder.cache.iterdir() if path.name != ".lock"] == []
 
 
 def test_a_second_scan_opens_no_file(remembered: Ward, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,14 @@ from boundary.receipt import Receipt
 from boundary.roster import TrustedRoster
 from boundary.secagg.context import transcript_of
 from compliance.disclosure import hash_of
-from compliance.events import BudgetReserved, HeadsWitnessed, IncidentClosed, IncidentOpened, TrainingStarted
+from compliance.events import (
+    BudgetReserved,
+    HeadsWitnessed,
+    IncidentClosed,
+    IncidentOpened,
+    IntakeCounted,
+    TrainingStarted,
+)
 from compliance.merkle import HASH_BYTES, Tree, leaf_hash
 from compliance.privacy import PoissonGaussian
 from compliance.trail import read_leaf
@@ -195,6 +202,28 @@ def test_one_study_does_not_show_what_another_keeps_to_itself(make_site: Any, ma
     hidden = [names[number] for number, entry in enumerate(shown.entries) if len(entry) == HASH_BYTES]
     assert hidden == ["budget-reserved", "training-started"]
     assert names.count("budget-reserved") == 2
+
+
+def test_an_attack_that_proposes_plans_to_be_shown_what_our_data_hold_opens_nothing(
+    make_site: Any, make_plan_for: Any
+) -> None:
+    """Whether our data meet a contract of the coordinator's choice is in the log, and nobody approved that plan."""
+    site = make_site()
+    site.approve()
+    approved = site.plan, site.study
+    site.plan = make_plan_for(site.cards, revision=2, evidence={"disclose": ["intake"]})
+    site.study = study_id(site.plan)
+    site.propose()
+    with site.journal.transaction():
+        counted = IntakeCounted(
+            study=site.study, dataset_digest=digest(b"data"), usable=False, patients=20, used=40, excluded={}
+        )
+        site.journal.record(counted, site.now)
+    site.plan, site.study = approved
+    site.hear(site.committed(1))
+    (shown,) = said(site, TrailShown)
+    names = kinds(site)
+    assert "intake-counted" in [names[number] for number, one in enumerate(shown.entries) if len(one) == HASH_BYTES]
 
 
 def kinds(site: Any) -> list[str]:

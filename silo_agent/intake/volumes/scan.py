@@ -67,6 +67,11 @@ def scan_volumes(  # noqa: PLR0913 - as of `scan`
         raise ValueError(f"a scan key has at least {SMALLEST_KEY_BYTES} bytes, and the plan a rule for series")
     means, limits, withdrawn = means or Means(), limits or VolumeLimits(), withdrawn or Withdrawn(key)
     kind = _kind_of_masks(source)
+    if kind == "nifti" and plan.bands:
+        raise LabelsUnreadable(
+            "a NIfTI file says of which series it is and not of which patient, and this plan has a guarantee per "
+            "patient, whose masks must be theirs alone: give the masks as DICOM SEG"
+        )
     archive = source.inventory(means.settled)
     beside = _beside(archive, kind, source.labels_path, means.settled)
     items, size = (*archive.items, *beside.items), plan.preprocessing.size
@@ -170,15 +175,16 @@ class _Work:
             refuse_large(grid, self._limits)
             mask = self._looked.masks.mask_of(grid, self._classes, self._files.mask_values)
             volume = stacked(grid, self._files.slice_values, self._limits)
+            is_gone = self._looked.is_gone(grid.slices[0].identifiers)
+            made = self._rows.add(grid, volume, mask, is_kept=not is_gone)
         except NotUsable as why:
             self._looked.refuse(grid, why.code)
             return
         except MemoryError:
             self._looked.refuse(grid, Refusal.TOO_LARGE)
             return
-        is_gone = self._looked.is_gone(grid.slices[0].identifiers)
         files = self._looked.files_of(grid)
-        for depth, number in enumerate(self._rows.add(grid, volume, mask, is_kept=not is_gone)):
+        for depth, number in enumerate(made):
             self.files_of[number] = [grid.slices[depth].file] if self._by_slice else files
             if is_gone:
                 self.gone.add(number)
@@ -202,8 +208,11 @@ def _kind_of_masks(source: Source) -> MaskKind:
 
 def _beside(archive: Inventory, kind: MaskKind, folder: Path, settled: float) -> Inventory:
     """What lies in the folder of the masks, unless the archive has it already."""
-    if kind == "seg" and folder.resolve().is_relative_to(Path(archive.root).resolve()):
-        return Inventory("", (), ())
+    root, masks = Path(archive.root).resolve(), folder.resolve()
+    if kind == "seg" and masks.is_relative_to(root):
+        below = "" if masks == root else f"{masks.relative_to(root)}/"
+        if any(item.name.startswith(below) for item in archive.items):  # not so where a DICOMDIR leaves them out
+            return Inventory("", (), ())
     found = folder_inventory(folder, settled)
     named = tuple(item for item in found.items if kind == "seg" or named_series(item.name) is not None)
     return Inventory(found.root, named, found.refused)

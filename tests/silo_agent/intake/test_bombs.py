@@ -180,7 +180,7 @@ def test_a_bomb_is_not_expanded(case: str, as_slices: bool, write_one: Write) ->
     again = path.with_name("again.dcm")
     again.hardlink_to(path)  # two slices at one place: their pixels are read to compare them
     verdict = limited(partial(judge_files, [path, again], readers, is_series=as_slices, traced=True), seconds=10.0)
-    assert as_slices or verdict.ends == [expected]
+    assert as_slices or verdict.ends[0] == expected  # what it is as a mask comes after
     assert verdict.broken == []
     assert max(verdict.peak, verdict.grown) < 48 * MiB
     assert verdict.read < 16 * MiB

@@ -23,10 +23,11 @@ from infra.hospitals.segmentations import write_segmentation
 from infra.hospitals.volumes import CORONAL, Lie, write_enhanced, write_series
 from infra.hospitals.writing import Identity, uid
 from silo_agent.intake import erasing
-from silo_agent.intake.archive import Inventory, Item, LabelKind
+from silo_agent.intake.archive import Inventory, Item, LabelKind, folder_inventory
 from silo_agent.intake.cache import CohortArrays, load_cache
 from silo_agent.intake.erasing import erase
 from silo_agent.intake.errors import CacheUnreadable, LabelsMissingFile, LabelsUnreadable
+from silo_agent.intake.inputs import Preparation
 from silo_agent.intake.outcome import NOT_NAMED
 from silo_agent.intake.readers import NoReader
 from silo_agent.intake.reading import Means
@@ -372,6 +373,44 @@ def test_what_is_missing_is_named(ward: Ward) -> None:
             ward.scan(kind=kind)
     with pytest.raises(ValueError, match="16 bytes"):
         Ward(ward.folder, b"short").scan()
+
+
+def test_masks_that_name_no_patient_are_not_taken_with_a_guarantee(ward: Ward, tmp_path: Path) -> None:
+    """Two patients with one Series UID would move each other's masks."""
+    (tmp_path / "nifti").mkdir()
+    with pytest.raises(LabelsUnreadable, match="give the masks as DICOM SEG"):
+        ward.scan(plan_of(private=True), kind="nifti", masks=tmp_path / "nifti")
+
+
+def test_a_folder_of_masks_below_a_dicomdir_that_leaves_them_out_is_read(ward: Ward) -> None:
+    first = ward.scan()
+    for path in sorted((ward.folder / "dicom").rglob("mask-*.dcm")):
+        target = ward.folder / "dicom" / "masks" / path.parent.name / path.name
+        target.parent.mkdir(parents=True)
+        path.rename(target)
+
+    def listed(_self: FolderSource, settled: float) -> Inventory:
+        found = folder_inventory(ward.folder / "dicom", settled)
+        return Inventory(found.root, tuple(one for one in found.items if "mask" not in one.name), ())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FolderSource, "inventory", listed)
+        report = ward.scan(masks=ward.folder / "dicom" / "masks")
+    assert (report.used, report.dataset_digest) == (first.used, first.dataset_digest)
+
+
+def test_a_series_that_there_is_no_memory_for_costs_that_series(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, seen = Preparation.inputs_of, list[int]()
+
+    def inputs_of(self: Preparation, *about: Any) -> Any:
+        seen.append(1)
+        if len(seen) == 1:
+            raise MemoryError
+        return whole(self, *about)
+
+    monkeypatch.setattr(Preparation, "inputs_of", inputs_of)
+    report = ward.scan()
+    assert (report.used, report.refused["TOO_LARGE"]) == (2, 1)
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((3, 16, 16, 15), np.uint8), np.zeros((3, 16, 16, 16), np.int8), None])
