@@ -30,7 +30,7 @@ class SeriesRule(Frozen):
     largest_slices: Count = 4096
     smallest_gap_mm: Annotated[float, Field(ge=0, le=100)] = 0.0  # between slices, centre to centre
     largest_gap_mm: Annotated[float, Field(gt=0, le=100)] = 100.0
-    orientation: Literal["axial", "coronal", "sagittal", "any"] = "any"
+    orientation: Literal[Orientation, "any"] = "any"
     take_secondary: bool = False
 
     @model_validator(mode="after")

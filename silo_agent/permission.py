@@ -26,7 +26,7 @@ from silo_agent.policy.adoption import PolicyInForce
 from silo_agent.policy.errors import PolicyCode, PolicyRefused
 from silo_agent.policy.facts import DataFacts, Leaving, NothingSpent, Request, Spending, Unguarded, Using
 from silo_agent.policy.files import load_policy
-from silo_agent.policy.gates import GATES, check_plan, judge
+from silo_agent.policy.gates import GATES, check_modalities, check_plan, judge
 from silo_agent.policy.model import Policy, SiloDataset, dataset_of
 from silo_agent.state import StateFolder
 from silo_agent.withdrawal import master_key, withdraw_reference
@@ -74,10 +74,7 @@ class Permission:
 
     def may_read(self, plan: StudyPlan) -> None:
         """Whether the archive may be read for a proposal. Raises `PolicyRefused` where no approval could follow."""
-        rules = self.dataset(plan).rules
-        if set(plan.dataset.modalities) - set(rules.modalities):
-            allowed = ", ".join(rules.modalities)
-            raise PolicyRefused(PolicyCode.MODALITY_NOT_ALLOWED, f"of {plan.dataset.name} only {allowed} may be used")
+        check_modalities(plan.dataset.name, plan.dataset.modalities, self.dataset(plan).rules)
 
     def least(self, plan: StudyPlan) -> int:
         """The fewest hospitals in a sum that this plan's results may go into. Raises `PolicyRefused` if none may."""

@@ -118,9 +118,10 @@ def forget_study(folder: StateFolder, study: str) -> tuple[int, int]:
 
 
 def sweep_scan(folder: StateFolder, study: str) -> None:
-    """Remove what a scan that did not end by itself has left; one that did has left nothing."""
+    """Remove what a scan that did not end by itself has left; one that did has left nothing. `*` is every study."""
     for end in ("partial", "fetched"):
-        shutil.rmtree(folder.cache / f".{study}.{end}", ignore_errors=True)
+        for left in folder.cache.glob(f".{study}.{end}"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def sweep(folder: StateFolder, journal: Journal) -> None:
@@ -129,9 +130,7 @@ def sweep(folder: StateFolder, journal: Journal) -> None:
         if plan.state == "closed":
             forget_study(folder, plan.study)
     clear(folder.root)  # of a rehearsal or a baseline that was killed
-    for end in ("partial", "fetched"):  # scans end with the agent; patients may withdraw meanwhile
-        for unfinished in folder.cache.glob(f".*.{end}"):
-            shutil.rmtree(unfinished, ignore_errors=True)
+    sweep_scan(folder, "*")  # scans end with the agent; patients may withdraw meanwhile
     wanted = {parcel.blob_path for parcel in journal.waiting()}
     for masked in folder.work.glob("*/*/*.masked"):
         if str(masked) not in wanted:

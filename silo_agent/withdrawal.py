@@ -85,9 +85,9 @@ def finish(journal: Journal, folder: StateFolder, now: datetime, *, again: bool 
     last = journal.private.last
     if not (journal.private.unfinished or (again and last)):
         return
-    forget_rows(folder.index, {one.reference for one in journal.private.withdrawals()})  # also without any plan
+    _forget(journal, folder)  # also without any plan
     for kept in journal.plans():
-        erase_from(journal, folder, kept.study)
+        _erase(journal, folder, kept.study)
     for kept in journal.plans():
         if journal.private.unfinished and journal.private.count_of(kept.study):
             residual_of(folder, kept.study).unlink(missing_ok=True)
@@ -101,9 +101,16 @@ def erase_from(journal: Journal, folder: StateFolder, study: str) -> None:
     And out of what scans remember, to which that scan may have added.
     """
     if journal.private.last:
-        key = study_key(master_key(folder), study)
-        references = {one.reference for one in journal.private.withdrawals()}
-        forget_rows(folder.index, references)
-        tags = {tag_of(key, reference) for reference in references}
-        with alone(folder.cache):
-            erase(folder.cache / study, tags)
+        _forget(journal, folder)
+        _erase(journal, folder, study)
+
+
+def _forget(journal: Journal, folder: StateFolder) -> None:
+    forget_rows(folder.index, {one.reference for one in journal.private.withdrawals()})
+
+
+def _erase(journal: Journal, folder: StateFolder, study: str) -> None:
+    key = study_key(master_key(folder), study)
+    tags = {tag_of(key, one.reference) for one in journal.private.withdrawals()}
+    with alone(folder.cache):
+        erase(folder.cache / study, tags)

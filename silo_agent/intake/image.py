@@ -26,7 +26,8 @@ from pydicom.tag import BaseTag, SequenceDelimiterTag
 from pydicom.uid import UID
 
 from silo_agent.intake import encoding
-from silo_agent.intake.bounded import few_items
+from silo_agent.intake.archive import refusal_for
+from silo_agent.intake.bounded import TooManyItems, few_items
 from silo_agent.intake.encoding import Limits
 from silo_agent.intake.header import (
     HEADER_TAGS,
@@ -107,16 +108,21 @@ def guarded(read: Callable[[], _Found]) -> _Found | Refused:
     try:
         with quiet():
             return read()
-    except NotUsable as why:
-        return Refused(why.code)
-    except PermissionError:
-        return Refused(Refusal.PERMISSION_DENIED)
-    except OSError as why:  # pydicom raises its own, without a number, where a sequence makes no sense
-        return Refused(Refusal.READ_ERROR if why.errno else Refusal.UNREADABLE)
-    except (RecursionError, MemoryError):
-        return Refused(Refusal.TOO_LARGE)
-    except Exception:  # noqa: BLE001 - what pydicom raises on damaged bytes has no common root and no list
-        return Refused(Refusal.UNREADABLE)
+    except Exception as why:  # noqa: BLE001 - what pydicom raises on damaged bytes has no common root and no list
+        return Refused(refusal_of(why)[0])
+
+
+def refusal_of(why: Exception) -> tuple[Refusal, bool]:
+    """The code of what reading a file raised, and whether it lasts: other storage or memory may do better."""
+    match why:
+        case NotUsable():
+            return why.code, True
+        case OSError() if why.errno or isinstance(why, PermissionError):
+            return refusal_for(why), False
+        case RecursionError() | MemoryError():
+            return Refusal.TOO_LARGE, isinstance(why, RecursionError | TooManyItems)
+        case _:  # pydicom raises an OSError of its own, without a number, where a sequence makes no sense
+            return Refusal.UNREADABLE, True
 
 
 def _read(file: BinaryIO, modalities: Collection[str], limits: Limits) -> StoredImage:

@@ -12,8 +12,7 @@ from typing import BinaryIO, TypeVar, cast
 
 from pydicom.dataset import Dataset, FileDataset
 
-from silo_agent.intake.archive import refusal_for
-from silo_agent.intake.bounded import TooManyItems, few_items
+from silo_agent.intake.bounded import few_items
 from silo_agent.intake.encoding import Limits
 from silo_agent.intake.facts import NAMES, HeaderFacts, PixelRefusal, Pixels
 from silo_agent.intake.header import HEADER_TAGS, Header, judge_header, parse_header
@@ -26,6 +25,7 @@ from silo_agent.intake.image import (
     judged_whole,
     looks_like_dicom,
     parse_until_pixels,
+    refusal_of,
     refuse_deflated,
 )
 from silo_agent.intake.pixels import content_digest, in_modality_units, unused_bits_cleared
@@ -109,14 +109,9 @@ def _is_text(value: str) -> bool:
 
 
 def _guarded(read: Callable[[], _Read]) -> _Read | PixelRefusal:
-    """As `read_image`; what may be otherwise another time, with other storage or memory, does not last."""
+    """As `image.guarded`, and whether it lasts."""
     try:
         return read()
-    except NotUsable as why:
-        return PixelRefusal(why.code)
-    except OSError as why:  # pydicom raises its own, without a number
-        return PixelRefusal(refusal_for(why), lasting=False) if why.errno else PixelRefusal(Refusal.UNREADABLE)
-    except (RecursionError, MemoryError) as why:
-        return PixelRefusal(Refusal.TOO_LARGE, lasting=isinstance(why, RecursionError | TooManyItems))
-    except Exception:  # noqa: BLE001 - as in `read_image`: no common root and no list
-        return PixelRefusal(Refusal.UNREADABLE)
+    except Exception as why:  # noqa: BLE001 - as there
+        code, lasting = refusal_of(why)
+        return PixelRefusal(code, lasting=lasting)

@@ -4,7 +4,7 @@ A gate returns None or raises `PolicyRefused`. Comparisons are written so that a
 `judge` is the one way through all of them: what it returns is what the trail has to say before anything is trained.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 from typing import assert_never
 
@@ -49,10 +49,7 @@ def check_hours(_request: Request, policy: Policy, now: datetime) -> None:
 def check_dataset(request: Request, policy: Policy, _now: datetime) -> None:
     """The data set is named, and the plan takes of it what may be taken."""
     rules, data = _dataset(request, policy), request.data
-    if not data.modalities or data.modalities - set(rules.modalities):
-        raise PolicyRefused(
-            PolicyCode.MODALITY_NOT_ALLOWED, f"of {data.name} only {', '.join(rules.modalities)} may be used"
-        )
+    check_modalities(data.name, data.modalities, rules)
     if not data.images_per_patient <= rules.max_images_per_patient:
         raise PolicyRefused(
             PolicyCode.IMAGES_PER_PATIENT,
@@ -63,6 +60,14 @@ def check_dataset(request: Request, policy: Policy, _now: datetime) -> None:
         raise PolicyRefused(PolicyCode.LOSSY_ADMITTED, "the intake lets lossy images in: have it refuse them")
     if data.admits_burned_in and rules.burned_in == "refuse":
         raise PolicyRefused(PolicyCode.BURNED_IN_ADMITTED, "the intake lets burned-in text in: have it refuse it")
+
+
+def check_modalities(name: str, modalities: Collection[str], rules: DatasetRules) -> None:
+    """Also asked alone, before the archive is read for a proposal."""
+    if not modalities or set(modalities) - set(rules.modalities):
+        raise PolicyRefused(
+            PolicyCode.MODALITY_NOT_ALLOWED, f"of {name} only {', '.join(rules.modalities)} may be used"
+        )
 
 
 def check_exclusions(request: Request, policy: Policy, now: datetime) -> None:
