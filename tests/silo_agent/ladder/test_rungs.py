@@ -91,10 +91,13 @@ def test_a_rehearsal_plays_a_whole_round(trial: Trial) -> None:
 
 
 def test_a_baseline_learns_from_this_hospital_alone(trial: Trial) -> None:
-    found, said = played(rungs.baseline, trial, NOBODY, 4)
+    # over six keys, four epochs in a round took the loss from 0.58 or more to 0.27 or less: no processor's rounding
+    # undoes that, while one epoch in a round left it to chance
+    plan = trial.plan.model_dump(mode="json")
+    ours = replace(trial, plan=parse_plan(plan | {"training": plan["training"] | {"local_epochs": 4}}))
+    found, said = played(rungs.baseline, ours, NOBODY, 4)
     assert [one.round for one in found] == [0, 1, 2, 3, 4]
-    # of few patients the last model may be too sure of itself; one that was trained is better than the first
-    assert min(one.loss for one in found[1:]) < found[0].loss
+    assert found[-1].loss < 0.7 * found[0].loss
     assert said.count("AUROC") == 5
 
 
