@@ -35,6 +35,11 @@ class Item(Protocol):
     @property
     def state(self) -> bytes | None: ...
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a file already, so that opening it costs nothing."""
+        ...
+
     def opened(self) -> AbstractContextManager[Path | Refusal]:
         """A local file for as long as the context lasts, or why there is none. What it raises ends the scan.
 
@@ -94,6 +99,10 @@ class LocalFile:
     path: str = field(repr=False)
     name: str = field(repr=False)
     state: bytes | None = field(repr=False)
+
+    @property
+    def is_here(self) -> bool:
+        return True
 
     def opened(self) -> AbstractContextManager[Path | Refusal]:
         return nullcontext(Path(self.path))

@@ -41,6 +41,7 @@ class _Parsed:
     header: Header
     pixels: PixelElement
     dataset: Callable[[], Dataset] = field(repr=False)
+    is_small: bool
 
 
 class OpenFile:
@@ -50,6 +51,7 @@ class OpenFile:
         self._path, self._limits = path, limits
         self._file: BinaryIO | None = None
         self._parsed: _Parsed | None = None
+        self._told: HeaderFacts | None = None
 
     def close(self) -> None:
         if self._file is not None:
@@ -57,10 +59,21 @@ class OpenFile:
 
     def header(self) -> HeaderFacts:
         found = _guarded(self._header)
-        return HeaderFacts.none(found.code, lasting=found.lasting) if isinstance(found, PixelRefusal) else found
+        if isinstance(found, PixelRefusal):
+            found = HeaderFacts.none(found.code, lasting=found.lasting)
+        self._told = found
+        return found
+
+    def rest(self) -> None:
+        """Let go of what takes memory or a handle for nothing, while other files are read."""
+        if self._parsed is None or not self._parsed.is_small:
+            self.close()
+            self._file = self._parsed = None
 
     def pixels(self) -> Pixels | PixelRefusal:
-        """To be called after `header`, where that refuses nothing."""
+        """To be called after `header`, where that refuses nothing. A file read again has to say what it said."""
+        if self._parsed is None and self._told != self.header():
+            return PixelRefusal(Refusal.UNREADABLE, lasting=False)
         return _guarded(self._pixels)
 
     def _header(self) -> HeaderFacts:
@@ -93,14 +106,14 @@ def _parse(file: BinaryIO, size: int, limits: Limits) -> _Parsed:
     skimmed = skim(file, _TAGS, limits) if has_preamble else None
     if skimmed is not None:
         header = parse_header(cast("Dataset", skimmed), skimmed.syntax, skimmed.media_class)
-        return _Parsed(header, skimmed.pixels, skimmed.dataset)
+        return _Parsed(header, skimmed.pixels, skimmed.dataset, is_small=True)
     file.seek(0)
     start = file.read(min(size, limits.max_header_bytes))
     with few_items(limits.max_items):
         refuse_deflated(start, has_preamble=has_preamble)
         ds, pixels = parse_until_pixels(start, size, HEADER_TAGS)
         header = judged_whole(ds, pixels, has_preamble=has_preamble, cut=size > len(start))
-    return _Parsed(header, pixels, lambda: ds)
+    return _Parsed(header, pixels, lambda: ds, is_small=False)
 
 
 def _is_text(value: str) -> bool:

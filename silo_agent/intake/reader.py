@@ -1,4 +1,4 @@
-"""The process that touches an archive's files: it opens one, says what its header says, and decodes it if asked to.
+"""The process that touches an archive's files: it opens some, says what each header says, and decodes if asked to.
 
     python -m silo_agent.intake.reader --limits '{...}' --pixels 5
 
@@ -70,20 +70,24 @@ def serve(questions: TextIO, answers: TextIO, limits: Limits, pixels: int) -> No
         answers.flush()
 
     say({"ready": os.getpid()})
-    file: OpenFile | None = None
+    files: list[OpenFile] = []
     with quiet():
         for line in questions:
             question = json.loads(line)
-            if file is not None and "open" in question:
-                file.close()
             if "open" in question:
-                file = OpenFile(Path(question["open"]), limits)
-                say(file.header().told())
-            elif file is not None:
+                for file in files:
+                    file.close()
+                files = [OpenFile(Path(path), limits) for path in question["open"]]
+                for file in files:
+                    say(file.header().told())
+                    file.rest()
+            else:
+                file = files[question["pixels"]]
                 found = file.pixels()
                 if isinstance(found, Pixels):
                     put(pixels, found.image)
                 say(found.told())
+                file.rest()
 
 
 def put(pixels: int, image: "NDArray[np.float32]") -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -78,17 +79,19 @@ class ReaderProcess:
         """Raises `Silent` or `Ended`."""
         self._answer(START_SECONDS)
 
-    def header(self, path: Path, patience: float) -> HeaderFacts:
-        """Have it open a file. Raises `Silent` or `Ended`."""
-        said = self._asked({"open": os.fspath(path)}, patience)
-        try:
-            return HeaderFacts.parse(said)
-        except (ValueError, TypeError, LookupError):
-            raise Ended(Refusal.UNREADABLE) from None
+    def headers(self, paths: Sequence[Path], patience: float) -> Iterator[HeaderFacts]:
+        """Have it open some files. Raises `Silent` or `Ended` at the file that does it; `patience` is for each."""
+        self._ask({"open": [os.fspath(path) for path in paths]})
+        for _ in paths:
+            said = self._answer(patience)
+            try:
+                yield HeaderFacts.parse(said)
+            except (ValueError, TypeError, LookupError):
+                raise Ended(Refusal.UNREADABLE) from None
 
-    def pixels(self, patience: float) -> Pixels | PixelRefusal:
-        """Have it decode the open file. Raises `Silent` or `Ended`."""
-        said = self._asked({"pixels": True}, patience)
+    def pixels(self, number: int, patience: float) -> Pixels | PixelRefusal:
+        """Have it decode one of them, when all headers are told. Raises `Silent` or `Ended`."""
+        said = self._asked({"pixels": number}, patience)
         try:
             if "refused" in said:
                 return PixelRefusal(Refusal(said["refused"]), said["lasting"] is True)
@@ -112,6 +115,10 @@ class ReaderProcess:
         os.close(self._values_file)
 
     def _asked(self, question: dict[str, Any], patience: float) -> dict[str, Any]:
+        self._ask(question)
+        return self._answer(patience)
+
+    def _ask(self, question: dict[str, Any]) -> None:
         if self._process.stdin is None:
             raise Ended(Refusal.UNREADABLE)
         try:
@@ -119,7 +126,6 @@ class ReaderProcess:
             self._process.stdin.flush()
         except OSError:
             raise self._ended() from None
-        return self._answer(patience)
 
     def _answer(self, patience: float) -> dict[str, Any]:
         try:

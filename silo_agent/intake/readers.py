@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -22,6 +22,7 @@ from silo_agent.intake.reader_process import END_SECONDS, Ended, ReaderProcess, 
 from silo_agent.intake.refusals import Refusal
 
 READ_SECONDS = 60.0  # for a header, and again for the pixels: 256 MB from a share that gives 5 MB/s
+TOGETHER = 8  # files of which one question asks the headers: a process that waits for its next question reads nothing
 _LOST_AFTER = 10  # files without an answer, one after the other
 _LOOK_SECONDS = 10.0  # between two looks whether the work is still wanted, while one file is waited for
 
@@ -66,6 +67,14 @@ class _Job(Generic[Made]):
     item: Item
     errand: Errand[Made]
     future: "Future[Found[Made]]" = field(default_factory=Future)
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """What a job's item is while it stands open."""
+
+    job: _Job[Any]
+    path: Path
 
 
 class Readers:
@@ -170,6 +179,7 @@ class _Driver:
         self._jobs, self._limits, self._patience = jobs, limits, patience
         self._opening, self._silence = opening, silence
         self._process: ReaderProcess | None = None
+        self._next: _Job[Any] | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reader", daemon=True)
         self._thread.start()
@@ -185,42 +195,85 @@ class _Driver:
         self._thread.join(END_SECONDS + 1)
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None and not self._over.is_set():
-            if not job.future.set_running_or_notify_cancel():
-                continue
-            try:
-                job.future.set_result(self._do(job))
-            except BaseException as why:  # noqa: BLE001 - it is raised where the result is asked for
-                job.future.set_exception(why)
+        while (jobs := self._taken()) and not self._over.is_set():
+            some = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+            with suppress(OSError), ExitStack() as stack:  # what cannot be removed now is swept later
+                self._read([file for job in some if (file := self._opened(job, stack)) is not None])
         self._drop()
 
-    def _do(self, job: _Job[Made]) -> Found[Made]:
-        with ExitStack() as stack:
+    def _taken(self) -> list[_Job[Any]]:
+        """What is there to do, nothing at the end. An item that has to be fetched comes alone: disks are small."""
+        first, self._next = self._next or self._jobs.get(), None
+        jobs = [] if first is None else [first]
+        while first is not None and first.item.is_here and len(jobs) < TOGETHER and self._next is None:
+            try:
+                job = self._jobs.get_nowait()
+            except Empty:
+                break
+            if job is None:
+                self._jobs.put(None)
+                break
+            if job.item.is_here:
+                jobs.append(job)
+            else:
+                self._next = job
+        return jobs
+
+    def _opened(self, job: _Job[Any], stack: ExitStack) -> _File | None:
+        with _answering(job):
             with self._opening:
                 path = stack.enter_context(job.item.opened())
-            if isinstance(path, Refusal):
-                return _refused(None, path, job.errand)
-            return self._tried(path, job.errand, is_last=False)
+            if not isinstance(path, Refusal):
+                return _File(job, path)
+            job.future.set_result(_refused(None, path, job.errand))
+        return None
 
-    def _tried(self, path: Path, errand: Errand[Made], *, is_last: bool) -> Found[Made]:
-        process, header = self._ready(), None
-        try:
-            header = process.header(path, self._patience)
+    def _read(self, files: list[_File], *, is_last: bool = False) -> None:
+        """Give each file its result. `is_last`: they have ended a process before."""
+        while files and not self._over.is_set():
+            headers: list[HeaderFacts] = []
+            settled = 0
+            try:
+                process = self._ready()
+                for header in process.headers([file.path for file in files], self._patience):
+                    self._silence.heard()
+                    headers.append(header)
+                for file, header in zip(files, headers, strict=True):
+                    self._settle(file, header, process, settled)
+                    settled += 1
+            except NoReader as why:
+                for file in files[settled:]:
+                    file.job.future.set_exception(why)
+                return
+            except (Silent, Ended) as why:
+                self._drop()
+                lost = len(headers) if len(headers) < len(files) else settled
+                self._read(files[settled:lost])  # they answered once, and nothing of that is left
+                self._lose(files[lost], headers[lost] if lost < len(headers) else None, why, is_last=is_last)
+                files = files[lost + 1 :]
+            else:
+                return
+
+    def _settle(self, file: _File, header: HeaderFacts, process: ReaderProcess, number: int) -> None:
+        """Raises `Silent` or `Ended`."""
+        errand = file.job.errand
+        with _answering(file.job):
             known = errand.note(header)
-            pixels = process.pixels(self._patience) if errand.wants(known) else None
-        except Silent:
-            self._drop()
-            self._silence.again(self._patience)
-            return _refused(header, Refusal.READ_TIMEOUT, errand)
-        except Ended as why:
-            self._drop()
-            if is_last or self._over.is_set():
-                return _refused(header, why.code, errand)
-            return self._tried(path, errand, is_last=True)
-        self._silence.heard()
-        image = errand.make(pixels) if isinstance(pixels, Pixels) else pixels
-        lasting = header.lasting and not (isinstance(image, PixelRefusal) and not image.lasting)
-        return Found(known, image, lasting)
+            pixels = process.pixels(number, self._patience) if errand.wants(known) else None
+            self._silence.heard()
+            image = errand.make(pixels) if isinstance(pixels, Pixels) else pixels
+            lasting = header.lasting and not (isinstance(image, PixelRefusal) and not image.lasting)
+            file.job.future.set_result(Found(known, image, lasting))
+
+    def _lose(self, file: _File, header: HeaderFacts | None, why: Silent | Ended, *, is_last: bool) -> None:
+        if isinstance(why, Ended) and not is_last and not self._over.is_set():
+            self._read([file], is_last=True)
+            return
+        with _answering(file.job):
+            if isinstance(why, Silent):
+                self._silence.again(self._patience)
+            code = why.code if isinstance(why, Ended) else Refusal.READ_TIMEOUT
+            file.job.future.set_result(_refused(header, code, file.job.errand))
 
     def _ready(self) -> ReaderProcess:
         if self._process is None:
@@ -238,6 +291,17 @@ class _Driver:
         process, self._process = self._process, None
         if process is not None:
             process.close()
+
+
+@contextmanager
+def _answering(job: _Job[Any]) -> Iterator[None]:
+    """What is raised meanwhile is raised where the result is asked for, unless it is the process that is lost."""
+    try:
+        yield
+    except (Silent, Ended):
+        raise
+    except BaseException as why:  # noqa: BLE001 - as above
+        job.future.set_exception(why)
 
 
 def _refused(header: HeaderFacts | None, code: Refusal, errand: Errand[Made]) -> Found[Made]:

@@ -16,12 +16,12 @@ from silo_agent.intake.encoding import Limits
 from silo_agent.intake.facts import Known, PixelRefusal
 from silo_agent.intake.index import FILES_AT_ONCE, Index
 from silo_agent.intake.pseudonyms import Pseudonyms
-from silo_agent.intake.readers import READ_SECONDS, Errand, Found, Readers, in_order
+from silo_agent.intake.readers import READ_SECONDS, TOGETHER, Errand, Found, Readers, in_order
 from silo_agent.intake.reuse import OtherScan
 
 _FILES_A_PROCESS = 64  # below that, starting another costs more than it saves
 _Question = tuple[int, Item, Known | None]  # an item, its number, and what is remembered if that is enough
-_AHEAD = 2  # files on their way for each process, besides the one it reads
+_AHEAD = 2 * TOGETHER  # files on their way for each process
 
 
 class HasContent(Protocol):
@@ -108,7 +108,7 @@ class Reading(Generic[Made]):
             _, item, known = one
             return None if known is not None else self.readers.submit(item, self.errand)
 
-        ahead = self.readers.processes * (1 + _AHEAD)
+        ahead = self.readers.processes * _AHEAD
         for (number, item, known), found in in_order(questions, submit, ahead, self.still):
             if found is not None:
                 yield self._taken(number, item, found)

@@ -56,6 +56,7 @@ class _Fetched:
     archive: "DicomwebArchive"
     instance: "Instance" = field(repr=False)
     state: None = None
+    is_here: bool = False
 
     @property
     def name(self) -> str:

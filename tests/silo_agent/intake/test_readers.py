@@ -22,8 +22,9 @@ from silo_agent.errors import WorkCancelled
 from silo_agent.intake import reader_process, readers
 from silo_agent.intake.archive import Item, folder_inventory
 from silo_agent.intake.encoding import Limits
-from silo_agent.intake.facts import HeaderFacts, Known, Pixels
-from silo_agent.intake.image import StoredImage, read_image
+from silo_agent.intake.facts import HeaderFacts, Known, PixelRefusal, Pixels
+from silo_agent.intake.image import StoredImage, quiet, read_image
+from silo_agent.intake.opened import OpenFile
 from silo_agent.intake.pseudonyms import Pseudonyms
 from silo_agent.intake.readers import ArchiveSilent, NoReader
 from silo_agent.intake.reading import Looked, Reading
@@ -43,6 +44,7 @@ class TestItem:
     acts: Callable[[], object] = lambda: None
     state: bytes | None = None
     gives: Refusal | None = None
+    is_here: bool = False
 
     @property
     def name(self) -> str:
@@ -70,11 +72,13 @@ class Everything:
         return pixels
 
 
-@pytest.fixture
-def look() -> Callable[..., list[Looked[Pixels]]]:
+@pytest.fixture(params=["each alone", "several in one question"])
+def look(request: pytest.FixtureRequest) -> Callable[..., list[Looked[Pixels]]]:
     def look(
         items: list[Item], *, processes: int = 1, patience: float = 20.0, still: Callable[[], None] = lambda: None
     ) -> list[Looked[Pixels]]:
+        if request.param != "each alone":
+            items = [replace(one, is_here=True) if isinstance(one, TestItem) else one for one in items]
         with readers.Readers(processes, Limits(), patience) as some:
             return list(Reading(some, Everything(), NAMES, still).look(items))
 
@@ -253,6 +257,48 @@ def test_several_processes_find_what_one_finds_in_the_same_order(look: Callable[
         for one, two in zip(alone, together, strict=True)
     )
     assert len({*codes(alone)}) > 3
+
+
+class Headers(Everything):
+    """Asks for the pixels of some files only, and is surprised by one of them."""
+
+    def wants(self, known: Known) -> bool:
+        if known.who is None:
+            raise RuntimeError("a mistake of ours")
+        return super().wants(known) and known.who.sop_uid[-1] in "02468ace"
+
+
+def test_pixels_belong_to_the_file_that_was_asked_for(images: list[Item], tmp_path: Path) -> None:
+    """Of eight files in one question, with some that were not wanted and one that makes us fall over."""
+    (tmp_path / "none.dcm").write_bytes(b"nothing")
+    items = [replace(image(tmp_path, number), is_here=True) for number in range(7)]
+    items.insert(3, TestItem(tmp_path / "none.dcm", is_here=True))
+    with readers.Readers(1, Limits(), 20.0) as some:
+        futures = [some.submit(item, Headers()) for item in items]
+        with pytest.raises(RuntimeError, match="a mistake of ours"):
+            futures.pop(3).result()
+        values = [None if (found := one.result()).image is None else found.image.image.max() for one in futures]
+    assert {None, *range(100, 107)} >= set(values) > {None}
+    assert all(value in {None, 100 + number} for number, value in enumerate(values))
+
+
+def test_an_unusual_file_is_read_again_and_has_to_say_the_same(tmp_path: Path) -> None:
+    """Its parsed header is not kept while others are read; what changed meanwhile was judged by another header."""
+    ours, other = image(tmp_path, 1).path, image(tmp_path, 2).path
+    for path in (ours, other):
+        path.write_bytes(path.read_bytes()[132:])  # without its preamble, which only pydicom reads
+    with quiet():
+        file = OpenFile(ours, Limits())
+        told = file.header()
+        file.rest()
+        assert isinstance(file.pixels(), Pixels)
+        file.close()
+        file = OpenFile(ours, Limits())
+        assert file.header() == told
+        file.rest()
+        ours.write_bytes(other.read_bytes())
+        assert file.pixels() == PixelRefusal(Refusal.UNREADABLE, lasting=False)
+        file.close()
 
 
 # --- items that are no files yet -----------------------------------------------------------------------
