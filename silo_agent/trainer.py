@@ -193,12 +193,9 @@ def _survey(command: dict[str, Any], conversation: Conversation) -> dict[str, An
     from silo_agent.intake.reading import Means
     from silo_agent.intake.survey import survey, survey_volumes
 
-    folder = Path(command["dicom"])
-    if command["volumes"]:
-        found = survey_volumes(folder, conversation.progress)
-    else:
-        means = Means(command.get("threads", 2))
-        found = survey(folder, bytes.fromhex(command["key"]), conversation.progress, means=means)
+    surveyed = survey_volumes if command["volumes"] else survey
+    means = Means(command.get("threads", 2))
+    found = surveyed(Path(command["dicom"]), bytes.fromhex(command["key"]), conversation.progress, means=means)
     if command["named"] is not None:
         write_refused(Path(command["named"]), found.named)
     return {name: value for name, value in asdict(found).items() if name != "named"}

@@ -5,12 +5,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 from infra.fuzz.elements import elements_of
 from infra.fuzz.mutations import MUTATIONS
+from infra.fuzz.niftis import damaged as damaged_nifti
+from infra.fuzz.niftis import niftis
 from infra.fuzz.seeds import Seed, images, real_images, real_series, series
 
 _SERIES_SHARE = 0.2  # of the cases; one takes several times as long as a single image
+_NIFTI_SHARE = 0.05
 _SPLICED = "the end is another file's"
 _WRITTEN_HERE = 0.5  # of the cases of single images: most real ones are refused for what they are
 
@@ -23,7 +27,7 @@ class Case:
     seed: str
     done: tuple[str, ...]
     files: tuple[bytes, ...] = field(repr=False)
-    is_series: bool
+    kind: Literal["image", "series", "nifti"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,7 @@ class Source:
     written: tuple[Seed, ...]
     real: tuple[Seed, ...]
     series: tuple[Seed, ...]
+    niftis: tuple[Seed, ...]
 
 
 def load(real: Path | None) -> Source:
@@ -40,18 +45,23 @@ def load(real: Path | None) -> Source:
     with TemporaryDirectory(prefix="wardround-fuzz-") as folder:
         written, of_series = images(Path(folder)), series(Path(folder))
     if real is None:
-        return Source(tuple(written), (), tuple(of_series))
-    return Source(tuple(written), tuple(real_images(real)), (*of_series, *real_series(real)))
+        return Source(tuple(written), (), tuple(of_series), niftis())
+    return Source(tuple(written), tuple(real_images(real)), (*of_series, *real_series(real)), niftis())
 
 
 def make(campaign: int, number: int, source: Source) -> Case:
     chance = Random(f"{campaign}/{number}")  # noqa: S311 - reproducible damage, no secret
-    if chance.random() < _SERIES_SHARE:
+    share = chance.random()
+    if share < _SERIES_SHARE:
         return _series_case(chance, number, source)
+    if share > 1 - _NIFTI_SHARE:
+        seed = chance.choice(source.niftis)
+        done, data = damaged_nifti(chance, seed.files[0])
+        return Case(number, seed.name, done, (data,), "nifti")
     real = source.real and chance.random() >= _WRITTEN_HERE
     seed = chance.choice(source.real if real else source.written)
     done, data = _damaged(chance, seed.files[0], [one.files[0] for one in (*source.written, *source.real)])
-    return Case(number, seed.name, done, (data,), is_series=False)
+    return Case(number, seed.name, done, (data,), "image")
 
 
 def _damaged(chance: Random, data: bytes, others: Sequence[bytes]) -> tuple[tuple[str, ...], bytes]:
@@ -84,4 +94,4 @@ def _series_case(chance: Random, number: int, source: Source) -> Case:
             del files[chance.randrange(len(files))]
         else:
             files.append(chance.choice(files if "twice" in shuffled else others))
-    return Case(number, seed.name, tuple(done), tuple(files), is_series=True)
+    return Case(number, seed.name, tuple(done), tuple(files), "series")

@@ -9,10 +9,10 @@ import tracemalloc
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import numpy as np
@@ -49,7 +49,7 @@ MOST_READ, READ_PER_BYTE = 2 * MiB, 6  # a codec of Python may be imported meanw
 class Verdict:
     """How one case ended, with the most that one of its readings took.
 
-    `ends` are codes, "used", "mask" or "volume"; `broken` are promises that were not kept.
+    `ends` are codes, "used", "mask", "plane" or "volume"; `broken` are promises that were not kept.
     """
 
     ends: list[str] = field(default_factory=list)
@@ -64,6 +64,18 @@ class Verdict:
     def hold(self, otherwise: str, *, kept: bool) -> None:
         if not kept:
             self.broken.append(otherwise)
+
+
+def read_nifti(path: Path) -> Iterator[Refused | tuple[tuple[int, int], Any]]:
+    """The shape that the header says and the values of each plane of a mask, or why it is none."""
+    with closing(OpenVolumeFile(path, 0, Acceptance(frozenset()), VOLUME_LIMITS)) as file:
+        says = file.facts(is_nifti=True)
+        if says.nifti is None:
+            yield Refused(says.code or Refusal.UNREADABLE)
+            return
+        for number in range(says.nifti.shape[0]):
+            values = file.frame(number)
+            yield values if isinstance(values, Refused) else (says.nifti.shape[1:], values)
 
 
 def read_mask(path: Path) -> Iterator[Refused | tuple[tuple[int, int], Any]]:
@@ -86,6 +98,7 @@ class Readers:
 
     image: Callable[[Path], Any] = lambda path: read_image(path, modalities=ALL, limits=LIMITS)
     mask: Callable[[Path], Any] = read_mask
+    nifti: Callable[[Path], Any] = read_nifti
     survey: Callable[[Sequence[Path]], Any] = lambda files: survey(
         files, modalities=("CT", "MR"), limits=VOLUME_LIMITS, take_secondary=True
     )
@@ -100,24 +113,29 @@ def judge(case: Case, folder: Path, readers: Readers, *, traced: bool) -> Verdic
     for path, data in zip(paths, case.files, strict=True):
         path.write_bytes(data)
     try:
-        return judge_files(paths, readers, is_series=case.is_series, traced=traced)
+        return judge_files(paths, readers, kind=case.kind, traced=traced)
     finally:
         for path in paths:
             path.unlink()
 
 
-def judge_files(paths: list[Path], readers: Readers, *, is_series: bool, traced: bool) -> Verdict:
-    """Read the slices of a series, or one image.
+def judge_files(
+    paths: list[Path], readers: Readers, *, kind: Literal["image", "series", "nifti"], traced: bool
+) -> Verdict:
+    """Read the slices of a series, one image or one NIfTI mask.
 
     `traced`: follow every allocation of Python and NumPy, which sees memory that is asked for and never touched. It
     takes three times as long.
     """
     verdict = Verdict(traced=traced)
     try:
-        if is_series:
-            _judge_series(paths, readers, verdict)
-        else:
-            _judge_image(paths[0], readers, verdict)
+        match kind:
+            case "series":
+                _judge_series(paths, readers, verdict)
+            case "image":
+                _judge_image(paths[0], readers, verdict)
+            case "nifti":
+                _judge_nifti(paths[0], readers, verdict)
     except Exception as why:  # noqa: BLE001 - nothing at all may leave the readers
         verdict.broken.append(f"it raises {type(why).__name__}: {why}"[:300])
     return verdict
@@ -137,6 +155,18 @@ def _judge_image(path: Path, readers: Readers, verdict: Verdict) -> None:
     with _watched(verdict, path.stat().st_size):
         for one in readers.mask(path):
             _judge_mask(one, verdict)
+
+
+def _judge_nifti(path: Path, readers: Readers, verdict: Verdict) -> None:
+    with _watched(verdict, path.stat().st_size, may_inflate=True):
+        for one in readers.nifti(path):
+            if isinstance(one, Refused):
+                _judge_code(one.code, verdict)
+                continue
+            shape, values = one
+            verdict.ends.append("plane")
+            verdict.hold(f"a plane is {values.shape} {values.dtype}", kept=values.shape == shape)
+            verdict.hold("a plane has no whole numbers", kept=bool((values == np.rint(values)).all()))
 
 
 def _judge_mask(one: Any, verdict: Verdict) -> None:
@@ -231,11 +261,12 @@ def _judge_volume(paths: list[Path], grid: Grid, volume: Volume, verdict: Verdic
 
 # --- what it costs, and what it says -----------------------------------------------------------------------
 @contextmanager
-def _watched(verdict: Verdict, size: int) -> Iterator[None]:
+def _watched(verdict: Verdict, size: int, *, may_inflate: bool = False) -> Iterator[None]:
     """Measure memory and bytes read, and listen: what pydicom logs or warns about may quote a name."""
     said: list[str] = []
     listener = _Listener(said)
-    with warnings.catch_warnings(record=True) as warned, _nothing_inflated(verdict):
+    inflating = nullcontext() if may_inflate else _nothing_inflated(verdict)
+    with warnings.catch_warnings(record=True) as warned, inflating:
         warnings.simplefilter("always")
         logging.getLogger().addHandler(listener)
         Path("/proc/self/clear_refs").write_text("5", "ascii")  # proc(5): the peak is counted from here

@@ -7,23 +7,27 @@ An image is a file, or with `survey_volumes` a series: its slices in order, equa
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from boundary.plan import Dataset
-from silo_agent.intake.archive import folder_inventory, list_archive, shown
+from silo_agent.intake.archive import folder_inventory
 from silo_agent.intake.cohort import Candidate, build_cohort
 from silo_agent.intake.encoding import Limits
 from silo_agent.intake.facts import HeaderFacts, Known, Pixels
-from silo_agent.intake.image import Refused
+from silo_agent.intake.image import NotUsable
 from silo_agent.intake.pseudonyms import Pseudonyms
 from silo_agent.intake.reading import Means, Reading
 from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.withdrawn import Withdrawn
 
 if TYPE_CHECKING:
+    from silo_agent.intake.volumes.files import Files
+    from silo_agent.intake.volumes.headers import Slice
+    from silo_agent.intake.volumes.reading import VolumeLimits
     from silo_agent.intake.volumes.stacks import Stack
 
 MODALITIES = ("CT", "CR", "DX", "US", "MR")
@@ -111,53 +115,75 @@ class _Errand:
 
 
 def survey_volumes(
-    folder: Path, on_progress: Callable[[int, int], None], *, modalities: Collection[str] = ("CT", "MR")
+    folder: Path,
+    key: bytes,
+    on_progress: Callable[[int, int], None],
+    *,
+    modalities: Collection[str] = ("CT", "MR"),
+    limits: "VolumeLimits | None" = None,
+    means: Means | None = None,
 ) -> Survey:
     """Put every series below `folder` together and read it. A series counts once, with one code if it is refused.
 
-    A file that belongs to no series, because it is no image of one, counts by itself. Raises as `survey`.
+    A file that belongs to no series, because it is no image of one, counts by itself. Progress counts every file twice,
+    for its header and for its pixels. `key` and what is raised as of `survey`.
     """
-    from silo_agent.intake.volumes.survey import survey as sorted_into_stacks
+    from silo_agent.intake.volumes.files import Files
+    from silo_agent.intake.volumes.process import VolumeReader
+    from silo_agent.intake.volumes.reading import Acceptance, VolumeLimits
+    from silo_agent.intake.volumes.stacks import sort_into_stacks
 
-    listing = list_archive(folder)
-    found = sorted_into_stacks(listing.files, modalities=modalities)
-    by_series = {(one.identifiers.series_uid, one.file, code) for one, code in found.refused}
-    refused = Counter(code for _, code in {(series, code) for series, _, code in by_series})
-    named = [(listing.files[file], code) for _, file, code in by_series]
-    used: Counter[str] = Counter()
-    patients: set[str] = set()
-    seen: set[bytes] = set()
-    for number, stack in enumerate(found.stacks):
-        on_progress(number, len(found.stacks))
-        volume = _volume(stack, listing.files)
-        code = Refusal.DUPLICATE_PIXELS if isinstance(volume, bytes) and volume in seen else volume
-        if isinstance(code, Refusal):
-            refused[code] += 1
-            named += [(path, code) for path in sorted({listing.files[one.file] for one in stack.slices})]
-            continue
-        seen.add(code)
-        used[stack.slices[0].modality] += 1
-        patients.add(stack.slices[0].identifiers.patient_id)
-    on_progress(len(found.stacks), len(found.stacks))
-    refused.update(code for _, code in (*found.refused_files, *listing.refused))
-    named += [(listing.files[file], code) for file, code in found.refused_files] + list(listing.refused)
+    archive = folder_inventory(folder, settled=0.0)
+    items, names, means, limits = archive.items, Pseudonyms(Withdrawn(key)), means or Means(), limits or VolumeLimits()
+    named, counted, used = list(archive.refused), Counter(code for _, code in archive.refused), Counter[str]()
+    patients, seen, done, every = set[str](), set[bytes](), 0, 2 * len(items)
+    with closing(VolumeReader(limits, Acceptance(frozenset(modalities)), means.patience)) as reader:
+        files = Files(items, len(items), reader, names, lambda: on_progress(done, every))
+        slices: list[Slice] = []
+        for number, item in enumerate(items):
+            says = files.facts(number)
+            slices += says.slices
+            if says.code is not None:
+                counted[says.code] += 1
+                named.append((item.name, says.code))
+            done += 1
+        found = sort_into_stacks(slices, files.digests)
+        counted.update(code for _, code in {(one.identifiers.series_uid, code) for one, code in found.refused})
+        named += [(items[one.file].name, code) for one, code in found.refused]
+        for stack in found.stacks:
+            code = _volume(stack, files, limits)
+            if isinstance(code, bytes) and code in seen:
+                code = Refusal.DUPLICATE_PIXELS
+            if isinstance(code, Refusal):
+                counted[code] += 1
+                named += [(items[number].name, code) for number in {one.file for one in stack.slices}]
+            else:
+                seen.add(code)
+                used[stack.slices[0].modality] += 1
+                patients.add(stack.slices[0].identifiers.patient_id)
+            done += len({one.file for one in stack.slices})
+    on_progress(every, every)
     return Survey(
-        files=len(listing.files) + len(listing.refused),
+        files=len(items) + len(archive.refused),
         used=sum(used.values()),
         patients=len(patients),
         modalities=dict(sorted(used.items())),
-        refused=dict(sorted((code.value, count) for code, count in refused.items())),
-        named=tuple(sorted({(shown(path, folder), code) for path, code in named})),
+        refused=dict(sorted((code.value, count) for code, count in counted.items())),
+        named=tuple(sorted(set(named))),
     )
 
 
-def _volume(stack: "Stack", files: Sequence[Path]) -> bytes | Refusal:
+def _volume(stack: "Stack", files: "Files", limits: "VolumeLimits") -> bytes | Refusal:
     """The digest of the volume that a stack makes, or why it makes none."""
-    from silo_agent.intake.volumes.assemble import assemble
+    from silo_agent.intake.volumes.assemble import stacked
     from silo_agent.intake.volumes.geometry import place
 
     grid = stack.refusal or place(stack.slices)
     if isinstance(grid, Refusal):
         return grid
-    made = assemble(grid, files)
-    return made.code if isinstance(made, Refused) else made.content
+    try:
+        return stacked(grid, files.slice_values, limits).content
+    except NotUsable as why:
+        return why.code
+    except MemoryError:
+        return Refusal.TOO_LARGE

@@ -1,10 +1,12 @@
-"""One study of three hospitals: images from a folder, from Orthanc, and out through a proxy that wants a login."""
+"""One study of three hospitals: images from a folder, from Orthanc, and out through an HTTPS proxy with a login."""
 
 import json
 import os
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from boundary.canonical import parse_json
 from boundary.plan import plan_from_json
+from flows.authority import Authority
 from infra.servers import orthanc
 from infra.servers.connect_proxy import Proxy
 from silo_agent.intake.scan import scan
@@ -35,15 +38,31 @@ def archive(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def proxy() -> Iterator[Proxy]:
-    made = Proxy(login=LOGIN)
+def hospital_ca(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of one hospital's network, with the proxy's own certificate beside it: nobody else believes it."""
+    folder = tmp_path_factory.mktemp("network")
+    authority = Authority.create("Hospital Network CA", clock=lambda: datetime.now(UTC), entropy=os.urandom)
+    (folder / "ca.pem").write_text(authority.pem)
+    authority.issue_server(["localhost"]).save(folder / "proxy.pem", folder / "proxy.key")
+    return folder / "ca.pem"
+
+
+@pytest.fixture(scope="module")
+def proxy(hospital_ca: Path) -> Iterator[Proxy]:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(hospital_ca.with_name("proxy.pem"), hospital_ca.with_name("proxy.key"))
+    made = Proxy(login=LOGIN, tls=tls)
     yield made
     made.close()
 
 
 @pytest.fixture(scope="module")
 def study(
-    archive: Path, proxy: Proxy, tmp_path_factory: pytest.TempPathFactory, three_ports: Callable[[], tuple[int, ...]]
+    archive: Path,
+    proxy: Proxy,
+    hospital_ca: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    three_ports: Callable[[], tuple[int, ...]],
 ) -> tuple[Path, Any]:
     """(the folder, the summary) of a study that is over."""
     if not orthanc.is_installed():
@@ -55,7 +74,8 @@ def study(
         for path in sorted((archive / SITES[0] / "dicom").iterdir()):
             server.upload(path.read_bytes(), LOGIN)
         script = Path(__file__).with_name("three_ways.py")
-        words = [sys.executable, script, folder, archive, server.url, proxy.url, LOGIN, *map(str, three_ports())]
+        where = (folder, archive, server.url, proxy.url, hospital_ca)
+        words = [sys.executable, script, *where, LOGIN, *map(str, three_ports())]
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))
         }
@@ -91,6 +111,7 @@ def test_the_data_set_is_the_one_that_its_folder_holds(study: tuple[Path, Any], 
 
 def test_the_agent_behind_the_proxy_went_no_other_way(study: tuple[Path, Any], proxy: Proxy) -> None:
     _, summary = study
+    assert proxy.url.startswith("https://")
     (target,) = {target for target, _ in proxy.asked}
     assert target.startswith("127.0.0.1:")
     assert all(has_login for _, has_login in proxy.asked)

@@ -1,6 +1,6 @@
 """The demo, of which one hospital keeps its images in an archive over DICOMweb, and one goes out through a proxy.
 
-    python three_ways.py WORKDIR ARCHIVE ORTHANC_URL PROXY_URL LOGIN PREFECT_PORT MLFLOW_PORT RELAY_PORT
+    python three_ways.py WORKDIR ARCHIVE ORTHANC_URL PROXY_URL PROXY_CA LOGIN PREFECT_PORT MLFLOW_PORT RELAY_PORT
 
 The first hospital of ARCHIVE reads from Orthanc and the second is behind the proxy; both want LOGIN (user:password).
 """
@@ -15,8 +15,8 @@ from flows.demo.stage import Stage
 from silo_agent.config import CONFIG_NAME
 
 WORKDIR, ARCHIVE = (Path(word).resolve() for word in sys.argv[1:3])
-ORTHANC, PROXY, LOGIN = sys.argv[3:6]
-PREFECT, MLFLOW, RELAY = (int(word) for word in sys.argv[6:9])
+ORTHANC, PROXY, PROXY_CA, LOGIN = sys.argv[3:7]
+PREFECT, MLFLOW, RELAY = (int(word) for word in sys.argv[7:10])
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class ThreeWays(Stage):
                 file.seek(0)
                 file.write(f'proxy = "{PROXY}"\n{before}')
             _write_login(state / "proxy.credentials")
+            (state / "proxy.pem").write_bytes(Path(PROXY_CA).read_bytes())
         return text
 
 

@@ -23,8 +23,9 @@ from infra.fuzz.campaign import run
 from infra.fuzz.cases import Case, Source, load, make
 from infra.fuzz.child import judged
 from infra.fuzz.elements import elements_of
-from infra.fuzz.judging import LIMITS, VOLUME_LIMITS, MiB, Readers
+from infra.fuzz.judging import LIMITS, VOLUME_LIMITS, MiB, Readers, read_nifti
 from infra.fuzz.mutations import MUTATIONS
+from infra.fuzz.niftis import MUTATIONS as NIFTI_MUTATIONS
 from silo_agent.intake.image import Refused, StoredImage, read_image
 from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.volumes.assemble import Volume, assemble
@@ -49,7 +50,7 @@ def test_whatever_is_done_to_a_file_reading_it_keeps_the_promises(shared_data: P
     assert found.broken == [], told(found)
     assert found.cases == CASES
     assert len(found.ends) >= 15  # the damage leads everywhere, not to one early refusal
-    assert set(MUTATIONS) <= set(found.done)
+    assert {*MUTATIONS, *NIFTI_MUTATIONS} <= set(found.done)
     assert found.confirmed > CASES / 3
     assert found.unconfirmed <= CASES / 50
 
@@ -142,7 +143,7 @@ WEAK_READERS: dict[str, tuple[Callable[[Path], Any], str]] = {
 @pytest.mark.parametrize("case", WEAK_READERS)
 def test_a_reader_that_breaks_a_promise_is_found(case: str, source: Source, tmp_path: Path) -> None:
     read, sentence = WEAK_READERS[case]
-    whole = Case(0, "CT", (), source.written[0].files, is_series=False)
+    whole = Case(0, "CT", (), source.written[0].files, "image")
     assert judged(whole, tmp_path).broken == []
     verdict = judged(whole, tmp_path, Readers(image=read), seconds=1.0)
     assert any(sentence in one for one in verdict.broken), verdict.broken
@@ -171,16 +172,36 @@ WEAK_VOLUMES: dict[str, tuple[Callable[..., Any], str]] = {
 @pytest.mark.parametrize("case", WEAK_VOLUMES)
 def test_a_volume_that_breaks_a_promise_is_found(case: str, source: Source, tmp_path: Path) -> None:
     make_it, sentence = WEAK_VOLUMES[case]
-    whole = Case(0, "CT series", (), source.series[0].files, is_series=True)
+    whole = Case(0, "CT series", (), source.series[0].files, "series")
     assert judged(whole, tmp_path).ends == ["volume"]
     verdict = judged(whole, tmp_path, Readers(assemble=make_it))
     assert any(sentence in one for one in verdict.broken), verdict.broken
 
 
 def test_a_file_that_a_survey_loses_is_found(source: Source, tmp_path: Path) -> None:
-    whole = Case(0, "CT series", (), source.series[0].files, is_series=True)
+    whole = Case(0, "CT series", (), source.series[0].files, "series")
     forgetful = Readers(survey=lambda files: Readers().survey(files[1:]))
     assert "a file ends nowhere" in judged(whole, tmp_path, forgetful).broken
+
+
+WEAK_NIFTIS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a plane less wide": (lambda path: ((shape, values[:, 1:]) for shape, values in read_nifti(path)), "a plane is"),
+    "halves": (lambda path: ((shape, values / 2) for shape, values in read_nifti(path)), "no whole numbers"),
+    "all of it in memory": (
+        lambda _path: [((1, 1), np.zeros(60 * MiB, np.uint8)[:1].reshape(1, 1))],
+        "it takes 60 MiB",
+    ),
+    "the storage": (lambda _path: [Refused(Refusal.READ_ERROR)], "it blames the storage"),
+}
+
+
+@pytest.mark.parametrize("case", WEAK_NIFTIS)
+def test_a_mask_that_breaks_a_promise_is_found(case: str, source: Source, tmp_path: Path) -> None:
+    read, sentence = WEAK_NIFTIS[case]
+    for seed in source.niftis:
+        assert judged(Case(0, seed.name, (), seed.files, "nifti"), tmp_path).ends == ["plane"] * 6
+    verdict = judged(Case(0, "NIfTI", (), source.niftis[0].files, "nifti"), tmp_path, Readers(nifti=read))
+    assert any(sentence in one for one in verdict.broken), verdict.broken
 
 
 # --- the machinery -----------------------------------------------------------------------------------------

@@ -14,8 +14,11 @@ from infra.hospitals.writing import Identity, write_image
 from silo_agent.cli import app
 from silo_agent.errors import ConfigError
 from silo_agent.intake.errors import ArchiveMissing
+from silo_agent.intake.reading import Means
 from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.survey import Survey, survey, survey_volumes
+from silo_agent.intake.volumes import process
+from tests.silo_agent.intake.volumes.test_scan_volumes import STAND_IN
 
 KEY = bytes(range(32))
 
@@ -125,11 +128,25 @@ def series(tmp_path: Path) -> Path:
 
 
 def test_a_series_counts_once_and_every_refused_one_has_a_code(series: Path) -> None:
-    found = survey_volumes(series, lambda _step, _steps: None)
+    found = survey_volumes(series, KEY, lambda _step, _steps: None)
     assert (found.used, found.modalities, found.patients) == (1, {"CT": 1}, 1)
     assert found.refused == {"DUPLICATE_PIXELS": 1, "NOT_DICOM": 1, "SINGLE_SLICE": 1, "SPACING_NONUNIFORM": 1}
     assert {code for name, code in found.named if name.startswith("hole/")} == {Refusal.SPACING_NONUNIFORM}
     assert len([name for name, _ in found.named if name.startswith("hole/")]) == 5
+
+
+def test_a_file_that_hangs_costs_that_file(series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(process.VolumeProcess, "module", "stand_in")
+    sorted((series / "again").iterdir())[2].rename(series / "again" / "hangs.dcm")
+    told: list[tuple[int, int]] = []
+    found = survey_volumes(series, KEY, lambda *progress: told.append(progress), means=Means(patience=3.0))
+    assert found.used == 1
+    assert {"READ_TIMEOUT": 1, "SPACING_NONUNIFORM": 2}.items() <= found.refused.items()
+    assert ("again/hangs.dcm", Refusal.READ_TIMEOUT) in found.named
+    assert told == sorted(told)
+    assert told[-1] == (38, 38)
 
 
 def test_the_command_counts_series(series: Path) -> None:
