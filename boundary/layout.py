@@ -65,15 +65,16 @@ class VectorLayout(Frozen):
         raise CallerFault(f"the vector has no section {name!r}")
 
 
-def layout_for(phase: Phase, *, parameters: int, metrics: int, bands: int = 0) -> VectorLayout:
+def layout_for(phase: Phase, *, parameters: int, metrics: int, bands: int = 0, steps: bool = False) -> VectorLayout:
     """Give the layout of a phase, for a model with `parameters` weights and `metrics` additive metrics.
 
     statistics: the number of training images, the sums of their mean intensities and of their mean squared ones, and
     (`metrics` counts) how many there are of each class or, with masks, show it. train: the summed training loss, the
     number of images it is over, the weight, how many weights had to be clipped; then the weighted delta. With a
     guarantee per patient (`bands` is not 0) neither loss nor images, which no noise covers, but a 1 in each band of
-    epsilon that the hospital has not reached (`boundary.guarantee.EPSILON_BANDS`). evaluate: the additive metrics of
-    the plan's task, as `models.measuring.layout_of` lays them out.
+    epsilon that the hospital has not reached (`boundary.guarantee.EPSILON_BANDS`). With `steps` (FedNova) also how many
+    it took times its weight, and the delta is divided by them. evaluate: the additive metrics of the plan's task, as
+    `models.measuring.layout_of` lays them out.
     """
     match phase:
         case "statistics":
@@ -84,6 +85,7 @@ def layout_for(phase: Phase, *, parameters: int, metrics: int, bands: int = 0) -
             return VectorLayout(sections=(Section(name="metrics", size=metrics),), weights=0)
         case "train":
             names = ("weight", "clipped") if bands else ("loss_sum", "images", "weight", "clipped")
+            names = (*names, "steps") if steps else names
             counted = (Section(name="bands", size=bands),) if bands else ()
             sections = (*(Section(name=name, size=1) for name in names), *counted)
             return VectorLayout(sections=sections, weights=parameters)

@@ -129,6 +129,8 @@ class WorkOrder(OfCollection):
 
     `normalisation` is what the statistics of the plan's hospitals gave, if the plan asks for it. `heads` is what the
     parties' logs were like (`heads_digest`): a sum over hospitals that were shown different logs does not come about.
+    `model` has the parameters that move (`boundary.parts`); where those are not all, `base` is the whole network as the
+    study begins, the same in every order.
     """
 
     kind: ClassVar[str] = "work-order"
@@ -136,6 +138,7 @@ class WorkOrder(OfCollection):
     plan_digest: DigestStr
     roster_digest: DigestStr
     model: BlobRef
+    base: BlobRef | None
     encoding: Encoding
     normalisation: Normalisation | None
     heads: DigestStr

@@ -24,6 +24,7 @@ MAX_HOSPITALS = 200
 MAX_PLAN_BYTES = 512 * 1024
 MOST_VOXELS = 2**24  # of one model input: 64 MB as float32
 MOST_IN_A_STEP = 2**27  # voxels of a segmentation's batch, or of one answer: 512 MB as float32
+LARGEST_SUM = 2**39  # of the numbers of all hospitals (`boundary.secagg.encoding`)
 _REASONS = {
     "extra_forbidden": "unknown key",
     "union_tag_not_found": f"say mechanism, one of {', '.join(MECHANISMS)}",
@@ -100,11 +101,24 @@ class Hospital(Frozen):
 
 
 class ModelChoice(Frozen):
-    """A network of the catalogue in `models/`, by name and version."""
+    """A network of the catalogue in `models/`, by name and version, and which of its parameters are learned where.
+
+    `trained` and `home` are patterns of parameters' names (`*` any text, `?` any character, `[seq]`; case counts). Only
+    what matches `trained` is trained; all else stays as the study begins and is sent to a hospital once. Of the trained
+    ones, those that match `home` are every hospital's own and never leave it: normalisation for FedBN (Li et al. 2021),
+    a head for FedPer (Arivazhagan et al. 2019). What is left moves: it alone is summed and sent in each round.
+    """
 
     name: StudyName
     version: Annotated[int, Field(ge=1, le=1_000_000)]
     initial_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    trained: Names = ("*",)
+    home: Names = ()
+
+    @property
+    def moves_whole(self) -> bool:
+        """Whether every parameter is trained and sent."""
+        return "*" in self.trained and not self.home
 
 
 class Preprocessing(Frozen):
@@ -188,6 +202,10 @@ class Dataset(Frozen):
         return self
 
 
+Strategy = Literal["fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "fednova"]
+ADAPTIVE = frozenset({"fedadagrad", "fedadam", "fedyogi"})
+
+
 class Training(Frozen):
     """What happens between two global models. The seed is for initialisation and shuffling only.
 
@@ -196,7 +214,7 @@ class Training(Frozen):
     of training images or patients, 1, or what it declares as its most patients, which is public.
     """
 
-    strategy: Literal["fedavg"] = "fedavg"
+    strategy: Strategy = "fedavg"
     rounds: Annotated[int, Field(ge=1, le=10_000)]
     local_epochs: Annotated[int, Field(ge=1, le=100)] = 1
     max_steps: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
@@ -205,6 +223,20 @@ class Training(Frozen):
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
     proximal: Annotated[float, Field(ge=0, le=1000)] = 0.0
     weighting: Literal["images", "patients", "equal", "declared"] = "images"
+
+
+class Server(Frozen):
+    """What the strategy does with the mean change of a round (Reddi et al. 2021, "Adaptive Federated Optimization").
+
+    `learning_rate` (eta) is 1 where the plan names none, and 0.01 for the adaptive strategies, whose steps have about
+    that length. `momentum` (beta 1) and `second_moment` (beta 2) are what is kept of the past in each round;
+    `adaptivity` (tau) keeps small changes from being blown up. A strategy looks at what it needs.
+    """
+
+    learning_rate: Annotated[float, Field(gt=0, le=100)] | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    second_moment: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    adaptivity: Annotated[float, Field(gt=0, le=1)] = 1e-3
 
 
 class Aggregation(Frozen):
@@ -273,6 +305,7 @@ class StudyPlan(Frozen):
     labels: Labels
     dataset: Dataset
     training: Training
+    server: Server = Server()
     privacy: Privacy = NoPrivacy()
     aggregation: Aggregation = Aggregation()
     evidence: Evidence = Evidence()
@@ -295,7 +328,22 @@ class StudyPlan(Frozen):
             raise ValueError("training.weighting: a true count is not covered by privacy noise; take equal or declared")
         if self.aggregation.quorum > len(silos):
             raise ValueError("aggregation.quorum: more than there are hospitals")
+        self._check_strategy()
         return self
+
+    def _check_strategy(self) -> None:
+        if self.training.strategy == "fednova":
+            if self.privacy.mechanism != "none":
+                raise ValueError("training.strategy: with a guarantee per patient all hospitals take the same steps")
+            if self.training.optimizer != "sgd":
+                raise ValueError("training.optimizer: fednova divides by the steps of sgd")
+            if self.training.proximal:
+                raise ValueError("training.proximal: with a pull, fednova's steps do not count alike")
+            largest = self.aggregation.largest_weight(self.training) * self.training.max_steps * len(self.hospitals)
+            if largest >= LARGEST_SUM:
+                raise ValueError("training.max_steps: times aggregation.max_weight too large to be summed")
+        if not self.model.trained:
+            raise ValueError("model.trained: nothing to train")
 
     def _check_task(self) -> None:
         if self.task == "segmentation":
@@ -310,6 +358,17 @@ class StudyPlan(Frozen):
                 raise ValueError("labels.column: masks have no column; name their segments in labels.classes")
         elif self.dataset.series is not None or self.preprocessing.spacing is not None:
             raise ValueError("dataset.series, preprocessing.spacing: volumes are for the task segmentation so far")
+
+    @property
+    def server_learning_rate(self) -> float:
+        """The plan's, or the strategy's usual one."""
+        usual = 0.01 if self.training.strategy in ADAPTIVE else 1.0
+        return usual if self.server.learning_rate is None else self.server.learning_rate
+
+    @property
+    def counts_steps(self) -> bool:
+        """Whether a training reports its steps, and its change divided by them."""
+        return self.training.strategy == "fednova"
 
     @property
     def bands(self) -> int:

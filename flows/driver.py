@@ -94,7 +94,7 @@ class StudyDriver:
     def current_model(self) -> BlobRef:
         """The model of the last committed round, or the one the study starts from."""
         records = self.records()
-        return records[-1].model_out if records else self.study.model.initial
+        return records[-1].model_out if records else self.study.model.first
 
     def open_round(self, number: int) -> RoundWork:
         """Open round `number`, or take it up where an interrupted run left it.

@@ -6,9 +6,10 @@ from typing import Any
 from boundary.errors import InvalidPlan
 from boundary.messages import PlanProposed
 from boundary.names import COORDINATOR
-from boundary.plan import StudyPlan, parse_plan, plan_from_toml
+from boundary.parts import parts_of
+from boundary.plan import ModelChoice, StudyPlan, parse_plan, plan_from_toml
 from boundary.roster import read_roster
-from boundary.tensors import flatten, manifest_of, pack
+from boundary.tensors import TensorManifest, Vector, flatten, manifest_of, pack
 from flows.coordinator import Coordinator
 from flows.desk import Desk
 from flows.records import ModelStart
@@ -61,13 +62,24 @@ def publish(coordinator: Coordinator, plan: StudyPlan) -> studies.Study:
     else:
         tensors = initial_tensors(plan.model, len(plan.labels.classes))
         manifest = manifest_of(tensors)
-        initial = coordinator.blobs.put_bytes(pack(flatten(tensors, manifest), manifest))
+        start = model_start(coordinator, plan.model, flatten(tensors, manifest), manifest)
         with writing(coordinator.store) as connection:
-            holdings.record(connection, initial, owner=COORDINATOR, now=coordinator.now())
-            studies.publish(connection, plan, ModelStart(manifest=manifest, initial=initial), coordinator.now())
+            holdings.record(connection, start.initial, owner=COORDINATOR, now=coordinator.now())
+            holdings.record(connection, start.first, owner=COORDINATOR, now=coordinator.now())
+            studies.publish(connection, plan, start, coordinator.now())
             study = studies.find(connection, plan.label)
     propose(coordinator, study)
     return study
+
+
+def model_start(coordinator: Coordinator, choice: ModelChoice, weights: Vector, manifest: TensorManifest) -> ModelStart:
+    """Keep the initial weights, and apart what of them moves. Raises `InvalidPlan` for patterns that fit nothing."""
+    parts = parts_of(choice, manifest)
+    initial = coordinator.blobs.put_bytes(pack(weights, manifest))
+    if parts.moves_whole:
+        return ModelStart(manifest=manifest, initial=initial)
+    moving = coordinator.blobs.put_bytes(pack(parts.moving_of(weights), parts.moving))
+    return ModelStart(manifest=manifest, initial=initial, moving=moving)
 
 
 def propose(coordinator: Coordinator, study: studies.Study) -> None:

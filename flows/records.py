@@ -12,10 +12,24 @@ from compliance.records import Bands, CohortDecision, Seconds
 
 
 class ModelStart(Frozen):
-    """A study's model: its shape, and the weights every hospital starts from."""
+    """A study's model: its shape, and the weights every hospital starts from.
+
+    Where not all of it moves, `moving` has the part of `initial` that does.
+    """
 
     manifest: TensorManifest
     initial: BlobRef
+    moving: BlobRef | None = None
+
+    @property
+    def first(self) -> BlobRef:
+        """The model of the first round's orders."""
+        return self.moving or self.initial
+
+    @property
+    def base(self) -> BlobRef | None:
+        """What every order gives beside its model: the whole network, where not all of it moves."""
+        return None if self.moving is None else self.initial
 
 
 class Statistics(Frozen):
@@ -29,9 +43,14 @@ class Statistics(Frozen):
 
 
 class Candidate(Frozen):
-    """A round after its train sum, before its evaluation: what a restarted driver goes on from."""
+    """A round after its train sum, before its evaluation: what a restarted driver goes on from.
+
+    `memory` is what the server strategy remembers for the next round, if it remembers anything
+    (`flows.aggregation.memory`): it belongs to this model and no other, and no hospital may read it.
+    """
 
     model: BlobRef
+    memory: BlobRef | None = None
     train_loss: float | None
     weight: float
     clipped: Annotated[int, Field(ge=0)]

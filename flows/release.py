@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from boundary.plan import StudyPlan
-from boundary.tensors import unflatten, unpack
+from boundary.tensors import Vector, unflatten, unpack
 from compliance.records import RoundRecord
 from flows import pages
 from flows.store.studies import Study
@@ -36,6 +36,17 @@ def _signature(plan: StudyPlan, example: Any, output: Any) -> Any:
     return ModelSignature(inputs=taken, outputs=given)
 
 
+def final_weights(study: Study, record: RoundRecord, open_blob: Callable[[str], BinaryIO]) -> Vector:
+    """The whole network after a round, float32 [n]; what stays home in hospitals is as the study began."""
+    parts, base = study.parts, None
+    with open_blob(record.model_out.digest) as source:
+        moving = unpack(source.read(), parts.moving)
+    if not parts.moves_whole:
+        with open_blob(study.model.initial.digest) as source:
+            base = unpack(source.read(), parts.whole)
+    return parts.joined(base, moving)
+
+
 def log_global_model(
     client: Any, run: str, study: Study, record: RoundRecord, open_blob: Callable[[str], BinaryIO]
 ) -> str:
@@ -53,8 +64,7 @@ def log_global_model(
     for version in known:
         if version.tags.get("wardround.study") == study.study:
             return str(version.version)
-    with open_blob(record.model_out.digest) as source:
-        weights = unpack(source.read(), study.model.manifest)
+    weights = final_weights(study, record, open_blob)
     module = build(plan.model, len(plan.labels.classes))
     load_tensors(module, unflatten(weights, study.model.manifest))
     if study.statistics is not None:  # the released model takes images as the plan's window leaves them

@@ -1,8 +1,9 @@
 """Removes what a finished study has kept and no longer needs, each time with a receipt in the log.
 
-Masked vectors say nothing once their sum is open, and models of rounds that are over are in MLflow. What stays for the
-plan's `retain_years` is small: logs, envelopes, receipts, records, the first and the last model. Nothing here removes
-that; after the last day a person has to decide, and `due` says so.
+Masked vectors say nothing once their sum is open, what a server strategy remembers is for the next round only, and
+models of rounds that are over are in MLflow. What stays for the plan's `retain_years` is small: logs, envelopes,
+receipts, records, the first and the last model. Nothing here removes that; after the last day a person has to decide,
+and `due` says so.
 """
 
 from dataclasses import dataclass
@@ -78,18 +79,23 @@ def last_day(study: Study) -> date:
 def _superfluous(
     connection: Connection, coordinator: Coordinator, study: Study, known: list[Study]
 ) -> dict[str, int]:  # fmt: skip
-    """Digest -> size of this study's vectors and models of rounds, but the first and the last and others' needs."""
+    """Digest -> size of this study's vectors, server memories and models of rounds.
+
+    Not of the first and the last model, and not of what others need.
+    """
     desk = Desk(coordinator.key, coordinator.now, study.plan)
     records = rounds.committed(connection, study.study)
-    wanted = {record.model_out.digest for record in records}
+    wanted = {record.model_out.digest for record in records} | rounds.memories(connection, study.study)
     for _, envelope in desk.heard_since(connection, (MaskedVector.kind,), study.study, 0):
         if isinstance(envelope.message, MaskedVector):
             wanted.add(envelope.message.vector.digest)
     for other in known:
-        wanted.discard(other.model.initial.digest)
+        wanted -= {other.model.initial.digest, other.model.first.digest}
         theirs = rounds.committed(connection, other.study)
         needed = theirs if other.study != study.study and other.state != "finished" else theirs[-1:]
         wanted -= {record.model_out.digest for record in needed}
+        if other.state != "finished":
+            wanted -= rounds.memories(connection, other.study)
     found = connection.execute(select(blobs.c.digest, blobs.c.size).where(blobs.c.digest.in_(wanted)))
     return {digest: size for digest, size in found}  # noqa: C416 - rows are not pairs to mypy
 

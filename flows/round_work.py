@@ -36,7 +36,8 @@ from boundary.tensors import Vector, check_values, pack, unpack
 from compliance.events import SumOpened
 from compliance.records import AnyMetrics, CohortDecision, RoundRecord, Timing, Traffic
 from flows import readings
-from flows.aggregation import Total, masked_total, openers, read_train_sum, unmasked
+from flows.aggregation import Mean, ServerState, ServerStrategy, strategy_of
+from flows.aggregation.memory import MemoryUnusable, packed, recalled
 from flows.collecting import CollectionFailed, Watch
 from flows.coordinator import Coordinator
 from flows.desk import Desk
@@ -44,10 +45,10 @@ from flows.engine import Reason
 from flows.masked_sum import MaskedSum, Ordered
 from flows.records import Candidate, Statistics
 from flows.store import audit, holdings, rounds, studies, witnessed
-from flows.store.database import writing
+from flows.store.database import reading, writing
 from flows.store.rounds import OpenRound
 from flows.store.studies import Reins, Study
-from flows.strategies import ServerState, strategy
+from flows.summing import Total, masked_total, openers, read_train_sum, unmasked
 from flows.trails import receipt_of
 from models.measuring import layout_of, read
 
@@ -91,8 +92,8 @@ class RoundWork:
     def layout(self, phase: Phase) -> VectorLayout:
         plan = self.study.plan
         metrics = len(plan.labels.classes) if phase == "statistics" else layout_of(plan).size
-        parameters = plan.aggregation.summed_weights(self.study.model.manifest.size)
-        return layout_for(phase, parameters=parameters, metrics=metrics, bands=plan.bands)
+        parameters = plan.aggregation.summed_weights(self.study.parts.moving.size)
+        return layout_for(phase, parameters=parameters, metrics=metrics, bands=plan.bands, steps=plan.counts_steps)
 
     # --- collecting ----------------------------------------------------------------------------------
     @asynccontextmanager
@@ -104,6 +105,7 @@ class RoundWork:
             plan_digest=self.study.plan_digest,
             roster_digest=self.roster_digest,
             model=model,
+            base=self.study.model.base,
             encoding=self.encoding if phase == "train" else first_encoding(self.study.plan),
             normalisation=None if self.study.statistics is None else self.study.statistics.normalisation,
             heads=self.heads,
@@ -164,20 +166,24 @@ class RoundWork:
     def aggregate(self, gathered: Gathered) -> Candidate:
         """Sum, apply the server optimiser, publish the model, keep it as this round's candidate. Blocking.
 
-        Raises `CollectionFailed` if the sum does not open.
+        Raises `CollectionFailed` if the sum does not open, `MemoryUnusable` where the strategy's memory is not that of
+        the round before.
         """
         begun = monotonic()
-        manifest, plan, masked = self.study.model.manifest, self.study.plan, gathered.opened
+        manifest, plan, masked = self.study.parts.moving, self.study.plan, gathered.opened
         summed = read_train_sum(self._total(gathered), hospitals=len(masked.vectors))
-        state = ServerState(self.number - 1, self._weights(self.model_in))
-        state = strategy(plan.training)(state, self._whole(summed.mean_delta, gathered))
+        strategy = strategy_of(plan)
+        mean = Mean(self._whole(summed.mean_delta, gathered), summed.mean_steps)
+        state = strategy.apply(self._state(strategy), mean)
         mean_loss, weight, clipped, largest = summed.mean_loss, summed.weight, summed.clipped, summed.largest
         bands = summed.bands
-        del summed  # and the delta with it
+        del summed, mean  # and the delta with them
         check_values(state.weights, plan.aggregation.max_model_norm)
         model = self.coordinator.blobs.put_bytes(pack(state.weights, manifest))
+        memory = self.coordinator.blobs.put_bytes(packed(state.memory)) if state.memory else None
         candidate = Candidate(
             model=model,
+            memory=memory,
             train_loss=mean_loss,
             weight=weight,
             clipped=clipped,
@@ -191,12 +197,26 @@ class RoundWork:
         )
         with writing(self.coordinator.store) as connection:
             rounds.keep_candidate(connection, self.reins, self.number, candidate)
+            if memory is not None:
+                holdings.record(connection, memory, owner=COORDINATOR, now=self.coordinator.now())
             self._record_opened(connection, gathered)
         return candidate
 
+    def _state(self, strategy: ServerStrategy) -> ServerState:
+        """The strategy's state after the round before: its weights, and its memory as that round left it."""
+        state, before = strategy.init(self._weights(self.model_in)), self.number - 1
+        if before == 0 or not state.memory:
+            return replace(state, round=before)
+        with reading(self.coordinator.store) as connection:
+            kept = rounds.candidate_of(connection, self.study.study, before)
+        if kept is None or kept.memory is None or kept.model != self.model_in:
+            raise MemoryUnusable(before, "was not kept together with its model")
+        memory = recalled(kept.memory, state.memory, before, self.coordinator.blobs.open)
+        return replace(state, round=before, memory=memory)
+
     def _whole(self, mean: Vector, gathered: Gathered) -> Vector:
         """The change of all weights, from those that were in the sum."""
-        parameters, aggregation = self.study.model.manifest.size, self.study.plan.aggregation
+        parameters, aggregation = self.study.parts.moving.size, self.study.plan.aggregation
         if len(mean) == parameters:
             return mean
         key = selection_key(gathered.opened.watch.collection, self.model_in.digest)
@@ -233,7 +253,7 @@ class RoundWork:
 
     def _weights(self, model: BlobRef) -> Vector:
         with self.coordinator.blobs.open(model.digest) as source:
-            return unpack(source.read(), self.study.model.manifest)
+            return unpack(source.read(), self.study.parts.moving)
 
     # --- the end -------------------------------------------------------------------------------------
     def commit(
@@ -303,6 +323,8 @@ class RoundWork:
     def _traffic(self, connection: Connection, candidate: Candidate) -> dict[str, Traffic]:
         """Blob bytes that crossed the wire for this round: vectors up, the new model (and at first the old) down."""
         models = [candidate.model.digest] + ([self.model_in.digest] if self.number == 1 else [])
+        if self.number == 1 and self.study.model.base is not None:
+            models.append(self.study.model.base.digest)
         vectors: dict[str, list[str]] = {silo: [] for silo in self.study.plan.silos}
         for phase, attempt in product(PHASES, range(1, self.opened.facts.attempt + 1)):
             slot = str(self.collection(phase).model_copy(update={"attempt": attempt}))

@@ -27,11 +27,11 @@ from boundary.protocol import Step
 from boundary.roster import TrustedRoster
 from boundary.secagg.context import selection_key
 from boundary.secagg.selection import selected
-from boundary.tensors import TensorManifest, TensorSpec, pack
+from boundary.tensors import TensorManifest, TensorSpec
 from boundary.version import ProtocolRange
 from flows.authority import issue_roster
 from flows.coordinator import Coordinator, create, starting_settings
-from flows.records import ModelStart
+from flows.publication import model_start
 from flows.store import holdings, mail, members, studies
 from flows.store.database import reading, writing
 from flows.store.schema import envelopes, silos
@@ -162,7 +162,8 @@ class SimulatedHospital:
             bands = plan.bands if collection.phase == "train" else 0
             size = 0 if weights is None else len(weights)
             identity = identity_of(collection, message.model.digest, secrets.token_bytes)
-            StoredResult(identity, folder / "vector", size, metrics, bands).save(folder)
+            steps = plan.counts_steps and collection.phase == "train"
+            StoredResult(identity, folder / "vector", size, metrics, bands, steps).save(folder)
             self.worked.append(str(collection))
         self.sums.begin(order, folder)
 
@@ -309,12 +310,14 @@ def make_federation(  # noqa: PLR0913 - what tests vary
     normalise: str = "none",
     privacy: Mapping[str, object] = NO_PRIVACY,
     changes: Mapping[str, object] = NOTHING,
+    frozen: int = 0,
     **aggregation: object,
 ) -> SimulatedFederation:
     """Make a coordinator in `folder` and one hospital per entry of `works`, admitted, with a published plan.
 
-    `changes` are sections of the plan, `SEGMENTATION` for example. With a guarantee per patient in `privacy`, weights
-    in the sum are what hospitals declare.
+    `changes` are sections of the plan, `SEGMENTATION` for example. The model has `parameters` weights in "w" and
+    `frozen` ones in "rest", which a plan may leave untrained. With a guarantee per patient in `privacy`, weights in the
+    sum are what hospitals declare.
     """
     settings = starting_settings(folder, "https://127.0.0.1:1", "127.0.0.1", 1, ["127.0.0.1"])
     if mlflow_url is not None:
@@ -328,11 +331,14 @@ def make_federation(  # noqa: PLR0913 - what tests vary
     sums = {"quorum": quorum, "lost_after_seconds": lost_after_seconds, "ready_minutes": ready_minutes} | aggregation
     keys = {silo: one.key for silo, one in hospitals.items()}
     plan = simulated_plan(keys, rounds, name, normalise, privacy, changes, **sums)
-    manifest = TensorManifest(tensors=(TensorSpec(name="w", shape=(parameters,)),))
-    initial = coordinator.blobs.put_bytes(pack(np.zeros(parameters, dtype=np.float32), manifest))
+    shapes = {"rest": frozen, "w": parameters} if frozen else {"w": parameters}
+    manifest = TensorManifest(tensors=tuple(TensorSpec(name=name, shape=(size,)) for name, size in shapes.items()))
+    weights = np.concatenate([np.ones(frozen, np.float32), np.zeros(parameters, np.float32)])
+    start = model_start(coordinator, plan.model, weights, manifest)
     with writing(coordinator.store) as connection:
-        holdings.record(connection, initial, owner=COORDINATOR, now=coordinator.now())
-        studies.publish(connection, plan, ModelStart(manifest=manifest, initial=initial), coordinator.now())
+        for blob in (start.initial, start.first):
+            holdings.record(connection, blob, owner=COORDINATOR, now=coordinator.now())
+        studies.publish(connection, plan, start, coordinator.now())
     with reading(coordinator.store) as connection:
         study = studies.find(connection, plan.label)
     return SimulatedFederation(coordinator, hospitals, plan, study)

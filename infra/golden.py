@@ -65,6 +65,8 @@ retain_years = 10
 name = "densenet-small"
 version = 2
 initial_seed = 7
+trained = ["features.*", "class_layers.*"]
+home = ["*norm*"]
 [preprocessing]
 size = [64, 96]
 intensity = "window"
@@ -92,6 +94,11 @@ optimizer = "sgd"
 learning_rate = 1e-7
 proximal = 0.25
 weighting = "patients"
+[server]
+learning_rate = 0.5
+momentum = 0.375
+second_moment = 0.46875
+adaptivity = 0.002
 [privacy]
 mechanism = "none"
 [aggregation]

@@ -49,6 +49,7 @@ from infra.golden import NOW, SILOS, approval, collection, key, plan, roster, sh
 SURVIVING = ("charite", "st-olavs")  # ucl was lost after it had shared
 ORDER = sha("order")
 MODEL = BlobRef(digest=sha("model"), size=28_000_000)
+BASE = BlobRef(digest=sha("base"), size=29_000_000)
 SEALED_SHARES_BYTES = 1120 + 2 * 33 + 16  # encapsulated key, two shares, tag
 SEALED_SECRET_BYTES = 1120 + 32 + 16
 
@@ -67,6 +68,7 @@ def work_order() -> WorkOrder:
         plan_digest=digest_of(plan()),
         roster_digest=roster().digest,
         model=MODEL,
+        base=BASE,
         encoding=first_encoding(plan()),
         normalisation=Normalisation(mean=0.25, deviation=0.125),
         heads=heads_digest([head(COORDINATOR), head("charite")]),

@@ -1,6 +1,6 @@
 """Networks as named float32 arrays: what is exchanged between hospitals, and how a study begins."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -52,6 +52,12 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, NDArray[np.float32]]) 
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(torch.tensor(tensors[name]))  # copies: received arrays may be read-only views
+
+
+def train_only(module: nn.Module, names: Collection[str]) -> None:
+    """Freeze every parameter that is not among `names`; one that the network itself has frozen stays so."""
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name in names)
 
 
 def initial_tensors(choice: ModelChoice, classes: int) -> Tensors:

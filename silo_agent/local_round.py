@@ -1,9 +1,10 @@
 """One hospital's work of one round, in the child: weights in, one vector out, both as files.
 
 What the vector holds (`boundary.layout`): for statistics images, summed intensities and squares, images of each class
-(with masks: that show it); for train loss sum, images, w, 0 and `w * (new - old)`, with a guarantee per patient w, 0,
-bands and that; for evaluate the additive metrics on the patients that are held back. Incoming weights are checked
-(names, shapes, dtype, finite, norm) before they touch a network.
+(with masks: that show it); for train loss sum, images, w, 0 and `w * (new - old)` of the parameters that move, with a
+guarantee per patient w, 0, bands and that, for FedNova also w * steps and the change divided by steps; for evaluate the
+additive metrics on the patients that are held back. Incoming weights are checked (names, shapes, dtype, finite, norm)
+before they touch a network.
 """
 
 import secrets
@@ -20,23 +21,24 @@ from numpy.typing import NDArray
 
 from boundary.errors import BadTensors
 from boundary.messages import Normalisation
+from boundary.parts import Parts, parts_of
 from boundary.plan import ModelChoice, StudyPlan, parse_plan
 from boundary.secagg.selection import selected
-from boundary.tensors import TensorManifest, Vector, check_values, flatten, unflatten, unpack_file
+from boundary.tensors import Vector, check_values, flatten, unflatten, unpack_file
 from models.catalogue import build, check_model, entry_of
 from models.errors import TrainingCancelled
 from models.losses import mean_loss
 from models.measuring import layout_of
-from models.parameters import load_tensors, manifest, to_tensors
+from models.parameters import load_tensors, manifest, to_tensors, train_only
 from models.preprocessing import normalised
 from models.private.keystream import KEY_BYTES
 from models.private.proof import class_labels, prove, voxel_labels
 from models.private.training import PrivateSteps, PrivateTraining
-from models.training import LocalData, evaluate, train
+from models.training import LocalData, evaluate, planned_steps, train
 from silo_agent.errors import WorkCancelled, WorkFailed
 from silo_agent.intake.cache import load_cache
 from silo_agent.intake.errors import CacheUnreadable
-from silo_agent.results import RESIDUAL
+from silo_agent.results import HOME, RESIDUAL
 from silo_agent.vector import write_vector
 
 
@@ -53,7 +55,7 @@ class Private:
         return cls(PrivateSteps(**numbers), tuple(said["bands"]))
 
 
-_manifests: dict[tuple[str, int, int], TensorManifest] = {}
+_parts: dict[tuple[ModelChoice, int], Parts] = {}
 _tried: set[tuple[ModelChoice, tuple[int, ...], int, str, int]] = set()
 _proven: set[tuple[ModelChoice, tuple[int, ...], int]] = set()
 
@@ -63,7 +65,7 @@ class LocalRound:
     """Everything the work needs. `model` is a safetensors file, `out` the vector's file."""
 
     plan: StudyPlan
-    manifest: TensorManifest
+    parts: Parts
     cache: Path
     model: Path
     out: Path
@@ -71,6 +73,8 @@ class LocalRound:
     normalisation: Normalisation | None = None
     selection: bytes = b""  # the key that draws which weights are sent
     residual: Path = Path()  # what former rounds did not send, if the plan has error feedback
+    base: Path | None = None  # the network as the study begins, where not all of it moves
+    home: Path = Path()  # what former rounds made of the parameters that stay here, if there are such
     private: Private | None = None  # of a training with a guarantee per patient
     declared: int = 0  # the most patients the hospital declares
     at_once: int = 16  # images through the network in a private training
@@ -81,9 +85,9 @@ class LocalRound:
         torch.set_num_threads(int(command["threads"]))
         plan = parse_plan(command["plan"])
         check_model(plan)
-        wanted = (plan.model.name, plan.model.version, len(plan.labels.classes))
-        if wanted not in _manifests:
-            _manifests[wanted] = manifest(plan.model, len(plan.labels.classes))
+        wanted = (plan.model, len(plan.labels.classes))
+        if wanted not in _parts:
+            _parts[wanted] = parts_of(plan.model, manifest(*wanted))
         device = command["device"]
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -91,20 +95,36 @@ class LocalRound:
         said = command.get("normalisation")
         normalisation = None if said is None else Normalisation.model_validate(said)
         selection, residual = bytes.fromhex(command.get("selection", "")), Path(command.get("residual", ""))
+        base, home = command.get("base"), Path(command.get("home", ""))
         private = None if command.get("private") is None else Private.of(command["private"])
         return cls(
-            plan, _manifests[wanted], cache, model, out, device, normalisation, selection, residual,
-            private, command.get("declared") or 0, command.get("at_once", 16),
+            plan, _parts[wanted], cache, model, out, device, normalisation, selection, residual,
+            None if base is None else Path(base), home, private, command.get("declared") or 0,
+            command.get("at_once", 16),
         )  # fmt: skip
 
     def incoming(self) -> Vector:
-        weights = unpack_file(self.model, self.manifest)
+        """What moves, float32 [parts.moving.size]. Raises `BadTensors`."""
+        weights = unpack_file(self.model, self.parts.moving)
         check_values(weights, self.plan.aggregation.max_model_norm)
         return weights
 
+    def whole(self, moving: Vector) -> Vector:
+        """The whole network, float32 [parts.whole.size], with our own parameters in it. Raises `BadTensors`."""
+        base = None if self.base is None else unpack_file(self.base, self.parts.whole)
+        home = None
+        if self.parts.home.tensors:
+            with suppress(FileNotFoundError):  # none yet, or somebody who had a share in it has just withdrawn consent
+                home = np.fromfile(self.home, "<f4")
+        whole = self.parts.joined(base, moving, home)
+        check_values(whole, self.plan.aggregation.max_model_norm)
+        return whole
+
     def network(self, weights: Vector) -> torch.nn.Module:
+        """With what moves as it came, float32 [parts.moving.size]. Raises `BadTensors`."""
         module = build(self.plan.model, len(self.plan.labels.classes))
-        load_tensors(module, unflatten(weights, self.manifest))
+        load_tensors(module, unflatten(self.whole(weights), self.parts.whole))
+        train_only(module, self.parts.trained)
         return module
 
     def data(self, *, holdout: bool) -> LocalData:
@@ -130,12 +150,17 @@ def train_round(
         said = _train(work, module, data, _every(0.5, on_step), should_stop)
     except TrainingCancelled as why:
         raise WorkCancelled("between two steps") from why
-    new = flatten(to_tensors(module.to("cpu")), work.manifest)
+    whole = flatten(to_tensors(module.to("cpu")), work.parts.whole)
+    new = whole if work.parts.moves_whole else work.parts.moving_of(whole)
+    if work.parts.home.tensors:
+        _store(work.out.with_suffix(HOME), np.empty(0), work.parts.home_of(whole))
     weight = _weight(work, data)
     delta = _to_send(np.subtract(new, old, out=new), work)
-    delta *= np.float32(weight)
+    steps = planned_steps(len(data), work.plan.training) if work.plan.counts_steps else 1
+    delta *= np.float32(weight / steps)
     before, after = said
-    _store(work.out, np.array([*before, weight, 0.0, *after]), delta)
+    counted = (weight * steps,) if work.plan.counts_steps else ()
+    _store(work.out, np.array([*before, weight, 0.0, *counted, *after]), delta)
     return {"parameters": len(delta), "metrics": 0}
 
 
@@ -215,7 +240,7 @@ def statistics_round(work: LocalRound) -> dict[str, Any]:
     for label in data.labels:
         labels[np.unique(label)] += 1
     _store(work.out, np.array([len(means), sum(means), sum(squares), *labels], dtype=np.float64))
-    return {"parameters": work.manifest.size, "metrics": classes}
+    return {"parameters": work.parts.moving.size, "metrics": classes}
 
 
 def evaluate_round(work: LocalRound, should_stop: Callable[[], bool]) -> dict[str, Any]:
@@ -227,7 +252,7 @@ def evaluate_round(work: LocalRound, should_stop: Callable[[], bool]) -> dict[st
     except TrainingCancelled as why:
         raise WorkCancelled("between two batches") from why
     _store(work.out, metrics)
-    return {"parameters": work.manifest.size, "metrics": layout.size}
+    return {"parameters": work.parts.moving.size, "metrics": layout.size}
 
 
 def _to_send(delta: Vector, work: LocalRound) -> Vector:

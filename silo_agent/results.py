@@ -15,12 +15,15 @@ from silo_agent.journal import Journal
 from silo_agent.ladder.scratch import clear
 from silo_agent.state import StateFolder, write_private
 
-RESIDUAL = ".residual"  # suffix of what a training did not send, beside its vector
+RESIDUAL, HOME = ".residual", ".home"  # what a training did not send, and what is never sent, beside its vector
+
+
+BASE = ".base."  # in the name of the network as a study begins, where not all of it moves
 
 
 @dataclass(frozen=True, slots=True)
 class StoredResult:
-    """`vector` is its file; `parameters`, `metrics` and `bands` give its layout.
+    """`vector` is its file; `parameters`, `metrics`, `bands` and `steps` give its layout.
 
     `identity` is what it is remembered by.
     """
@@ -30,9 +33,12 @@ class StoredResult:
     parameters: int
     metrics: int
     bands: int = 0
+    steps: bool = False
 
     def layout(self, phase: Phase) -> VectorLayout:
-        return layout_for(phase, parameters=self.parameters, metrics=max(1, self.metrics), bands=self.bands)
+        return layout_for(
+            phase, parameters=self.parameters, metrics=max(1, self.metrics), bands=self.bands, steps=self.steps
+        )
 
     def save(self, folder: Path) -> None:
         """Write the description last: a folder with it is complete."""
@@ -53,8 +59,9 @@ class StoredResult:
                 "parameters": int(parameters),
                 "metrics": int(metrics),
                 "bands": int(bands),
+                "steps": bool(steps),
             }:
-                return cls(name, Path(vector), parameters, metrics, bands)
+                return cls(name, Path(vector), parameters, metrics, bands, steps)
         raise StoredFileLost(f"{folder / 'result.json'} is not a result's description")
 
 
@@ -86,10 +93,30 @@ def residual_of(folder: StateFolder, study: str) -> Path:
     return folder.work / study / "residual"
 
 
+def home_of(folder: StateFolder, study: str, number: int, phase: Phase) -> Path:
+    """Parameters that stay home (`boundary.parts`), float32: as the last round left them that was committed with us.
+
+    What is evaluated in round `number` is looked at with those that its training made.
+    """
+    made = sorted((folder.work / study).glob(f"{number:04d}-train-*/*{HOME}")) if phase == "evaluate" else []
+    return made[-1] if made else _home_of(folder, study)
+
+
 def carry_over(folder: StateFolder, study: str, number: int) -> None:
-    """A round was committed with us in it: what its training left over is what is left over now."""
-    for kept in (folder.work / study).glob(f"{number:04d}-train-*/*{RESIDUAL}"):
-        kept.replace(residual_of(folder, study))
+    """A round was committed with us in it: what its training left over, or keeps, is what there is now."""
+    for suffix, place in ((RESIDUAL, residual_of(folder, study)), (HOME, _home_of(folder, study))):
+        for kept in (folder.work / study).glob(f"{number:04d}-train-*/*{suffix}"):
+            kept.replace(place)
+
+
+def forget_carried(folder: StateFolder, study: str) -> None:
+    """Somebody who had a share in it has withdrawn: the next training begins without what was carried over."""
+    for place in (residual_of(folder, study), _home_of(folder, study)):
+        place.unlink(missing_ok=True)
+
+
+def _home_of(folder: StateFolder, study: str) -> Path:
+    return folder.work / study / "home"
 
 
 def forget_rounds(folder: StateFolder, study: str, upto: int, *, keep_model: str) -> None:
@@ -99,7 +126,7 @@ def forget_rounds(folder: StateFolder, study: str, upto: int, *, keep_model: str
         if number.isdecimal() and int(number) <= upto:
             shutil.rmtree(done, ignore_errors=True)
     for model in folder.models.glob(f"{study}.*"):
-        if keep_model.removeprefix("sha256:") not in model.name:
+        if BASE not in model.name and keep_model.removeprefix("sha256:") not in model.name:
             model.unlink(missing_ok=True)
 
 

@@ -155,7 +155,8 @@ def lines(file: Dossier) -> list[tuple[str, str]]:
     hospitals = ", ".join(plan.silos)
     training, dataset = plan.training, plan.dataset
     share = plan.aggregation.random_share
-    parameters = "the model's weights change" if share == 1 else f"the change of {share:.0%} of the model's weights"
+    weights = "the model's weights" if plan.model.moves_whole else "those weights that are learned together"
+    parameters = f"the change of {weights}" if share == 1 else f"the change of {share:.0%} of {weights}"
     loss = "below which of a few epsilons we are" if plan.bands else "the training loss"
     answers = "answers" if plan.task == "classification" else "voxels of each class, with how many images show it"
     said = [
@@ -168,6 +169,7 @@ def lines(file: Dossier) -> list[tuple[str, str]]:
         ("Valid until", f"{purpose.expires}; records are kept {purpose.retain_years} years"),
         ("Hospitals", f"{hospitals} (at least {plan.aggregation.quorum} in every sum)"),
         ("What is trained", f"{plan.model.name}@{plan.model.version}, {plan.aim}"),
+        *_parts(plan),
         *_normalisation(plan),
         ("On which data", f"data set {dataset.name!r}: {', '.join(dataset.modalities)}, at most "
          f"{dataset.max_images_per_patient} images per patient, {dataset.holdout_share:.0%} of the patients held back"),
@@ -199,6 +201,19 @@ def _data_lines(report: dict[str, Any] | None) -> list[tuple[str, str]]:
         ("Contract", met),
         ("Data digest", report["dataset_digest"]),
     ]
+
+
+def _parts(plan: StudyPlan) -> list[tuple[str, str]]:
+    """Which of the network's parameters are trained, and which of those are never sent."""
+    choice, said = plan.model, []
+    if "*" not in choice.trained:
+        said.append(
+            f"only parameters called {' or '.join(choice.trained)} are trained; all others are sent to us once, from "
+            "the coordinator, and stay as they are"
+        )
+    if choice.home:
+        said.append(f"those called {' or '.join(choice.home)} are our own: they are kept here and never sent")
+    return [("Which part of it", "; ".join(said))] if said else []
 
 
 def _series(plan: StudyPlan) -> list[tuple[str, str]]:

@@ -231,7 +231,7 @@ def _warm(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]
     work = LocalRound.of(command)
     if work.plan.bands:
         prove_once(work.plan)
-    return {"parameters": work.manifest.size}
+    return {"parameters": work.parts.moving.size}
 
 
 def _initial(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
@@ -242,9 +242,12 @@ def _initial(command: dict[str, Any], conversation: Conversation) -> dict[str, A
 
     conversation.progress(0, 1)
     work = LocalRound.of(command)
-    first = initial_tensors(work.plan.model, len(work.plan.labels.classes))
-    work.model.write_bytes(pack(flatten(first, work.manifest), work.manifest))
-    return {"parameters": work.manifest.size}
+    parts = work.parts
+    first = flatten(initial_tensors(work.plan.model, len(work.plan.labels.classes)), parts.whole)
+    work.model.write_bytes(pack(parts.moving_of(first), parts.moving))
+    if work.base is not None:
+        work.base.write_bytes(pack(first, parts.whole))
+    return {"parameters": parts.moving.size}
 
 
 def _check(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from silo_agent.intake.erasing import alone, erase, forget_rows
 from silo_agent.intake.withdrawn import reference_of, tag_of
 from silo_agent.journal import Journal
 from silo_agent.private_trail import Decision, Effect, Withdrawal
-from silo_agent.results import residual_of
+from silo_agent.results import forget_carried
 from silo_agent.state import StateFolder
 from silo_agent.trainer import study_key
 
@@ -90,7 +90,7 @@ def finish(journal: Journal, folder: StateFolder, now: datetime, *, again: bool 
         _erase(journal, folder, kept.study)
     for kept in journal.plans():
         if journal.private.unfinished and journal.private.count_of(kept.study):
-            residual_of(folder, kept.study).unlink(missing_ok=True)
+            forget_carried(folder, kept.study)
     with journal.transaction():
         journal.private.finished(last, now)
 

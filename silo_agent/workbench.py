@@ -15,7 +15,7 @@ from typing import Any
 from boundary.api import Activity
 from boundary.canonical import parse_json
 from boundary.errors import MalformedMessage, PeerFault
-from boundary.messages import Collection, WorkOrder
+from boundary.messages import BlobRef, Collection, WorkOrder
 from boundary.plan import plan_from_json
 from boundary.protocol import Step
 from boundary.secagg.context import selection_key
@@ -37,7 +37,16 @@ from silo_agent.policy.errors import PolicyCode, PolicyRefused
 from silo_agent.policy.model import dataset_of
 from silo_agent.relay_client import RelayClient
 from silo_agent.releases import Release, reserve
-from silo_agent.results import StoredResult, forget_study, identity_of, residual_of, result_folder, sweep_scan
+from silo_agent.results import (
+    BASE,
+    StoredResult,
+    forget_study,
+    home_of,
+    identity_of,
+    residual_of,
+    result_folder,
+    sweep_scan,
+)
 from silo_agent.state import StateFolder, write_private
 from silo_agent.sums import Sums, order_of
 from silo_agent.withdrawal import erase_from, finish
@@ -182,7 +191,7 @@ class Workbench:
         self.permission.excluded(self.permission.dataset(plan))
         patients = await self._same_data(kept)
         asked, terms = self.permission.ask(order, message, plan, patients)
-        weights = await self._model(order, message)
+        weights, base = await self._model(order, message), await self._base(order, message)
         if not self._still_wanted(order):
             raise WorkCancelled("while the model was fetched")
         vector = folder / "vector"
@@ -190,7 +199,8 @@ class Workbench:
         command = self._command(order.phase, kept) | {
             "model": str(weights), "out": str(vector), "normalisation": normalisation,
             "selection": selection_key(collection, message.model.digest).hex(),
-            "residual": str(residual_of(self.folder, order.study)),
+            "residual": str(residual_of(self.folder, order.study)), "base": None if base is None else str(base),
+            "home": str(home_of(self.folder, order.study, order.round, collection.phase)),
         }  # fmt: skip
         terms = terms if collection.phase == "train" else None  # nothing else is paid for
         if terms is not None:
@@ -210,7 +220,7 @@ class Workbench:
                     raise WorkCancelled("somebody withdrew meanwhile: nobody can tell whether it is with them or not")
                 identity = identity_of(collection, message.model.digest, self.outbound.entropy, withdrawn=gone)
                 bands = plan.bands if collection.phase == "train" else 0
-                StoredResult(identity, vector, parameters, metrics, bands).save(folder)
+                StoredResult(identity, vector, parameters, metrics, bands, plan.counts_steps).save(folder)
                 if release is not None:
                     release.commit(self.journal, self.own().now)
                 return folder
@@ -260,13 +270,26 @@ class Workbench:
             raise WorkFailed("STALE", f"the work was due at {message.due:%Y-%m-%d %H:%M} UTC", retryable=True)
         return kept, starts
 
+    async def _base(self, order: KeptOrder, message: WorkOrder) -> Path | None:
+        """What the study began with, where not all of the model moves: fetched once, and never exchanged."""
+        if message.base is None:
+            return None
+        path = self._path(f"{order.study}{BASE}", message.base)
+        if any(other != path for other in self.folder.models.glob(f"{order.study}{BASE}*.safetensors")):
+            raise WorkFailed("BASE_CHANGED", "the part of the model that is not trained is another one than before")
+        return await self._fetched(order, message, message.base, path)
+
     async def _model(self, order: KeptOrder, message: WorkOrder) -> Path:
-        name = f"{order.study}.{message.model.digest.removeprefix('sha256:')}"
-        path = self.folder.models / f"{name}.safetensors"
+        return await self._fetched(order, message, message.model, self._path(f"{order.study}.", message.model))
+
+    def _path(self, name: str, blob: BlobRef) -> Path:
+        return self.folder.models / f"{name}{blob.digest.removeprefix('sha256:')}.safetensors"
+
+    async def _fetched(self, order: KeptOrder, message: WorkOrder, blob: BlobRef, path: Path) -> Path:
         pause = self.config.timing.retry_first
         while True:
             try:
-                await self.relay.download(message.model, path)
+                await self.relay.download(blob, path)
             except MalformedMessage as why:
                 raise WorkFailed("MODEL_UNAVAILABLE", str(why), retryable=True) from why
             except (RelayUnreachable, RelayRefused) as why:

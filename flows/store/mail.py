@@ -77,8 +77,7 @@ def post(connection: Connection, envelope: Envelope, *, now: datetime) -> Posted
         if before != identity:
             raise SlotTaken(kind, slot)
         return Posted(identity, fresh=False)
-    blob = blob_of(envelope.message)
-    if blob is not None:
+    for blob in blobs_of(envelope.message):
         holdings.grant(connection, blob, giver=envelope.sender, reader=envelope.recipient)
     connection.execute(
         insert(envelopes).values(
@@ -95,15 +94,17 @@ def post(connection: Connection, envelope: Envelope, *, now: datetime) -> Posted
     return Posted(identity, fresh=True)
 
 
-def blob_of(message: AnyMessage) -> BlobRef | None:
-    """The blob a message hands to its recipient."""
+def blobs_of(message: AnyMessage) -> tuple[BlobRef, ...]:
+    """The blobs a message hands to its recipient."""
     match message:
         case MaskedVector():
-            return message.vector
+            return (message.vector,)
+        case WorkOrder(base=BlobRef() as base):
+            return message.model, base
         case WorkOrder() | RoundCommitted():
-            return message.model
+            return (message.model,)
         case _:
-            return None
+            return ()
 
 
 def inbox(

@@ -43,6 +43,18 @@ def committed_one(connection: Connection, study: str, number: int) -> RoundRecor
     return None if found is None else record_from(bytes(found))
 
 
+def candidate_of(connection: Connection, study: str, number: int) -> Candidate | None:
+    """What a committed round was committed from; None if it is not committed."""
+    wanted = select(table.c.candidate).filter_by(study=study, round=number, state="committed")
+    return _candidate(connection.execute(wanted).scalar())
+
+
+def memories(connection: Connection, study: str) -> set[str]:
+    """Digests of all that the study's server strategy has remembered, of every round."""
+    kept = connection.execute(select(table.c.candidate).where(table.c.study == study)).scalars()
+    return {one.memory.digest for one in map(_candidate, kept) if one is not None and one.memory is not None}
+
+
 def last_committed(connection: Connection, study: str) -> int:
     """The number of the last committed round, 0 if there is none."""
     wanted = select(func.coalesce(func.max(table.c.round), 0)).where(
@@ -167,6 +179,10 @@ def _round(connection: Connection, study: str, number: int) -> OpenRound | None:
     row = connection.execute(select(table).where(table.c.study == study, table.c.round == number)).one_or_none()
     if row is None:
         return None
-    candidate = None if row.candidate is None else Candidate.model_validate(parse_json(bytes(row.candidate)))
+    candidate = _candidate(row.candidate)
     facts = RoundFacts(number, row.attempt, has_candidate=candidate is not None, is_committed=row.state == "committed")
     return OpenRound(facts, row.model_in, candidate, row.opened_at)
+
+
+def _candidate(data: bytes | None) -> Candidate | None:
+    return None if data is None else Candidate.model_validate(parse_json(bytes(data)))

@@ -7,6 +7,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 
 from boundary.canonical import digest, parse_json
 from boundary.names import COORDINATOR
+from boundary.parts import Parts, parts_of
 from boundary.plan import StudyPlan, digest_of, plan_from_json, study_id, to_json
 from compliance.events import PlanPublished, StatisticsTaken, StudyDriven, StudyEnded
 from compliance.records import to_bytes
@@ -58,6 +59,11 @@ class Study:
     driver: str | None
     driver_until: datetime | None
     published_at: datetime
+
+    @property
+    def parts(self) -> Parts:
+        """Which of the model's parameters move, stay home, or stay as the study begins."""
+        return parts_of(self.plan.model, self.model.manifest)
 
 
 @dataclass(frozen=True, slots=True)

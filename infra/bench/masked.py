@@ -23,7 +23,7 @@ from boundary.secagg.graph import thresholds
 from boundary.secagg.masks import AES_BLOCK, BLOCK, Masking, apply_everywhere, keystream_of
 from boundary.secagg.ring import Encoding, exponent_for
 from boundary.secagg.secrets import MaskKey, Sign
-from flows.aggregation import masked_total, unmasked
+from flows.summing import masked_total, unmasked
 from infra.bench.memory import grown_by
 from infra.bench.rows import Row, Target, at_most, ratio_at_least
 from infra.cohort import Cohort

@@ -31,9 +31,13 @@ def main() -> None:
 
 
 def _scan(command: Command) -> dict[str, Any]:
-    report = {"dataset_digest": "sha256:" + "0" * 64, "problems": []}
+    report = {
+        "dataset_digest": "sha256:" + "0" * 64, "problems": [], "files": 10, "used": 10, "refused": {},
+        "patients": {"training": 8, "holdout": 2}, "images": {"training": {"0": 8}, "holdout": {"0": 2}},
+    }  # fmt: skip
     folder = Path(command["cache"])
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "known.bin").touch()  # of nobody; without it no scan is believed
     (folder / "report.json").write_text(json.dumps(report))
     return report
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boundary.layout import VectorLayout
+from boundary.parts import parts_of
 from boundary.plan import StudyPlan
 from boundary.secagg.ring import first_encoding
 from silo_agent.errors import ConfigError, ContractNotMet
@@ -148,9 +149,10 @@ def _apply(plan: StudyPlan, weights: Path, vector: Path, layout: VectorLayout) -
     from boundary.tensors import pack, unpack_file
     from models.parameters import manifest
 
-    shapes = manifest(plan.model, len(plan.labels.classes))
+    shapes = parts_of(plan.model, manifest(plan.model, len(plan.labels.classes))).moving
     numbers = np.fromfile(vector, "<f8", layout.numbers)
     delta = np.fromfile(vector, "<f4", offset=layout.numbers_bytes)
     weight = float(numbers[layout.where("weight")][0])
-    np.divide(delta, np.float32(weight), out=delta)
+    steps = float(numbers[layout.where("steps")][0]) / weight if plan.counts_steps else 1.0
+    np.multiply(delta, np.float32(steps / weight), out=delta)
     weights.write_bytes(pack(np.add(unpack_file(weights, shapes), delta, out=delta), shapes))

@@ -19,6 +19,7 @@ from silo_agent.config import AgentConfig
 from silo_agent.errand import Errand
 from silo_agent.errors import WorkFailed
 from silo_agent.policy.model import SiloDataset
+from silo_agent.results import HOME
 from silo_agent.worker import OnProgress, Worker, untold
 
 _SELECTION_BYTES = 32
@@ -53,7 +54,7 @@ class Trial:
 
     async def begin(self, weights: Path) -> int:
         """Write the model that the study begins with; give how many weights it has."""
-        said = await self.worker.run(self._command("initial") | {"model": str(weights)}, untold)
+        said = await self.worker.run(self._command("initial") | {"model": str(weights)} | self._own(), untold)
         return int(said["parameters"])
 
     async def statistics(self) -> dict[str, float] | None:
@@ -76,17 +77,25 @@ class Trial:
             "model": str(weights), "out": str(out), "normalisation": await self.statistics(),
             "selection": self.entropy(_SELECTION_BYTES).hex(), "residual": str(self.scratch / "residual"),
         }  # fmt: skip
-        said = await self.worker.run(command, on_progress)
-        bands = self.plan.bands if self.noise else 0
-        return layout_for("train", parameters=int(said["parameters"]), metrics=0, bands=bands)
+        said = await self.worker.run(command | self._own(), on_progress)
+        made = out.with_suffix(HOME)
+        if made.exists():
+            made.replace(self._own()["home"])
+        bands, steps = self.plan.bands if self.noise else 0, self.plan.counts_steps
+        return layout_for("train", parameters=int(said["parameters"]), metrics=0, bands=bands, steps=steps)
 
     async def evaluate(self, weights: Path, out: Path) -> VectorLayout:
         """Measure on the patients held back; give where things lie in the vector at `out`."""
         command = self._command("evaluate") | {
             "model": str(weights), "out": str(out), "normalisation": await self.statistics(),
         }  # fmt: skip
-        said = await self.worker.run(command, untold)
+        said = await self.worker.run(command | self._own(), untold)
         return layout_for("evaluate", parameters=int(said["parameters"]), metrics=int(said["metrics"]))
+
+    def _own(self) -> dict[str, Any]:
+        """What of the network does not come with a round's model."""
+        base = None if self.plan.model.moves_whole else str(self.scratch / "base.safetensors")
+        return {"base": base, "home": str(self.scratch / "home")}
 
     def _command(self, do: str, *, steps: int | None = None) -> dict[str, Any]:
         plan: dict[str, Any] = parse_json(to_json(self.plan), limit=len(to_json(self.plan)))

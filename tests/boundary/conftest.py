@@ -141,7 +141,12 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
     low, high = sorted(draw(st.lists(fractions(-1e6, 1e6), min_size=2, max_size=2, unique=True)))
     privacy = draw(st.just(NoPrivacy()) | guarantees)
     weightings = ("equal", "declared") if privacy.mechanism == "patient-dp" else ("images", "patients", "equal")
-    kind = draw(of_classes() | of_masks())
+    kind, optimizer = draw(of_classes() | of_masks()), draw(st.sampled_from(("adam", "sgd")))
+    strategies = ("fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
+    proximal = draw(st.just(0.0) | fractions(0, 1000))
+    steps, most = draw(st.integers(1, 10_000_000)), draw(st.integers(1, 10_000_000))
+    is_fit = (privacy.mechanism, optimizer, proximal) == ("none", "sgd", 0) and steps * most * 6 < plans.LARGEST_SUM
+    strategies += ("fednova",) if is_fit else ()
     purpose = dict(zip(("title", "statement", "legal_basis", "ethics_reference"), draw(four_sentences), strict=True))
     return plans.StudyPlan(
         version=1,
@@ -155,7 +160,11 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
         ),
         hospitals=tuple(plans.Hospital(silo=s, signing_key=golden.key(s).public.text) for s in members),
         model=plans.ModelChoice(
-            name=draw(names), version=draw(st.integers(1, 1_000_000)), initial_seed=draw(st.integers(0, 2**32 - 1))
+            name=draw(names),
+            version=draw(st.integers(1, 1_000_000)),
+            initial_seed=draw(st.integers(0, 2**32 - 1)),
+            trained=draw(st.lists(words, min_size=1, max_size=3, unique=True).map(tuple)),
+            home=draw(st.lists(words, max_size=3, unique=True).map(tuple)),
         ),
         preprocessing=plans.Preprocessing(
             size=kind["size"], spacing=kind.get("spacing"), intensity="window", low=low, high=high
@@ -175,14 +184,21 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
             holdout_share=draw(fractions(0, 1, exclude_min=True, exclude_max=True)),
         ),
         training=plans.Training(
+            strategy=draw(st.sampled_from(strategies)),
             rounds=draw(rounds),
             local_epochs=draw(st.integers(1, 100)),
-            max_steps=draw(st.integers(1, 10_000_000)),
+            max_steps=steps,
             batch_size=draw(st.integers(1, kind.get("batch_size", 4096))),
-            optimizer=draw(st.sampled_from(("adam", "sgd"))),
+            optimizer=optimizer,
+            proximal=proximal,
             learning_rate=draw(fractions(0, 10, exclude_min=True)),
-            proximal=draw(fractions(0, 1000)),
             weighting=draw(st.sampled_from(weightings)),
+        ),
+        server=plans.Server(
+            learning_rate=draw(st.none() | fractions(0, 100, exclude_min=True)),
+            momentum=draw(fractions(0, 1, exclude_max=True)),
+            second_moment=draw(fractions(0, 1, exclude_max=True)),
+            adaptivity=draw(fractions(0, 1, exclude_min=True)),
         ),
         privacy=privacy,
         aggregation=plans.Aggregation(
@@ -192,7 +208,7 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
             attempts=draw(st.integers(1, 20)),
             ring=draw(rings),
             delta_bound=draw(fractions(0, 1e6, exclude_min=True)),
-            max_weight=draw(st.integers(1, 10_000_000)),
+            max_weight=most,
             lost_after_seconds=draw(fractions(2, 86400)),
             max_model_norm=draw(fractions(0, 1e12, exclude_min=True)),
         ),
@@ -215,6 +231,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "code": codes,
     "collection": collections,
     "model": blobs,
+    "base": st.none() | blobs,
     "vector": blobs,
     "due": moments,
     "members": silos,

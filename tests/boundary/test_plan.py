@@ -111,6 +111,17 @@ REFUSED: dict[str, tuple[str, Any]] = {
     "no patients": ("dataset.min_patients", 0),
     "all data held out": ("dataset.holdout_share", 1),
     "an unknown strategy": ("training.strategy", "my.module:strategy"),
+    "nothing to train": ("model.trained", []),
+    "a pattern twice": ("model.home", ["*norm*", "*norm*"]),
+    "a pattern of no characters": ("model.trained", [""]),
+    "a pattern with a line break": ("model.trained", ["*\n"]),
+    "one pattern that is no list": ("model.trained", "features.*"),
+    "a server's rate of nothing": ("server.learning_rate", 0),
+    "a server's rate beyond all measure": ("server.learning_rate", 101),
+    "all momentum": ("server.momentum", 1),
+    "momentum of less than nothing": ("server.second_moment", -0.1),
+    "no adaptivity": ("server.adaptivity", 0),
+    "an unknown key of the server": ("server.nesterov", True),
     "a pull of less than nothing": ("training.proximal", -0.1),
     "a pull beyond all measure": ("training.proximal", 1000.5),
     "a weighting of the coordinator's choice": ("training.weighting", "importance"),
@@ -187,6 +198,46 @@ def test_a_true_count_is_no_weight_together_with_privacy_noise(fed: ModuleType, 
 def test_the_largest_weight_of_a_hospital_is_the_plans(fed: ModuleType, weighting: str, largest: int) -> None:
     plan: StudyPlan = fed.plan()
     assert plan.aggregation.largest_weight(plan.training.model_copy(update={"weighting": weighting})) == largest
+
+
+def test_fednova_divides_by_steps_that_differ_and_are_steps_of_sgd(fed: ModuleType) -> None:
+    value = fed.plan().model_dump(mode="json")
+    value["training"] |= {"strategy": "fednova", "optimizer": "sgd", "proximal": 0}
+    assert parse_plan(value).counts_steps
+    value["aggregation"]["max_weight"] = 10_000_000
+    most = 2**39 // (3 * 10_000_000)
+    assert parse_plan(value | {"training": value["training"] | {"max_steps": most}})
+    for changed, says in (
+        ({"optimizer": "adam"}, "fednova divides by the steps of sgd"),
+        ({"proximal": 0.1}, "fednova's steps do not count alike"),
+        ({"max_steps": most + 1}, "too large to be summed"),
+    ):
+        with pytest.raises(InvalidPlan, match=says):
+            parse_plan(value | {"training": value["training"] | changed})
+    private = fed.private_plan().model_dump(mode="json")
+    private["training"] |= {"strategy": "fednova"}
+    with pytest.raises(InvalidPlan, match="all hospitals take the same steps"):
+        parse_plan(private)
+    assert not fed.plan().counts_steps
+
+
+@pytest.mark.parametrize(
+    ("strategy", "named", "rate"),
+    [("fedavg", None, 1.0), ("fedadam", None, 0.01), ("fedyogi", 0.3, 0.3), ("fedavgm", 2, 2)],
+)
+def test_a_strategy_has_its_usual_rate_where_the_plan_names_none(
+    fed: ModuleType, strategy: str, named: float | None, rate: float
+) -> None:
+    value = fed.plan().model_dump(mode="json")
+    value["training"]["strategy"], value["server"]["learning_rate"] = strategy, named
+    assert parse_plan(value).server_learning_rate == rate
+
+
+def test_a_model_moves_whole_unless_the_plan_says_otherwise(fed: ModuleType) -> None:
+    choice = fed.plan().model
+    assert not choice.moves_whole
+    assert not choice.model_copy(update={"home": ()}).moves_whole
+    assert choice.model_copy(update={"home": (), "trained": ("x", "*")}).moves_whole
 
 
 def test_bands_are_told_only_with_a_guarantee(fed: ModuleType) -> None:
@@ -334,7 +385,7 @@ OTHER_VALUES: dict[type, Any] = {
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of values that no plan could have
-@pytest.mark.parametrize(("which", "leaves"), [("plan", 52), ("private_plan", 58), ("segmentation_plan", 60)])
+@pytest.mark.parametrize(("which", "leaves"), [("plan", 58), ("private_plan", 64), ("segmentation_plan", 66)])
 def test_every_leaf_is_in_the_digest(fed: ModuleType, which: str, leaves: int) -> None:
     plan: StudyPlan = getattr(golden, which)()
     places = leaf_places(plan)

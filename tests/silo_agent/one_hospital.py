@@ -269,6 +269,7 @@ class Site:
             "plan_digest": digest_of(self.plan),
             "roster_digest": self.roster.signed.digest,
             "model": MODEL,
+            "base": None,
             "encoding": first_encoding(self.plan),
             "normalisation": None,
             "heads": self.witnessed(number - 1),

@@ -15,7 +15,7 @@ from boundary.messages import BlobRef, MaskedVector, PlanProposed, Refused, Roun
 from boundary.names import COORDINATOR
 from boundary.protocol import Step
 from silo_agent.errors import WrongCoordinator
-from silo_agent.results import StoredResult, residual_of
+from silo_agent.results import StoredResult, home_of, residual_of
 
 NEXT_MODEL = BlobRef(digest=digest(b"the next model"), size=9)
 
@@ -302,11 +302,15 @@ def test_a_committed_round_ends_its_orders_and_removes_its_files(site: Any) -> N
 def test_what_a_round_did_not_send_is_carried_over_if_the_rest_was_summed(site: Any, contributed: bool) -> None:
     site.approve()
     kept = site.ready()
-    (Path(kept.result) / "vector.residual").write_bytes(b"left over now")
-    before = residual_of(site.folder, site.study)
-    before.write_bytes(b"left over before")
+    places = {"residual": residual_of(site.folder, site.study), "home": home_of(site.folder, site.study, 9, "train")}
+    for name, before in places.items():
+        (Path(kept.result) / f"vector.{name}").write_bytes(b"left over now")
+        before.write_bytes(b"left over before")
+    assert home_of(site.folder, site.study, 1, "evaluate") == Path(kept.result) / "vector.home"
     site.hear(committed(site, contributing=(site.own().silo,) if contributed else ()))
-    assert before.read_bytes() == (b"left over now" if contributed else b"left over before")
+    for before in places.values():
+        assert before.read_bytes() == (b"left over now" if contributed else b"left over before")
+    assert home_of(site.folder, site.study, 1, "evaluate") == places["home"]
     assert not Path(kept.result).exists()
 
 

@@ -15,13 +15,15 @@ import pytest
 
 from boundary.errors import BadTensors
 from boundary.layout import layout_for
-from boundary.plan import StudyPlan, study_id
+from boundary.parts import Parts, parts_of
+from boundary.plan import StudyPlan, parse_plan, study_id
 from boundary.secagg.selection import selected
-from boundary.tensors import flatten, manifest_of, pack
+from boundary.tensors import flatten, manifest_of, pack, unpack
 from compliance.accountant import epsilon
 from compliance.privacy import PoissonGaussian, event_bytes
 from models.errors import NoImages, NonFiniteLoss
 from models.metrics import MetricLayout, read
+from models.parameters import initial_tensors
 from models.private.training import PrivateTraining
 from models.training import LocalData
 from silo_agent import local_round, trainer
@@ -204,6 +206,82 @@ def test_a_share_of_the_weights_is_sent_and_the_rest_is_carried_over(
     assert weights / numbers[2] == pytest.approx(1000, rel=0.01)  # the change itself is small beside it
     unchosen = np.delete(np.fromfile(left, "<f4"), chosen)
     assert unchosen == pytest.approx(1000, rel=0.01)
+
+
+def parted(
+    work: dict[str, Any], folder: Path, *, model: dict[str, Any], **training: Any
+) -> tuple[dict[str, Any], Parts]:
+    """The same work where not everything moves: a base beside the model, and a home that is not there yet."""
+    plan = work["plan"] | {
+        "model": work["plan"]["model"] | model, "training": work["plan"]["training"] | training,
+    }  # fmt: skip
+    chosen = parse_plan(plan).model
+    tensors = initial_tensors(chosen, 2)
+    parts, first = parts_of(chosen, manifest_of(tensors)), flatten(tensors, manifest_of(tensors))
+    (folder / "base").write_bytes(pack(first, parts.whole))
+    (folder / "moving").write_bytes(pack(parts.moving_of(first), parts.moving))
+    places = {"base": str(folder / "base"), "model": str(folder / "moving"), "home": str(folder / "home")}
+    return work | {"plan": plan, "out": str(folder / "vector")} | places, parts
+
+
+def test_only_what_is_trained_and_moves_is_sent(child: Child, work: dict[str, Any], tmp_path: Path) -> None:
+    ours, parts = parted(work, tmp_path, model={"trained": ["class_layers.*"]})
+    child.outcome(do="scan", **ours)
+    trained, _ = child.outcome(do="train", **ours)
+    assert trained["event"] == "done", trained
+    assert trained["result"]["parameters"] == parts.moving.size < 0.01 * parts.whole.size
+    layout = layout_for("train", parameters=parts.moving.size, metrics=0)
+    assert Path(ours["out"]).stat().st_size == layout.plain_bytes
+    assert np.count_nonzero(np.fromfile(ours["out"], "<f4", offset=layout.numbers_bytes)) > parts.moving.size / 2
+    assert not Path(ours["out"]).with_suffix(".home").exists()
+    without, _ = child.outcome(do="train", **ours | {"base": None})
+    assert (without["event"], without["code"]) == ("failed", "BAD_TENSORS")
+
+
+def test_what_stays_home_is_trained_kept_and_used(child: Child, work: dict[str, Any], tmp_path: Path) -> None:
+    ours, parts = parted(work, tmp_path, model={"home": ["*norm*"]})
+    child.outcome(do="scan", **ours)
+    trained, _ = child.outcome(do="train", **ours)
+    assert trained["event"] == "done", trained
+    layout = layout_for("train", parameters=parts.moving.size, metrics=0)
+    assert Path(ours["out"]).stat().st_size == layout.plain_bytes
+    kept = Path(ours["out"]).with_suffix(".home")
+    home, begun = np.fromfile(kept, "<f4"), parts.home_of(unpack(Path(ours["base"]).read_bytes(), parts.whole))
+    assert home.shape == (parts.home.size,)
+    assert 0 < np.abs(home - begun).max() < 0.5
+
+    def loss() -> float:
+        found, _ = child.outcome(do="evaluate", **ours)
+        assert found["event"] == "done", found
+        return read(np.fromfile(ours["out"], "<f8"), MetricLayout(2)).loss
+
+    first = loss()
+    begun.tofile(ours["home"])
+    assert loss() == first, "what is not there yet is as the study began"
+    (3 * home + 1).tofile(ours["home"])
+    assert loss() != first
+    home[1:].tofile(ours["home"])
+    damaged, _ = child.outcome(do="evaluate", **ours)
+    assert (damaged["event"], damaged["code"]) == ("failed", "BAD_TENSORS")
+
+
+def test_fednova_divides_by_the_steps_and_says_how_many(child: Child, work: dict[str, Any], tmp_path: Path) -> None:
+    how = {"strategy": "fednova", "optimizer": "sgd", "batch_size": 64, "local_epochs": 3, "learning_rate": 0.01}
+    ours, parts = parted(work, tmp_path, model={}, **how)
+    child.outcome(do="scan", **ours)
+    trained, _ = child.outcome(do="train", **ours)
+    assert trained["event"] == "done", trained
+    layout = layout_for("train", parameters=parts.whole.size, metrics=0, steps=True)
+    assert Path(ours["out"]).stat().st_size == layout.plain_bytes
+    numbers = np.fromfile(ours["out"], "<f8", layout.numbers)
+    weight = numbers[layout.where("weight")][0]
+    assert numbers[layout.where("steps")][0] == weight * 3
+    normalised = np.fromfile(ours["out"], "<f4", offset=layout.numbers_bytes)
+    plain, _ = parted(work, tmp_path, model={}, **how | {"strategy": "fedavg"})
+    child.outcome(do="train", **plain)
+    whole = np.fromfile(plain["out"], "<f4", offset=layout.numbers_bytes - 8)
+    scale = np.abs(whole).max()  # all images in each batch, whose order is all that chance decides
+    np.testing.assert_allclose(3 * normalised / scale, whole / scale, atol=1e-3)
 
 
 WEIGHTS: dict[str, tuple[str, int, float]] = {

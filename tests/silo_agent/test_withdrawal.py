@@ -528,21 +528,22 @@ def test_a_measurement_that_a_withdrawal_came_into_is_done_again(ward: Ward) -> 
     assert codes(ward.site) == ["ready"]
 
 
-def test_what_was_not_sent_yet_is_thrown_away_with_them(ward: Ward) -> None:
-    residual = residual_of(ward.site.folder, ward.site.study)
+@pytest.mark.parametrize("what", ["residual", "home"])
+def test_what_was_not_sent_yet_or_is_ours_is_thrown_away_with_them(ward: Ward, what: str) -> None:
+    residual = residual_of(ward.site.folder, ward.site.study).with_name(what)
     ward.train(1)
-    left_over = Path(ward.site.kept(1).result or "") / "vector.residual"
+    left_over = Path(ward.site.kept(1).result or "") / f"vector.{what}"
     left_over.write_bytes(b"of round 1")
     ward.commit(1)
     assert residual.read_bytes() == b"of round 1"
     ward.train(2)
     ward.withdraw(ward.one(holdout=False))
     assert not residual.exists()
-    (Path(ward.site.kept(2).result or "") / "vector.residual").write_bytes(b"of round 2, with them")
+    (Path(ward.site.kept(2).result or "") / f"vector.{what}").write_bytes(b"of round 2, with them")
     ward.commit(2)
     assert not residual.exists()
     ward.train(3)
-    (Path(ward.site.kept(3).result or "") / "vector.residual").write_bytes(b"of round 3")
+    (Path(ward.site.kept(3).result or "") / f"vector.{what}").write_bytes(b"of round 3")
     ward.commit(3)
     assert residual.read_bytes() == b"of round 3"
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from silo_agent_tests_benches import REPORT, SCANNED, WARM, Relay, approved, ben
 
 from boundary.canonical import digest
 from boundary.errors import MalformedMessage
-from boundary.messages import StudyClosed
+from boundary.messages import BlobRef, StudyClosed
 from boundary.plan import study_id
 from boundary.protocol import Step
 from silo_agent.errors import RelayRefused, RelayUnreachable
@@ -232,6 +233,27 @@ def test_a_model_that_cannot_be_fetched_is_a_refusal(
     bench(stub_child(), relay=Relay(failure))
     assert codes(site) == [code]
     assert site.outbox()[-1].retryable is retryable
+
+
+def test_the_part_that_is_not_trained_is_fetched_once_and_stays_the_same(
+    site: Any, bench: Any, stub_child: Any, tmp_path: Path
+) -> None:
+    """A coordinator that exchanged it could have each round's head trained upon what it likes."""
+    approved(site)
+    first, other = (BlobRef(digest=digest(name), size=9) for name in (b"the base", b"another base"))
+    asked = [("record", str(tmp_path / "asked")), *TRAINED]
+    child, relay = stub_child(train=asked, evaluate=asked), Relay()
+    site.ordered(base=first)
+    bench(child, relay=relay)
+    site.ordered(2, base=first)
+    bench(child, relay=relay)
+    told = [json.loads(line) for line in (tmp_path / "asked").read_text().splitlines()]
+    assert {Path(one["base"]).name for one in told} == {f"{site.study}.base.{first.digest[7:]}.safetensors"}
+    site.hear(site.committed(1))
+    assert Path(told[0]["base"]).exists(), "it outlives the models of rounds"
+    site.ordered(3, base=other)
+    bench(child, relay=relay)
+    assert codes(site)[-1] == "BASE_CHANGED"
 
 
 def test_a_relay_that_is_away_is_waited_for(site: Any, bench: Any, stub_child: Any) -> None:

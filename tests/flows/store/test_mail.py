@@ -116,6 +116,7 @@ def test_an_order_and_a_commitment_let_their_recipient_read_the_model(federation
         plan_digest=DIGEST,
         roster_digest=DIGEST,
         model=BLOB,
+        base=None,
         encoding=ENCODING,
         normalisation=None,
         heads=DIGEST,

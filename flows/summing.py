@@ -7,6 +7,7 @@ looks random.
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from math import inf
 from typing import BinaryIO
 
 import numpy as np
@@ -73,6 +74,8 @@ def unmasked(total: NDArray[np.uint8], masks: list[MaskKey], layout: VectorLayou
 class TrainSum:
     """The sum of a train collection, taken apart. `mean_delta` is float32 [n]; the loss is per image, if reported.
 
+    `mean_steps` is how many local steps hospitals took, weighted like the delta, if the plan's strategy needs it.
+
     `bands` counts hospitals below each of `EPSILON_BANDS`, if the plan has a guarantee per patient; one that adds more
     than itself can at most make a count all hospitals. `largest` is the largest absolute weight of the sum, `clipped`
     how many weights hospitals had to clip.
@@ -80,6 +83,7 @@ class TrainSum:
 
     mean_delta: NDArray[np.float32]
     mean_loss: float | None
+    mean_steps: float | None
     weight: float
     largest: float
     clipped: int
@@ -89,9 +93,9 @@ class TrainSum:
 def read_train_sum(total: Total, *, hospitals: int) -> TrainSum:
     """Divide once, in float64, and round once. `hospitals` are in the sum.
 
-    Raises `BadTensors` if the weights do not add up.
+    Raises `BadTensors` if the weights or the steps do not add up.
     """
-    weight, loss, bands = total.number("weight"), None, ()
+    weight, loss, steps, bands = total.number("weight"), None, None, ()
     names = {section.name for section in total.layout.sections}
     if not weight > 0:
         raise BadTensors("the summed weight is not positive")
@@ -99,10 +103,14 @@ def read_train_sum(total: Total, *, hospitals: int) -> TrainSum:
         if not total.number("images") > 0:
             raise BadTensors("the summed number of images is not positive")
         loss = total.number("loss_sum") / total.number("images")
+    if "steps" in names:
+        steps = total.number("steps") / weight
+        if not 0 <= steps < inf:
+            raise BadTensors("the summed number of steps is negative or not finite")
     if "bands" in names:
         bands = tuple(min(hospitals, max(0, round(count))) for count in total.numbers[total.layout.where("bands")])
     mean, largest = decode_mean(total.words, total.encoding, weight)
-    return TrainSum(mean, loss, weight, largest, round(total.number("clipped")), bands)
+    return TrainSum(mean, loss, steps, weight, largest, round(total.number("clipped")), bands)
 
 
 def openers(vectors: Mapping[str, str], opened: Callable[[str], BinaryIO]) -> list[Opener]:

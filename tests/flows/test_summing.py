@@ -15,7 +15,7 @@ from boundary.secagg.encoding import Quantiser, encode_numbers
 from boundary.secagg.masks import Masking, apply_everywhere
 from boundary.secagg.ring import Encoding
 from boundary.secagg.secrets import MaskKey
-from flows.aggregation import Total, masked_total, openers, read_train_sum, unmasked
+from flows.summing import Total, masked_total, openers, read_train_sum, unmasked
 
 PARAMETERS = 1_300_001  # more than one piece, and not a whole number of blocks
 LAYOUT = layout_for("train", parameters=PARAMETERS, metrics=0)
@@ -142,3 +142,31 @@ def test_a_sum_without_a_guarantee_counts_no_bands() -> None:
     numbers = np.array([6.0, 3.0, 1.0, 0.0])
     summed = read_train_sum(Total(layout, Encoding(exponent=20, most=3), numbers, np.zeros(1, np.uint32)), hospitals=3)
     assert (summed.bands, summed.mean_loss) == ((), 2.0)
+
+
+# --- with the hospitals' steps ------------------------------------------------------------------------
+COUNTED = layout_for("train", parameters=1, metrics=0, steps=True)
+
+
+def counted(weight: float, steps: float) -> Total:
+    numbers = np.array([6.0, 3.0, weight, 0.0, steps])
+    return Total(COUNTED, Encoding(exponent=20, most=3), numbers, np.zeros(1, np.uint32))
+
+
+def test_mean_steps_are_weighted_as_the_delta_is() -> None:
+    hospitals = ((1, 10), (2, 4), (5, 0.5))  # (weight, steps)
+    total = counted(8.0, sum(weight * steps for weight, steps in hospitals))
+    assert read_train_sum(total, hospitals=3).mean_steps == pytest.approx(20.5 / 8)
+    assert read_train_sum(counted(8.0, 0.0), hospitals=3).mean_steps == 0
+
+
+@pytest.mark.parametrize("steps", [-1.0, -(2.0**-24), float("inf"), float("nan")])
+def test_steps_that_nobody_can_have_taken_are_refused(steps: float) -> None:
+    with pytest.raises(BadTensors, match="steps"):
+        read_train_sum(counted(8.0, steps), hospitals=3)
+
+
+def test_a_sum_without_steps_has_no_mean_of_them() -> None:
+    layout = layout_for("train", parameters=1, metrics=0)
+    total = Total(layout, Encoding(exponent=20, most=3), np.array([6.0, 3.0, 1.0, 0.0]), np.zeros(1, np.uint32))
+    assert read_train_sum(total, hospitals=3).mean_steps is None

@@ -1,0 +1,28 @@
+"""What the coordinator does with the mean change of a round: the server strategies a plan may name, one file each."""
+
+from collections.abc import Callable, Mapping
+
+from boundary.plan import Server, Strategy, StudyPlan
+from flows.aggregation.fedadagrad import fedadagrad
+from flows.aggregation.fedadam import fedadam
+from flows.aggregation.fedavg import fedavg
+from flows.aggregation.fedavgm import fedavgm
+from flows.aggregation.fednova import fednova
+from flows.aggregation.fedyogi import fedyogi
+from flows.aggregation.state import Mean, ServerState, ServerStrategy
+
+__all__ = ["STRATEGIES", "Mean", "ServerState", "ServerStrategy", "strategy_of"]
+
+STRATEGIES: Mapping[Strategy, Callable[[float, Server], ServerStrategy]] = {
+    "fedavg": fedavg,
+    "fedavgm": fedavgm,
+    "fedadagrad": fedadagrad,
+    "fedadam": fedadam,
+    "fedyogi": fedyogi,
+    "fednova": fednova,
+}
+"""Name in the plan -> strategy, from the server's learning rate and the plan's section `server`."""
+
+
+def strategy_of(plan: StudyPlan) -> ServerStrategy:
+    return STRATEGIES[plan.training.strategy](plan.server_learning_rate, plan.server)

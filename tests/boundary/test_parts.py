@@ -1,0 +1,98 @@
+"""Which parameters move, stay home or stay as they are: by patterns of names, the same on both sides."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from boundary.errors import BadTensors, InvalidPlan
+from boundary.parts import parts_of
+from boundary.plan import ModelChoice
+from boundary.tensors import TensorManifest, TensorSpec, flatten, unflatten
+
+SHAPES = {"features.conv.weight": (2, 3), "features.norm.bias": (3,), "features.norm.weight": (3,), "head.bias": (2,),
+          "head.weight": (2, 4)}  # fmt: skip
+WHOLE = TensorManifest(tensors=tuple(TensorSpec(name=name, shape=shape) for name, shape in SHAPES.items()))
+VECTOR = np.arange(WHOLE.size, dtype=np.float32)
+
+
+def choice(*trained: str, home: tuple[str, ...] = ()) -> ModelChoice:
+    return ModelChoice(name="net", version=1, trained=trained or ("*",), home=home)
+
+
+def names(manifest: TensorManifest) -> list[str]:
+    return [spec.name for spec in manifest.tensors]
+
+
+def test_without_a_word_everything_moves() -> None:
+    parts = parts_of(choice(), WHOLE)
+    assert parts.moves_whole
+    assert parts.moving == WHOLE
+    assert names(parts.home) == []
+    assert parts.trained == set(SHAPES)
+    assert parts.joined(None, VECTOR) is VECTOR
+
+
+def test_what_is_not_trained_does_not_move() -> None:
+    parts = parts_of(choice("head.*"), WHOLE)
+    assert names(parts.moving) == ["head.bias", "head.weight"]
+    assert (names(parts.home), parts.moves_whole) == ([], False)
+    assert parts.trained == {"head.bias", "head.weight"}
+
+
+def test_what_stays_home_is_trained_and_does_not_move() -> None:
+    parts = parts_of(choice(home=("*.norm.*",)), WHOLE)
+    assert names(parts.home) == ["features.norm.bias", "features.norm.weight"]
+    assert names(parts.moving) == ["features.conv.weight", "head.bias", "head.weight"]
+    assert parts.trained == set(SHAPES)
+
+
+def test_a_pattern_of_home_says_nothing_about_what_is_not_trained() -> None:
+    parts = parts_of(choice("head.*", home=("*.bias",)), WHOLE)
+    assert names(parts.home) == ["head.bias"]
+    assert parts.trained == {"head.bias", "head.weight"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        (choice("haed.*"), "model.trained: 'haed.*' fits no parameter of net@1"),
+        (choice("head.*", "Head.*"), "'Head.*' fits no parameter"),
+        (choice(home=("bn*",)), "model.home: 'bn*' fits no parameter"),
+        (choice("head.*", home=("*",)), "every trained parameter stays home"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(wanted: ModelChoice, says: str) -> None:
+    with pytest.raises(InvalidPlan) as refused:
+        parts_of(wanted, WHOLE)
+    assert says in str(refused.value)
+
+
+@given(st.sets(st.sampled_from(sorted(SHAPES)), min_size=1), st.sets(st.sampled_from(sorted(SHAPES))))
+def test_parts_put_together_are_the_whole(trained: set[str], home: set[str]) -> None:
+    if not trained - home:
+        return
+    parts = parts_of(choice(*sorted(trained), home=tuple(sorted(home))), WHOLE)
+    assert sorted([*names(parts.moving), *names(parts.home), *(set(SHAPES) - trained)]) == sorted(SHAPES)
+    base = -VECTOR - 1
+    whole = parts.joined(base, parts.moving_of(VECTOR), parts.home_of(VECTOR))
+    for name, values in unflatten(whole, WHOLE).items():
+        expected = VECTOR if name in parts.trained else base
+        np.testing.assert_array_equal(values, unflatten(expected, WHOLE)[name])
+    np.testing.assert_array_equal(base, -VECTOR - 1)
+    ours = parts.joined(base, parts.moving_of(VECTOR))
+    np.testing.assert_array_equal(parts.home_of(ours), parts.home_of(base))
+    moving = {spec.name: unflatten(VECTOR, WHOLE)[spec.name] for spec in parts.moving.tensors}
+    np.testing.assert_array_equal(parts.moving_of(VECTOR), flatten(moving, parts.moving))
+
+
+def test_what_has_another_size_is_refused() -> None:
+    parts = parts_of(choice("head.*", home=("*.bias",)), WHOLE)
+    moving, home = parts.moving_of(VECTOR), parts.home_of(VECTOR)
+    for base, some, own in (
+        (None, moving, home), (VECTOR[1:], moving, home), (VECTOR, moving[1:], home), (VECTOR, moving, home[1:])
+    ):  # fmt: skip
+        with pytest.raises(BadTensors):
+            parts.joined(base, some, own)
+    with pytest.raises(BadTensors):
+        parts_of(choice(), WHOLE).joined(VECTOR, VECTOR[1:])
