@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.numpy
 
 from boundary.canonical import parse_json
 from boundary.plan import plan_from_json
 from flows.authority import Authority
+from flows.coordinator import load
+from flows.release import final_weights
+from flows.store import rounds, studies
+from flows.store.database import reading
 from infra.servers import orthanc
 from infra.servers.connect_proxy import Proxy
 from silo_agent.intake.scan import scan
@@ -88,8 +93,25 @@ def study(
 
 def test_all_three_contribute(study: tuple[Path, Any]) -> None:
     _, summary = study
-    (only,) = summary["rounds"]
-    assert (only["registered"], only["ready"], only["contributing"]) == (3, 3, 3)
+    assert [(one["registered"], one["ready"], one["contributing"]) for one in summary["rounds"]] == [(3, 3, 3)] * 2
+
+
+def test_what_stays_home_is_in_no_model_of_a_round_and_the_server_remembers(study: tuple[Path, Any]) -> None:
+    coordinator = load(study[0] / "coordinator")
+    with reading(coordinator.store) as connection:
+        (ours,) = studies.every(connection)
+        records = rounds.committed(connection, ours.study)
+        kept = [rounds.candidate_of(connection, ours.study, one.round) for one in records]
+    assert all("norm" in spec.name for spec in ours.parts.home.tensors)
+    assert len(ours.parts.home.tensors) > 10
+    for one, candidate in zip(records, kept, strict=True):
+        with coordinator.blobs.open(one.model_out.digest) as source:
+            names = set(safetensors.numpy.load(source.read()))
+        assert names == {spec.name for spec in ours.parts.moving.tensors}
+        assert not any("norm" in name for name in names)
+        assert candidate is not None
+        assert candidate.memory is not None
+    assert final_weights(ours, records[-1], coordinator.blobs.open).shape == (ours.parts.whole.size,)
 
 
 def test_the_data_set_is_the_one_that_its_folder_holds(study: tuple[Path, Any], archive: Path, tmp_path: Path) -> None:
@@ -115,8 +137,7 @@ def test_the_agent_behind_the_proxy_went_no_other_way(study: tuple[Path, Any], p
     (target,) = {target for target, _ in proxy.asked}
     assert target.startswith("127.0.0.1:")
     assert all(has_login for _, has_login in proxy.asked)
-    (only,) = summary["rounds"]
-    sent = only["bytes_up"][SITES[1]] + only["bytes_down"][SITES[1]]
+    sent = sum(one[way][SITES[1]] for one in summary["rounds"] for way in ("bytes_up", "bytes_down"))
     assert proxy.moved > sent > 100_000, "enrolment, the model and the masked change"
 
 

@@ -1,5 +1,7 @@
 """The demo, of which one hospital keeps its images in an archive over DICOMweb, and one goes out through a proxy.
 
+Normalisation stays home in each of them, and the coordinator's optimiser is FedAdam.
+
     python three_ways.py WORKDIR ARCHIVE ORTHANC_URL PROXY_URL PROXY_CA LOGIN PREFECT_PORT MLFLOW_PORT RELAY_PORT
 
 The first hospital of ARCHIVE reads from Orthanc and the second is behind the proxy; both want LOGIN (user:password).
@@ -41,6 +43,18 @@ class ThreeWays(Stage):
             (state / "proxy.pem").write_bytes(Path(PROXY_CA).read_bytes())
         return text
 
+    def publish(self, plan: Path) -> str:
+        text = plan.read_text("utf-8")
+        for before, after in (
+            ("initial_seed = 7", 'initial_seed = 7\nhome = ["*norm*"]'),
+            ("rounds = 2", 'rounds = 2\nstrategy = "fedadam"'),
+        ):
+            if before not in text:
+                raise SystemExit(f"no {before} in {text}")
+            text = text.replace(before, after)
+        plan.write_text(f"{text}\n[server]\nlearning_rate = 0.02\n", "utf-8")
+        return super().publish(plan)
+
 
 def _write_login(path: Path) -> None:
     path.touch(0o600)
@@ -50,7 +64,7 @@ def _write_login(path: Path) -> None:
 if __name__ == "__main__":
     show.Stage = ThreeWays
     choices = show.Choices(
-        archive=ARCHIVE, rounds=1, hospitals=3, workdir=WORKDIR / "w", summary=WORKDIR / "out.json", plan=None,
+        archive=ARCHIVE, rounds=2, hospitals=3, workdir=WORKDIR / "w", summary=WORKDIR / "out.json", plan=None,
         keep_running=False, ports=(PREFECT, MLFLOW, RELAY), epsilon=0.0,
     )  # fmt: skip
     raise SystemExit(show.run_demo(choices))
