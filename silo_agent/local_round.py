@@ -29,7 +29,7 @@ from models.catalogue import build, check_model, entry_of
 from models.errors import TrainingCancelled
 from models.losses import mean_loss
 from models.measuring import layout_of
-from models.parameters import load_tensors, manifest, to_tensors, train_only
+from models.parameters import initial_tensors, load_tensors, manifest, to_tensors, train_only
 from models.preprocessing import normalised
 from models.private.keystream import KEY_BYTES
 from models.private.proof import class_labels, prove, voxel_labels
@@ -55,7 +55,9 @@ class Private:
         return cls(PrivateSteps(**numbers), tuple(said["bands"]))
 
 
+BASE_TOLERANCE = 1e-5  # another processor rounds the same draw otherwise; weights begin at about 1e-2
 _parts: dict[tuple[ModelChoice, int], Parts] = {}
+_bases: dict[tuple[ModelChoice, int], Vector] = {}
 _tried: set[tuple[ModelChoice, tuple[int, ...], int, str, int]] = set()
 _proven: set[tuple[ModelChoice, tuple[int, ...], int]] = set()
 
@@ -111,7 +113,7 @@ class LocalRound:
 
     def whole(self, moving: Vector) -> Vector:
         """The whole network, float32 [parts.whole.size], with our own parameters in it. Raises `BadTensors`."""
-        base = None if self.base is None else unpack_file(self.base, self.parts.whole)
+        base = None if self.base is None else self._checked_base(self.base)
         home = None
         if self.parts.home.tensors:
             with suppress(FileNotFoundError):  # none yet, or somebody who had a share in it has just withdrawn consent
@@ -119,6 +121,23 @@ class LocalRound:
         whole = self.parts.joined(base, moving, home)
         check_values(whole, self.plan.aggregation.max_model_norm)
         return whole
+
+    def _checked_base(self, path: Path) -> Vector:
+        """What the study begins with is what the plan's seed gives, and not what somebody chose to have us train upon.
+
+        Weights that are made for it tell more of an image than any training would (Fowl et al. 2022, "Robbing the
+        Fed"). What is trained is ours to change, what is frozen stays: so it is compared with our own draw.
+        """
+        base, wanted = unpack_file(path, self.parts.whole), (self.plan.model, len(self.plan.labels.classes))
+        if wanted not in _bases:
+            _bases.clear()
+            _bases[wanted] = flatten(initial_tensors(*wanted), self.parts.whole)
+        if not np.allclose(base, _bases[wanted], rtol=0, atol=BASE_TOLERANCE):
+            raise BadTensors(
+                "what is not trained is not what the plan's seed gives here: the coordinator has another version of "
+                "torch or MONAI, or has exchanged it"
+            )
+        return base
 
     def network(self, weights: Vector) -> torch.nn.Module:
         """With what moves as it came, float32 [parts.moving.size]. Raises `BadTensors`."""

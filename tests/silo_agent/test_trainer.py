@@ -238,6 +238,24 @@ def test_only_what_is_trained_and_moves_is_sent(child: Child, work: dict[str, An
     assert (without["event"], without["code"]) == ("failed", "BAD_TENSORS")
 
 
+@pytest.mark.parametrize("which", ["one weight", "another seed"])
+def test_nobody_chooses_what_is_trained_upon(child: Child, work: dict[str, Any], tmp_path: Path, which: str) -> None:
+    """Frozen weights are the plan's: crafted ones would make a head's change tell of single images."""
+    ours, parts = parted(work, tmp_path, model={"trained": ["class_layers.*"]})
+    child.outcome(do="scan", **ours)
+    base = unpack(Path(ours["base"]).read_bytes(), parts.whole)
+    if which == "one weight":
+        base[parts.whole.size // 2] += 0.001
+    else:
+        other = parse_plan(ours["plan"]).model.model_copy(update={"initial_seed": 99})
+        base = flatten(initial_tensors(other, 2), parts.whole)
+    Path(ours["base"]).write_bytes(pack(base, parts.whole))
+    for do in ("train", "evaluate"):
+        refused, _ = child.outcome(do=do, **ours)
+        assert (refused["event"], refused["code"]) == ("failed", "BAD_TENSORS")
+        assert "what is not trained" in refused["detail"]
+
+
 def test_what_stays_home_is_trained_kept_and_used(child: Child, work: dict[str, Any], tmp_path: Path) -> None:
     ours, parts = parted(work, tmp_path, model={"home": ["*norm*"]})
     child.outcome(do="scan", **ours)
