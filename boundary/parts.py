@@ -64,7 +64,7 @@ def parts_of(choice: ModelChoice, whole: TensorManifest) -> Parts:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise InvalidPlan(
                     f"model.{which}: {pattern!r} fits no parameter of {choice.name}@{choice.version}, which has "
-                    f"{', '.join(names[:3])} ... {names[-1]} (all: wardround models {choice.name})"
+                    f"{', '.join(names[:3])} ... {names[-1]} (all of them: wardround plan models {choice.name})"
                 )
     trained = _fitting(names, choice.trained)
     home = trained & _fitting(names, choice.home)

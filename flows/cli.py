@@ -161,13 +161,19 @@ def roster_renew(
 
 @plan_app.command("check")
 def plan_check(plan: PlanFile, home: HomeOption = DEFAULT_HOME) -> None:
-    """Parse a plan, pin the hospitals' keys, print its digest. Publishes nothing."""
+    """Parse a plan, pin the hospitals' keys, look at its network, print its digest. Publishes nothing."""
     from boundary.plan import digest_of, study_id
     from flows.coordinator import load
-    from flows.publication import pinned
+    from flows.publication import checked_tensors, pinned
 
     parsed = pinned(load(home), plan.read_text("utf-8"))
+    _, parts = checked_tensors(parsed)
     typer.echo(f"{parsed.label}: study {study_id(parsed)}, {len(parsed.hospitals)} hospitals")
+    if not parts.moves_whole:
+        typer.echo(
+            f"of {parts.whole.size:,} parameters {parts.moving.size:,} move in each round, {parts.home.size:,} are "
+            f"trained and stay home, {parts.whole.size - parts.moving.size - parts.home.size:,} are not trained"
+        )
     typer.echo(digest_of(parsed))
 
 
@@ -193,12 +199,28 @@ def plan_cost(plan: Annotated[Path, typer.Argument(help="A study.toml.", exists=
 
 
 @plan_app.command("models")
-def plan_models() -> None:
-    """List the models a plan may name."""
+def plan_models(
+    name: Annotated[str | None, typer.Argument(help="One of them: list its parameters by name.")] = None,
+) -> None:
+    """List the models a plan may name; or the parameters of one, which `trained` and `home` in a plan are about."""
     from models.catalogue import describe
 
-    for entry in describe():
-        typer.echo(f"{entry.label:24} {entry.parameters:>12,} parameters  {entry.use}: {entry.summary}")
+    if name is None:
+        for entry in describe():
+            typer.echo(f"{entry.label:24} {entry.parameters:>12,} parameters  {entry.use}: {entry.summary}")
+        return
+    for choice, size in parameters_of(name):
+        typer.echo(f"{size:>12,}  {choice}")
+
+
+def parameters_of(name: str) -> list[tuple[str, int]]:
+    """(parameter, how many weights) of a network with two classes. Raises `UnknownModel`."""
+    from boundary.plan import ModelChoice
+    from models.parameters import manifest
+
+    wanted, _, version = name.partition("@")
+    choice = ModelChoice(name=wanted, version=int(version or 1))
+    return [(spec.name, spec.size) for spec in manifest(choice, 2).tensors]
 
 
 @app.command()

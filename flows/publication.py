@@ -1,20 +1,23 @@
 """From a study.toml to a published study: keys pinned, model built once, plan offered to the hospitals."""
 
 import tomllib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from boundary.errors import InvalidPlan
 from boundary.messages import PlanProposed
 from boundary.names import COORDINATOR
-from boundary.parts import parts_of
-from boundary.plan import ModelChoice, StudyPlan, parse_plan, plan_from_toml
+from boundary.parts import Parts, parts_of
+from boundary.plan import StudyPlan, parse_plan, plan_from_toml
 from boundary.roster import read_roster
-from boundary.tensors import TensorManifest, Vector, flatten, manifest_of, pack
+from boundary.tensors import Vector, flatten, manifest_of, pack
 from flows.coordinator import Coordinator
 from flows.desk import Desk
 from flows.records import ModelStart
 from flows.store import holdings, members, studies
 from flows.store.database import reading, writing
+
+if TYPE_CHECKING:
+    from models.parameters import Tensors
 
 
 def pinned(coordinator: Coordinator, text: str) -> StudyPlan:
@@ -44,14 +47,7 @@ def publish(coordinator: Coordinator, plan: StudyPlan) -> studies.Study:
 
     Raises `InvalidPlan` for a network that is not for the plan's task and images.
     """
-    from models.catalogue import check_model
-    from models.errors import ModelError
-    from models.parameters import initial_tensors
-
-    try:
-        check_model(plan)
-    except ModelError as why:
-        raise InvalidPlan(f"model: {why}") from why
+    tensors, parts = checked_tensors(plan)
     with reading(coordinator.store) as connection:
         Desk(coordinator.key, coordinator.now, plan).roster(connection)
         known = {study.label for study in studies.every(connection)}
@@ -60,9 +56,7 @@ def publish(coordinator: Coordinator, plan: StudyPlan) -> studies.Study:
             study = studies.find(connection, plan.label)
             studies.publish(connection, plan, study.model, coordinator.now())  # refuses another plan of this name
     else:
-        tensors = initial_tensors(plan.model, len(plan.labels.classes))
-        manifest = manifest_of(tensors)
-        start = model_start(coordinator, plan.model, flatten(tensors, manifest), manifest)
+        start = model_start(coordinator, flatten(tensors, parts.whole), parts)
         with writing(coordinator.store) as connection:
             holdings.record(connection, start.initial, owner=COORDINATOR, now=coordinator.now())
             holdings.record(connection, start.first, owner=COORDINATOR, now=coordinator.now())
@@ -72,14 +66,27 @@ def publish(coordinator: Coordinator, plan: StudyPlan) -> studies.Study:
     return study
 
 
-def model_start(coordinator: Coordinator, choice: ModelChoice, weights: Vector, manifest: TensorManifest) -> ModelStart:
-    """Keep the initial weights, and apart what of them moves. Raises `InvalidPlan` for patterns that fit nothing."""
-    parts = parts_of(choice, manifest)
-    initial = coordinator.blobs.put_bytes(pack(weights, manifest))
+def checked_tensors(plan: StudyPlan) -> tuple["Tensors", Parts]:
+    """The initial weights by name, and which of them move. Raises `InvalidPlan` for what no hospital could train."""
+    from models.catalogue import check_model
+    from models.errors import ModelError
+    from models.parameters import initial_tensors
+
+    try:
+        check_model(plan)
+        tensors = initial_tensors(plan.model, len(plan.labels.classes))
+    except ModelError as why:
+        raise InvalidPlan(f"model: {why}") from why
+    return tensors, parts_of(plan.model, manifest_of(tensors))
+
+
+def model_start(coordinator: Coordinator, weights: Vector, parts: Parts) -> ModelStart:
+    """Keep the initial weights, float32 [parts.whole.size], and apart what of them moves."""
+    initial = coordinator.blobs.put_bytes(pack(weights, parts.whole))
     if parts.moves_whole:
-        return ModelStart(manifest=manifest, initial=initial)
+        return ModelStart(manifest=parts.whole, initial=initial)
     moving = coordinator.blobs.put_bytes(pack(parts.moving_of(weights), parts.moving))
-    return ModelStart(manifest=manifest, initial=initial, moving=moving)
+    return ModelStart(manifest=parts.whole, initial=initial, moving=moving)
 
 
 def propose(coordinator: Coordinator, study: studies.Study) -> None:

@@ -22,6 +22,7 @@ from boundary.envelope import open_envelope, seal_envelope
 from boundary.identity import SigningIdentity
 from boundary.messages import AnyMessage, BlobRef, Collection, Message
 from boundary.names import COORDINATOR
+from boundary.parts import parts_of
 from boundary.plan import StudyPlan, parse_plan, plan_from_json
 from boundary.protocol import Step
 from boundary.roster import TrustedRoster
@@ -334,7 +335,7 @@ def make_federation(  # noqa: PLR0913 - what tests vary
     shapes = {"rest": frozen, "w": parameters} if frozen else {"w": parameters}
     manifest = TensorManifest(tensors=tuple(TensorSpec(name=name, shape=(size,)) for name, size in shapes.items()))
     weights = np.concatenate([np.ones(frozen, np.float32), np.zeros(parameters, np.float32)])
-    start = model_start(coordinator, plan.model, weights, manifest)
+    start = model_start(coordinator, weights, parts_of(plan.model, manifest))
     with writing(coordinator.store) as connection:
         for blob in (start.initial, start.first):
             holdings.record(connection, blob, owner=COORDINATOR, now=coordinator.now())

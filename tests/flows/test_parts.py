@@ -5,17 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from boundary.errors import InvalidPlan
 from boundary.messages import WorkOrder
+from boundary.plan import ModelChoice
 from boundary.tensors import unpack
 from compliance.records import RoundRecord
+from flows.cli import app
 from flows.desk import Desk
 from flows.driver import StudyDriver
-from flows.publication import model_start
+from flows.publication import publish
 from flows.release import final_weights
 from flows.retention import purge
-from flows.store import holdings
+from flows.store import holdings, studies
 from flows.store.database import reading
 from infra.driving import EXACT, PARAMETERS, mean_of, one_round, run, weights, work_of
 from infra.federation import SimulatedFederation, make_federation
@@ -76,9 +79,16 @@ def test_the_released_model_is_whole_and_its_base_is_kept(federation: SimulatedF
 
 
 def test_a_pattern_that_fits_nothing_is_refused_before_anything_is_published(federation: SimulatedFederation) -> None:
-    study = federation.study
-    wrong = study.plan.model.model_copy(update={"trained": ("v*",)})
-    with pytest.raises(InvalidPlan, match=r"model.trained: 'v\*' fits no parameter"):
-        model_start(
-            federation.coordinator, wrong, np.zeros(study.model.manifest.size, np.float32), study.model.manifest
-        )
+    wrong = federation.plan.model_copy(update={"model": ModelChoice(name="cnn-small", version=1, trained=("v*",))})
+    with pytest.raises(InvalidPlan, match=r"model.trained: 'v\*' fits no parameter of cnn-small@1"):
+        publish(federation.coordinator, wrong.model_copy(update={"name": "another"}))
+    with reading(federation.coordinator.store) as connection:
+        assert [study.label for study in studies.every(connection)] == [federation.plan.label]
+
+
+def test_a_person_finds_the_names_of_parameters() -> None:
+    done = CliRunner().invoke(app, ["plan", "models", "densenet121"])
+    assert done.exit_code == 0
+    listed = dict(line.split()[::-1] for line in done.stdout.splitlines())
+    assert listed["class_layers.out.weight"] == "2,048"
+    assert sum(int(size.replace(",", "")) for size in listed.values()) == 6_949_634
