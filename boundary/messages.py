@@ -130,7 +130,8 @@ class WorkOrder(OfCollection):
     `normalisation` is what the statistics of the plan's hospitals gave, if the plan asks for it. `heads` is what the
     parties' logs were like (`heads_digest`): a sum over hospitals that were shown different logs does not come about.
     `model` has the parameters that move (`boundary.parts`); where those are not all, `base` is the whole network as the
-    study begins, the same in every order.
+    study begins, the same in every order. `control` is the coordinator's control variate of SCAFFOLD, one tensor called
+    "control" with as many weights as move; None before there is one.
     """
 
     kind: ClassVar[str] = "work-order"
@@ -139,6 +140,7 @@ class WorkOrder(OfCollection):
     roster_digest: DigestStr
     model: BlobRef
     base: BlobRef | None
+    control: BlobRef | None
     encoding: Encoding
     normalisation: Normalisation | None
     heads: DigestStr

@@ -202,7 +202,7 @@ class Dataset(Frozen):
         return self
 
 
-Strategy = Literal["fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "fednova"]
+Strategy = Literal["fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "fednova", "scaffold"]
 ADAPTIVE = frozenset({"fedadagrad", "fedadam", "fedyogi"})
 
 
@@ -332,16 +332,20 @@ class StudyPlan(Frozen):
         return self
 
     def _check_strategy(self) -> None:
-        if self.training.strategy == "fednova":
-            if self.privacy.mechanism != "none":
+        training, is_private = self.training, self.privacy.mechanism != "none"
+        if training.strategy in {"fednova", "scaffold"} and (training.optimizer != "sgd" or training.proximal):
+            raise ValueError(f"training.strategy: {training.strategy} counts on steps of plain sgd, without a pull")
+        if training.strategy == "fednova":
+            if is_private:
                 raise ValueError("training.strategy: with a guarantee per patient all hospitals take the same steps")
-            if self.training.optimizer != "sgd":
-                raise ValueError("training.optimizer: fednova divides by the steps of sgd")
-            if self.training.proximal:
-                raise ValueError("training.proximal: with a pull, fednova's steps do not count alike")
-            largest = self.aggregation.largest_weight(self.training) * self.training.max_steps * len(self.hospitals)
+            largest = self.aggregation.largest_weight(training) * training.max_steps * len(self.hospitals)
             if largest >= LARGEST_SUM:
                 raise ValueError("training.max_steps: times aggregation.max_weight too large to be summed")
+        if training.strategy == "scaffold":
+            if is_private:
+                raise ValueError("training.strategy: scaffold's control variates are not covered by privacy noise")
+            if self.aggregation.random_share < 1:
+                raise ValueError("aggregation.random_share: scaffold's two vectors are sent whole")
         if not self.model.trained:
             raise ValueError("model.trained: nothing to train")
 
@@ -364,6 +368,11 @@ class StudyPlan(Frozen):
         """The plan's, or the strategy's usual one."""
         usual = 0.01 if self.training.strategy in ADAPTIVE else 1.0
         return usual if self.server.learning_rate is None else self.server.learning_rate
+
+    @property
+    def has_controls(self) -> bool:
+        """Whether a training also reports by how much its control variate changed, in as many weights again."""
+        return self.training.strategy == "scaffold"
 
     @property
     def counts_steps(self) -> bool:

@@ -46,7 +46,7 @@ class Candidate(Frozen):
     """A round after its train sum, before its evaluation: what a restarted driver goes on from.
 
     `memory` is what the server strategy remembers for the next round, if it remembers anything
-    (`flows.aggregation.memory`): it belongs to this model and no other, and no hospital may read it.
+    (`flows.aggregation.memory`): it belongs to this model and no other, and no hospital may read it but SCAFFOLD's.
     """
 
     model: BlobRef

@@ -14,6 +14,7 @@ from itertools import product
 from math import sqrt
 from time import monotonic
 
+import numpy as np
 from sqlalchemy import Connection
 
 from boundary.errors import BoundaryError
@@ -92,20 +93,21 @@ class RoundWork:
     def layout(self, phase: Phase) -> VectorLayout:
         plan = self.study.plan
         metrics = len(plan.labels.classes) if phase == "statistics" else layout_of(plan).size
-        parameters = plan.aggregation.summed_weights(self.study.parts.moving.size)
+        parameters = plan.aggregation.summed_weights(self.study.parts.moving.size) * (2 if plan.has_controls else 1)
         return layout_for(phase, parameters=parameters, metrics=metrics, bands=plan.bands, steps=plan.counts_steps)
 
     # --- collecting ----------------------------------------------------------------------------------
     @asynccontextmanager
     async def collecting(self, phase: Phase, model: BlobRef) -> AsyncIterator[MaskedSum]:
         """Post the orders (or find them) and watch for answers during the block."""
-        collection, orders = self.collection(phase), {}
+        collection, orders, control = self.collection(phase), {}, self._control() if phase == "train" else None
         order = WorkOrder(
             collection=collection,
             plan_digest=self.study.plan_digest,
             roster_digest=self.roster_digest,
             model=model,
             base=self.study.model.base,
+            control=control,
             encoding=self.encoding if phase == "train" else first_encoding(self.study.plan),
             normalisation=None if self.study.statistics is None else self.study.statistics.normalisation,
             heads=self.heads,
@@ -173,7 +175,11 @@ class RoundWork:
         manifest, plan, masked = self.study.parts.moving, self.study.plan, gathered.opened
         summed = read_train_sum(self._total(gathered), hospitals=len(masked.vectors))
         strategy = strategy_of(plan)
-        mean = Mean(self._whole(summed.mean_delta, gathered), summed.mean_steps)
+        if plan.has_controls:
+            delta, change = np.split(summed.mean_delta, 2)
+            mean = Mean(delta, control=change, share=len(masked.vectors) / len(plan.silos))
+        else:
+            mean = Mean(self._whole(summed.mean_delta, gathered), summed.mean_steps)
         state = strategy.apply(self._state(strategy), mean)
         mean_loss, weight, clipped, largest = summed.mean_loss, summed.weight, summed.clipped, summed.largest
         bands = summed.bands
@@ -207,12 +213,19 @@ class RoundWork:
         state, before = strategy.init(self._weights(self.model_in)), self.number - 1
         if before == 0 or not state.memory:
             return replace(state, round=before)
+        memory = recalled(self._memory(before), state.memory, before, self.coordinator.blobs.open)
+        return replace(state, round=before, memory=memory)
+
+    def _memory(self, before: int) -> BlobRef:
         with reading(self.coordinator.store) as connection:
             kept = rounds.candidate_of(connection, self.study.study, before)
         if kept is None or kept.memory is None or kept.model != self.model_in:
             raise MemoryUnusable(before, "was not kept together with its model")
-        memory = recalled(kept.memory, state.memory, before, self.coordinator.blobs.open)
-        return replace(state, round=before, memory=memory)
+        return kept.memory
+
+    def _control(self) -> BlobRef | None:
+        """What SCAFFOLD's hospitals are told of all others; nothing yet in the first round."""
+        return self._memory(self.number - 1) if self.study.plan.has_controls and self.number > 1 else None
 
     def _whole(self, mean: Vector, gathered: Gathered) -> Vector:
         """The change of all weights, from those that were in the sum."""
@@ -325,6 +338,8 @@ class RoundWork:
         models = [candidate.model.digest] + ([self.model_in.digest] if self.number == 1 else [])
         if self.number == 1 and self.study.model.base is not None:
             models.append(self.study.model.base.digest)
+        if (control := self._control()) is not None:
+            models.append(control.digest)
         vectors: dict[str, list[str]] = {silo: [] for silo in self.study.plan.silos}
         for phase, attempt in product(PHASES, range(1, self.opened.facts.attempt + 1)):
             slot = str(self.collection(phase).model_copy(update={"attempt": attempt}))

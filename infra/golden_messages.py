@@ -69,6 +69,7 @@ def work_order() -> WorkOrder:
         roster_digest=roster().digest,
         model=MODEL,
         base=BASE,
+        control=BASE,
         encoding=first_encoding(plan()),
         normalisation=Normalisation(mean=0.25, deviation=0.125),
         heads=heads_digest([head(COORDINATOR), head("charite")]),

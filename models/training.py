@@ -4,7 +4,7 @@ Nothing here is private. Per-patient DP-SGD will stand beside `train` as another
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -102,7 +102,21 @@ class ProximalTerm:
                 p.grad.add_(p.detach() - begin, alpha=self._strength)
 
 
-def train(
+class Correction:
+    """SCAFFOLD's correction of each step, c - c_i by parameter (Karimireddy et al. 2020, Algorithm 1, line 10)."""
+
+    def __init__(self, module: nn.Module, values: Mapping[str, NDArray[np.float32]]) -> None:
+        named = dict(module.named_parameters())
+        self._pairs = [(named[name], torch.tensor(value, device=named[name].device)) for name, value in values.items()]
+
+    def add(self) -> None:
+        """Add it to every `grad`; of a parameter that is not trained there is none."""
+        for p, value in self._pairs:
+            if p.grad is not None:
+                p.grad.add_(value)
+
+
+def train(  # noqa: PLR0913 - two of them are for who watches
     module: nn.Module,
     data: LocalData,
     training: Training,
@@ -111,6 +125,7 @@ def train(
     on_step: Callable[[int, int], None],
     should_stop: Callable[[], bool] = _never,
     device: str = "cpu",
+    correction: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> TrainingOutcome:
     """Train in place with the plan's optimiser, its state fresh; the module stays on `device`.
 
@@ -122,12 +137,12 @@ def train(
         raise NoImages("there is no image to train on")
     module.to(device).train()
     optimizer = optimizer_for(module, training)
-    proximal = ProximalTerm(module, training.proximal)
+    terms = ProximalTerm(module, training.proximal), Correction(module, correction or {})
     planned, seen, loss_sum = planned_steps(len(data), training), 0, 0.0
     for step, rows in enumerate(batches(len(data), training, seed), start=1):
         if should_stop():
             raise TrainingCancelled(step - 1)
-        loss_sum += len(rows) * _step(module, optimizer, *batch(data, rows, device), number=step, proximal=proximal)
+        loss_sum += len(rows) * _step(module, optimizer, *batch(data, rows, device), number=step, terms=terms)
         seen += len(rows)
         on_step(step, planned)
     if not all(torch.isfinite(parameter).all() for parameter in module.parameters()):
@@ -210,7 +225,7 @@ def _step(
     labels: Tensor,
     *,
     number: int,
-    proximal: ProximalTerm,
+    terms: Iterable[ProximalTerm | Correction],
 ) -> float:
     """One optimiser step; returns the mean loss. A loss that is not finite never reaches the weights."""
     loss = mean_loss(module(images), labels)
@@ -219,6 +234,7 @@ def _step(
         raise NonFiniteLoss(number)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    proximal.add()
+    for term in terms:
+        term.add()
     optimizer.step()
     return value

@@ -24,7 +24,7 @@ from boundary.messages import Normalisation
 from boundary.parts import Parts, parts_of
 from boundary.plan import ModelChoice, StudyPlan, parse_plan
 from boundary.secagg.selection import selected
-from boundary.tensors import Vector, check_values, flatten, unflatten, unpack_file
+from boundary.tensors import TensorManifest, TensorSpec, Vector, check_values, flatten, unflatten, unpack_file
 from models.catalogue import build, check_model, entry_of
 from models.errors import TrainingCancelled
 from models.losses import mean_loss
@@ -38,7 +38,7 @@ from models.training import LocalData, evaluate, planned_steps, train
 from silo_agent.errors import WorkCancelled, WorkFailed
 from silo_agent.intake.cache import load_cache
 from silo_agent.intake.errors import CacheUnreadable
-from silo_agent.results import HOME, RESIDUAL
+from silo_agent.results import CONTROL, HOME, RESIDUAL
 from silo_agent.vector import write_vector
 
 
@@ -56,6 +56,16 @@ class Private:
 
 
 BASE_TOLERANCE = 1e-5  # another processor rounds the same draw otherwise; weights begin at about 1e-2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Controls:
+    """SCAFFOLD's control variates c and c_i, float32 [parts.moving.size] each."""
+
+    common: Vector
+    own: Vector
+
+
 _parts: dict[tuple[ModelChoice, int], Parts] = {}
 _bases: dict[tuple[ModelChoice, int], Vector] = {}
 _tried: set[tuple[ModelChoice, tuple[int, ...], int, str, int]] = set()
@@ -77,6 +87,8 @@ class LocalRound:
     residual: Path = Path()  # what former rounds did not send, if the plan has error feedback
     base: Path | None = None  # the network as the study begins, where not all of it moves
     home: Path = Path()  # what former rounds made of the parameters that stay here, if there are such
+    control: Path | None = None  # the coordinator's control variate, if the plan has such and there is one yet
+    own_control: Path = Path()  # ours, of former rounds
     private: Private | None = None  # of a training with a guarantee per patient
     declared: int = 0  # the most patients the hospital declares
     at_once: int = 16  # images through the network in a private training
@@ -98,10 +110,12 @@ class LocalRound:
         normalisation = None if said is None else Normalisation.model_validate(said)
         selection, residual = bytes.fromhex(command.get("selection", "")), Path(command.get("residual", ""))
         base, home = command.get("base"), Path(command.get("home", ""))
+        control, own = command.get("control"), Path(command.get("own_control", ""))
         private = None if command.get("private") is None else Private.of(command["private"])
         return cls(
             plan, _parts[wanted], cache, model, out, device, normalisation, selection, residual,
-            None if base is None else Path(base), home, private, command.get("declared") or 0,
+            None if base is None else Path(base), home, None if control is None else Path(control), own, private,
+            command.get("declared") or 0,
             command.get("at_once", 16),
         )  # fmt: skip
 
@@ -121,6 +135,22 @@ class LocalRound:
         whole = self.parts.joined(base, moving, home)
         check_values(whole, self.plan.aggregation.max_model_norm)
         return whole
+
+    def controls(self) -> Controls | None:
+        """SCAFFOLD's two, zeros where there is none yet. Raises `BadTensors`."""
+        if not self.plan.has_controls:
+            return None
+        size = self.parts.moving.size
+        common, own = np.zeros(size, np.float32), np.zeros(size, np.float32)
+        if self.control is not None:
+            spec = TensorSpec(name="control", shape=(size,))
+            common = unpack_file(self.control, TensorManifest(tensors=(spec,)))
+        with suppress(FileNotFoundError):  # none yet, or somebody who had a share in it has just withdrawn consent
+            own = np.fromfile(self.own_control, "<f4")
+        if own.shape != common.shape:
+            raise BadTensors("what is kept of former rounds is of another model")
+        check_values(common, self.plan.aggregation.max_model_norm)
+        return Controls(common, own)
 
     def _checked_base(self, path: Path) -> Vector:
         """What the study begins with is what the plan's seed gives, and not what somebody chose to have us train upon.
@@ -163,10 +193,10 @@ def train_round(
     work: LocalRound, on_step: Callable[[int, int], None], should_stop: Callable[[], bool]
 ) -> dict[str, Any]:
     """Train and write the vector; raises `WorkFailed`, `BadTensors`, `ModelError` or `WorkCancelled`."""
-    old = work.incoming()
+    old, controls = work.incoming(), work.controls()
     module, data = work.network(old), work.data(holdout=False)
     try:
-        said = _train(work, module, data, _every(0.5, on_step), should_stop)
+        said = _train(work, module, data, controls, _every(0.5, on_step), should_stop)
     except TrainingCancelled as why:
         raise WorkCancelled("between two steps") from why
     whole = flatten(to_tensors(module.to("cpu")), work.parts.whole)
@@ -176,6 +206,8 @@ def train_round(
     weight = _weight(work, data)
     delta = _to_send(np.subtract(new, old, out=new), work)
     steps = planned_steps(len(data), work.plan.training) if work.plan.counts_steps else 1
+    if controls is not None:
+        delta = np.concatenate([delta, _next_control(work, controls, delta, len(data))])
     delta *= np.float32(weight / steps)
     before, after = said
     counted = (weight * steps,) if work.plan.counts_steps else ()
@@ -187,6 +219,7 @@ def _train(
     work: LocalRound,
     module: torch.nn.Module,
     data: LocalData,
+    controls: Controls | None,
     on_step: Callable[[int, int], None],
     should_stop: Callable[[], bool],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -194,7 +227,11 @@ def _train(
     training = work.plan.training
     if work.plan.privacy.mechanism == "none":
         seed = secrets.randbits(63)  # shuffling is nobody else's business
-        outcome = train(module, data, training, seed=seed, on_step=on_step, should_stop=should_stop, device=work.device)
+        correction = None if controls is None else unflatten(controls.common - controls.own, work.parts.moving)
+        outcome = train(
+            module, data, training, seed=seed, on_step=on_step, should_stop=should_stop, device=work.device,
+            correction=correction,
+        )  # fmt: skip
         return (outcome.mean_loss * outcome.images_seen, outcome.images_seen), ()
     if work.private is None:
         raise WorkFailed(
@@ -272,6 +309,14 @@ def evaluate_round(work: LocalRound, should_stop: Callable[[], bool]) -> dict[st
         raise WorkCancelled("between two batches") from why
     _store(work.out, metrics)
     return {"parameters": work.parts.moving.size, "metrics": layout.size}
+
+
+def _next_control(work: LocalRound, controls: Controls, delta: Vector, images: int) -> Vector:
+    """Give the change of our control variate, and keep what it becomes beside the result (SCAFFOLD, option II)."""
+    training = work.plan.training
+    change = -controls.common - delta / np.float32(planned_steps(images, training) * training.learning_rate)
+    _store(work.out.with_suffix(CONTROL), np.empty(0), controls.own + change)
+    return change
 
 
 def _to_send(delta: Vector, work: LocalRound) -> Vector:

@@ -15,7 +15,8 @@ from silo_agent.journal import Journal
 from silo_agent.ladder.scratch import clear
 from silo_agent.state import StateFolder, write_private
 
-RESIDUAL, HOME = ".residual", ".home"  # what a training did not send, and what is never sent, beside its vector
+# What a training did not send, what is never sent, and SCAFFOLD's own control variate: files beside its vector.
+RESIDUAL, HOME, CONTROL = ".residual", ".home", ".control"
 
 
 BASE = ".base."  # in the name of the network as a study begins, where not all of it moves
@@ -88,9 +89,13 @@ def result_folder(folder: StateFolder, study: str, number: int, phase: str, mode
     return folder.work / study / f"{number:04d}-{phase}-{model.removeprefix('sha256:')[:16]}"
 
 
-def residual_of(folder: StateFolder, study: str) -> Path:
-    """What the rounds so far did not send, for plans with error feedback: float32, one for each weight of the model."""
-    return folder.work / study / "residual"
+def carried(folder: StateFolder, study: str, suffix: str) -> Path:
+    """What goes on from round to round, float32 arrays.
+
+    `RESIDUAL` is for each weight that moves what the rounds so far did not send, `CONTROL` SCAFFOLD's c_i of it; `HOME`
+    are the parameters that stay home.
+    """
+    return folder.work / study / suffix.removeprefix(".")
 
 
 def home_of(folder: StateFolder, study: str, number: int, phase: Phase) -> Path:
@@ -99,24 +104,20 @@ def home_of(folder: StateFolder, study: str, number: int, phase: Phase) -> Path:
     What is evaluated in round `number` is looked at with those that its training made.
     """
     made = sorted((folder.work / study).glob(f"{number:04d}-train-*/*{HOME}")) if phase == "evaluate" else []
-    return made[-1] if made else _home_of(folder, study)
+    return made[-1] if made else carried(folder, study, HOME)
 
 
 def carry_over(folder: StateFolder, study: str, number: int) -> None:
     """A round was committed with us in it: what its training left over, or keeps, is what there is now."""
-    for suffix, place in ((RESIDUAL, residual_of(folder, study)), (HOME, _home_of(folder, study))):
+    for suffix in (RESIDUAL, HOME, CONTROL):
         for kept in (folder.work / study).glob(f"{number:04d}-train-*/*{suffix}"):
-            kept.replace(place)
+            kept.replace(carried(folder, study, suffix))
 
 
 def forget_carried(folder: StateFolder, study: str) -> None:
     """Somebody who had a share in it has withdrawn: the next training begins without what was carried over."""
-    for place in (residual_of(folder, study), _home_of(folder, study)):
-        place.unlink(missing_ok=True)
-
-
-def _home_of(folder: StateFolder, study: str) -> Path:
-    return folder.work / study / "home"
+    for suffix in (RESIDUAL, HOME, CONTROL):
+        carried(folder, study, suffix).unlink(missing_ok=True)
 
 
 def forget_rounds(folder: StateFolder, study: str, upto: int, *, keep_model: str) -> None:

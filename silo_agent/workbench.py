@@ -39,11 +39,13 @@ from silo_agent.relay_client import RelayClient
 from silo_agent.releases import Release, reserve
 from silo_agent.results import (
     BASE,
+    CONTROL,
+    RESIDUAL,
     StoredResult,
+    carried,
     forget_study,
     home_of,
     identity_of,
-    residual_of,
     result_folder,
     sweep_scan,
 )
@@ -192,6 +194,7 @@ class Workbench:
         patients = await self._same_data(kept)
         asked, terms = self.permission.ask(order, message, plan, patients)
         weights, base = await self._model(order, message), await self._base(order, message)
+        control = await self._control(order, message)
         if not self._still_wanted(order):
             raise WorkCancelled("while the model was fetched")
         vector = folder / "vector"
@@ -199,8 +202,10 @@ class Workbench:
         command = self._command(order.phase, kept) | {
             "model": str(weights), "out": str(vector), "normalisation": normalisation,
             "selection": selection_key(collection, message.model.digest).hex(),
-            "residual": str(residual_of(self.folder, order.study)), "base": None if base is None else str(base),
+            "residual": str(carried(self.folder, order.study, RESIDUAL)), "base": None if base is None else str(base),
             "home": str(home_of(self.folder, order.study, order.round, collection.phase)),
+            "control": None if control is None else str(control),
+            "own_control": str(carried(self.folder, order.study, CONTROL)),
         }  # fmt: skip
         terms = terms if collection.phase == "train" else None  # nothing else is paid for
         if terms is not None:
@@ -278,6 +283,11 @@ class Workbench:
         if any(other != path for other in self.folder.models.glob(f"{order.study}{BASE}*.safetensors")):
             raise WorkFailed("BASE_CHANGED", "the part of the model that is not trained is another one than before")
         return await self._fetched(order, message, message.base, path)
+
+    async def _control(self, order: KeptOrder, message: WorkOrder) -> Path | None:
+        if message.control is None:
+            return None
+        return await self._fetched(order, message, message.control, self._path(f"{order.study}.", message.control))
 
     async def _model(self, order: KeptOrder, message: WorkOrder) -> Path:
         return await self._fetched(order, message, message.model, self._path(f"{order.study}.", message.model))

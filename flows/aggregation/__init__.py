@@ -9,6 +9,7 @@ from flows.aggregation.fedavg import fedavg
 from flows.aggregation.fedavgm import fedavgm
 from flows.aggregation.fednova import fednova
 from flows.aggregation.fedyogi import fedyogi
+from flows.aggregation.scaffold import scaffold
 from flows.aggregation.state import Mean, ServerState, ServerStrategy
 
 __all__ = ["STRATEGIES", "Mean", "ServerState", "ServerStrategy", "strategy_of"]
@@ -20,6 +21,7 @@ STRATEGIES: Mapping[Strategy, Callable[[float, Server], ServerStrategy]] = {
     "fedadam": fedadam,
     "fedyogi": fedyogi,
     "fednova": fednova,
+    "scaffold": scaffold,
 }
 """Name in the plan -> strategy, from the server's learning rate and the plan's section `server`."""
 

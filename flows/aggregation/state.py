@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from boundary.tensors import Vector
 
-MOMENTUM, SECOND_MOMENT = "momentum", "second_moment"  # names in `ServerState.memory`, and in its file
+MOMENTUM, SECOND_MOMENT, CONTROL = "momentum", "second_moment", "control"  # in `ServerState.memory`, and in its file
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,11 +29,14 @@ class Mean:
     """The weighted mean over the hospitals of one round.
 
     `delta` is of their changes, float32 [n]. With `steps`, the weighted mean of how many local steps they took, each
-    change was divided by its hospital's own steps before it was summed.
+    change was divided by its hospital's own steps before it was summed. `control` is of the changes of their control
+    variates, float32 [n], and `share` how many of the plan's hospitals are in it.
     """
 
     delta: Vector
     steps: float | None = None
+    control: Vector | None = None
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,9 +99,9 @@ def blobs_of(message: AnyMessage) -> tuple[BlobRef, ...]:
     match message:
         case MaskedVector():
             return (message.vector,)
-        case WorkOrder(base=BlobRef() as base):
-            return message.model, base
-        case WorkOrder() | RoundCommitted():
+        case WorkOrder():
+            return tuple(blob for blob in (message.model, message.base, message.control) if blob is not None)
+        case RoundCommitted():
             return (message.model,)
         case _:
             return ()

@@ -147,6 +147,7 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
     steps, most = draw(st.integers(1, 10_000_000)), draw(st.integers(1, 10_000_000))
     is_fit = (privacy.mechanism, optimizer, proximal) == ("none", "sgd", 0) and steps * most * 6 < plans.LARGEST_SUM
     strategies += ("fednova",) if is_fit else ()
+    strategies += ("scaffold",) if (privacy.mechanism, optimizer, proximal) == ("none", "sgd", 0) else ()
     purpose = dict(zip(("title", "statement", "legal_basis", "ethics_reference"), draw(four_sentences), strict=True))
     return plans.StudyPlan(
         version=1,
@@ -232,6 +233,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "collection": collections,
     "model": blobs,
     "base": st.none() | blobs,
+    "control": st.none() | blobs,
     "vector": blobs,
     "due": moments,
     "members": silos,

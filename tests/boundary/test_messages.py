@@ -134,8 +134,8 @@ ANYTHING_GOES = {  # free text and free numbers of a plan: other values are othe
     "column",
 }
 OPTIONAL = {
-    ("share", "pair"), ("work-order", "normalisation"), ("work-order", "base"), ("trail-shown", "receipt"),
-    ("plan-proposed", "plan", "server", "learning_rate"),
+    ("share", "pair"), ("work-order", "normalisation"), ("work-order", "base"), ("work-order", "control"),
+    ("trail-shown", "receipt"),    ("plan-proposed", "plan", "server", "learning_rate"),
 }  # fmt: skip
 OF_A_LOG = {"checkpoint", "known", "shown", "cosigned"}  # whose size is a number of entries: all of 2^53 may be meant
 QUOTED = {"ready", "parts", "vectors", "seen"}  # bytes here, an envelope only where `quoted.py` opens them

@@ -208,17 +208,36 @@ def test_fednova_divides_by_steps_that_differ_and_are_steps_of_sgd(fed: ModuleTy
     most = 2**39 // (3 * 10_000_000)
     assert parse_plan(value | {"training": value["training"] | {"max_steps": most}})
     for changed, says in (
-        ({"optimizer": "adam"}, "fednova divides by the steps of sgd"),
-        ({"proximal": 0.1}, "fednova's steps do not count alike"),
+        ({"optimizer": "adam"}, "fednova counts on steps of plain sgd"),
+        ({"proximal": 0.1}, "without a pull"),
         ({"max_steps": most + 1}, "too large to be summed"),
     ):
         with pytest.raises(InvalidPlan, match=says):
             parse_plan(value | {"training": value["training"] | changed})
     private = fed.private_plan().model_dump(mode="json")
-    private["training"] |= {"strategy": "fednova"}
+    private["training"] |= {"strategy": "fednova", "proximal": 0}
     with pytest.raises(InvalidPlan, match="all hospitals take the same steps"):
         parse_plan(private)
     assert not fed.plan().counts_steps
+
+
+def test_scaffold_corrects_plain_steps_and_has_no_noise(fed: ModuleType) -> None:
+    value = fed.plan().model_dump(mode="json")
+    value["training"] |= {"strategy": "scaffold", "optimizer": "sgd", "proximal": 0}
+    value["aggregation"] |= {"random_share": 1, "error_feedback": False}
+    assert parse_plan(value).has_controls
+    for section, changed, says in (
+        ("training", {"optimizer": "adam"}, "scaffold counts on steps of plain sgd"),
+        ("training", {"proximal": 0.1}, "without a pull"),
+        ("aggregation", {"random_share": 0.5}, "are sent whole"),
+    ):
+        with pytest.raises(InvalidPlan, match=says):
+            parse_plan(value | {section: value[section] | changed})
+    private = fed.private_plan().model_dump(mode="json")
+    private["training"] |= {"strategy": "scaffold", "optimizer": "sgd", "proximal": 0}
+    with pytest.raises(InvalidPlan, match="control variates are not covered by privacy noise"):
+        parse_plan(private)
+    assert not fed.plan().has_controls
 
 
 @pytest.mark.parametrize(

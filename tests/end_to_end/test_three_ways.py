@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.numpy
 
@@ -111,6 +112,10 @@ def test_what_stays_home_is_in_no_model_of_a_round_and_the_server_remembers(stud
         assert not any("norm" in name for name in names)
         assert candidate is not None
         assert candidate.memory is not None
+        with coordinator.blobs.open(candidate.memory.digest) as source:
+            control = safetensors.numpy.load(source.read())["control"]
+        assert control.shape == (ours.parts.moving.size,)
+        assert np.abs(control).max() > 0
     assert final_weights(ours, records[-1], coordinator.blobs.open).shape == (ours.parts.whole.size,)
 
 

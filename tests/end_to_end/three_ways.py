@@ -1,6 +1,6 @@
 """The demo, of which one hospital keeps its images in an archive over DICOMweb, and one goes out through a proxy.
 
-Normalisation stays home in each of them, and the coordinator's optimiser is FedAdam.
+Normalisation stays home in each of them, and their steps are corrected as SCAFFOLD does.
 
     python three_ways.py WORKDIR ARCHIVE ORTHANC_URL PROXY_URL PROXY_CA LOGIN PREFECT_PORT MLFLOW_PORT RELAY_PORT
 
@@ -47,12 +47,13 @@ class ThreeWays(Stage):
         text = plan.read_text("utf-8")
         for before, after in (
             ("initial_seed = 7", 'initial_seed = 7\nhome = ["*norm*"]'),
-            ("rounds = 2", 'rounds = 2\nstrategy = "fedadam"'),
+            ("rounds = 2", 'rounds = 2\nstrategy = "scaffold"'),
+            ('optimizer = "adam"\nlearning_rate = 0.001', 'optimizer = "sgd"\nlearning_rate = 0.02'),
         ):
             if before not in text:
                 raise SystemExit(f"no {before} in {text}")
             text = text.replace(before, after)
-        plan.write_text(f"{text}\n[server]\nlearning_rate = 0.02\n", "utf-8")
+        plan.write_text(text, "utf-8")
         return super().publish(plan)
 
 

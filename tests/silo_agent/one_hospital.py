@@ -270,6 +270,7 @@ class Site:
             "roster_digest": self.roster.signed.digest,
             "model": MODEL,
             "base": None,
+            "control": None,
             "encoding": first_encoding(self.plan),
             "normalisation": None,
             "heads": self.witnessed(number - 1),

@@ -596,8 +596,8 @@ def test_a_round_through_a_real_relay_that_goes_away_in_the_middle(  # noqa: PLR
         report.write_text(json.dumps({"dataset_digest": DIGEST, "patients": {"train": 20}}))
         order = WorkOrder(
             collection=collection, plan_digest=digest_of(plan), roster_digest=federation.roster().digest,
-            model=federation.put(b"the model"), base=None, encoding=first_encoding(plan), normalisation=None,
-            heads=federation.shows_its_log(plan, silo), due=real_clock() + timedelta(hours=1),
+            model=federation.put(b"the model"), base=None, control=None, encoding=first_encoding(plan),
+            normalisation=None, heads=federation.shows_its_log(plan, silo), due=real_clock() + timedelta(hours=1),
         )  # fmt: skip
         told = federation.tell(plan, silo, order)
         await until_async(lambda: agent._bench.activity and agent._bench.activity.steps)
@@ -670,8 +670,9 @@ def test_a_steward_stops_a_training_that_runs(
             plan, "free-to-go",
             WorkOrder(
                 collection=collection, plan_digest=digest_of(plan), roster_digest=federation.roster().digest,
-                model=federation.put(b"the model"), base=None, encoding=first_encoding(plan), normalisation=None,
-                heads=federation.shows_its_log(plan, "free-to-go"), due=real_clock() + timedelta(hours=1),
+                model=federation.put(b"the model"), base=None, control=None, encoding=first_encoding(plan),
+                normalisation=None, heads=federation.shows_its_log(plan, "free-to-go"),
+                due=real_clock() + timedelta(hours=1),
             ),
         )  # fmt: skip
         await until_async(lambda: agent._bench.activity and agent._bench.activity.steps)

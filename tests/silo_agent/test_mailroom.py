@@ -15,7 +15,7 @@ from boundary.messages import BlobRef, MaskedVector, PlanProposed, Refused, Roun
 from boundary.names import COORDINATOR
 from boundary.protocol import Step
 from silo_agent.errors import WrongCoordinator
-from silo_agent.results import StoredResult, home_of, residual_of
+from silo_agent.results import StoredResult, carried, home_of
 
 NEXT_MODEL = BlobRef(digest=digest(b"the next model"), size=9)
 
@@ -302,7 +302,7 @@ def test_a_committed_round_ends_its_orders_and_removes_its_files(site: Any) -> N
 def test_what_a_round_did_not_send_is_carried_over_if_the_rest_was_summed(site: Any, contributed: bool) -> None:
     site.approve()
     kept = site.ready()
-    places = {"residual": residual_of(site.folder, site.study), "home": home_of(site.folder, site.study, 9, "train")}
+    places = {name: carried(site.folder, site.study, f".{name}") for name in ("residual", "home", "control")}
     for name, before in places.items():
         (Path(kept.result) / f"vector.{name}").write_bytes(b"left over now")
         before.write_bytes(b"left over before")

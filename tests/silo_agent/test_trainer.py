@@ -18,7 +18,7 @@ from boundary.layout import layout_for
 from boundary.parts import Parts, parts_of
 from boundary.plan import StudyPlan, parse_plan, study_id
 from boundary.secagg.selection import selected
-from boundary.tensors import flatten, manifest_of, pack, unpack
+from boundary.tensors import TensorManifest, TensorSpec, flatten, manifest_of, pack, unpack
 from compliance.accountant import epsilon
 from compliance.privacy import PoissonGaussian, event_bytes
 from models.errors import NoImages, NonFiniteLoss
@@ -300,6 +300,48 @@ def test_fednova_divides_by_the_steps_and_says_how_many(child: Child, work: dict
     whole = np.fromfile(plain["out"], "<f4", offset=layout.numbers_bytes - 8)
     scale = np.abs(whole).max()  # all images in each batch, whose order is all that chance decides
     np.testing.assert_allclose(3 * normalised / scale, whole / scale, atol=1e-3)
+
+
+def test_scaffold_steps_along_the_correction_and_keeps_its_own_control(
+    child: Child, work: dict[str, Any], tmp_path: Path
+) -> None:
+    """With one batch an epoch and a rate so small that the gradient stays the same, all of it can be worked out."""
+    rate = 1e-4
+    how = {"strategy": "scaffold", "optimizer": "sgd", "batch_size": 64, "local_epochs": 2, "learning_rate": rate}
+    ours, parts = parted(work, tmp_path, model={}, **how)
+    size = parts.whole.size
+    ours |= {"own_control": str(tmp_path / "own"), "control": None}
+    child.outcome(do="scan", **ours)
+
+    def trained() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        done, _ = child.outcome(do="train", **ours)
+        assert done["event"] == "done", done
+        assert done["result"]["parameters"] == 2 * size
+        layout = layout_for("train", parameters=2 * size, metrics=0)
+        weight = np.fromfile(ours["out"], "<f8", layout.numbers)[layout.where("weight")][0]
+        both = np.fromfile(ours["out"], "<f4", offset=layout.numbers_bytes) / weight
+        return both[:size], both[size:]
+
+    delta, change = trained()
+    gradient = -delta / (2 * rate)
+    scale = np.abs(gradient).max()
+    np.testing.assert_allclose(change, gradient, atol=1e-4 * scale)
+    kept = Path(ours["out"]).with_suffix(".control")
+    np.testing.assert_allclose(np.fromfile(kept, "<f4"), change, atol=1e-6 * scale)
+
+    rng = np.random.default_rng(3)
+    own, common = (rng.normal(0, scale, size).astype(np.float32) for _ in range(2))
+    own.tofile(tmp_path / "own")
+    spec = TensorSpec(name="control", shape=(size,))
+    (tmp_path / "common").write_bytes(pack(common, TensorManifest(tensors=(spec,))))
+    ours |= {"control": str(tmp_path / "common")}
+    delta, change = trained()
+    np.testing.assert_allclose(-delta / (2 * rate), gradient - own + common, atol=0.02 * scale)
+    np.testing.assert_allclose(change, gradient - own, atol=0.02 * scale)
+    np.testing.assert_allclose(np.fromfile(kept, "<f4"), gradient, atol=0.02 * scale)
+    own[1:].tofile(tmp_path / "own")
+    damaged, _ = child.outcome(do="train", **ours)
+    assert (damaged["event"], damaged["code"]) == ("failed", "BAD_TENSORS")
 
 
 WEIGHTS: dict[str, tuple[str, int, float]] = {

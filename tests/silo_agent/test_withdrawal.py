@@ -35,7 +35,7 @@ from silo_agent.intake.erasing import GONE
 from silo_agent.intake.split import coin, patient_ref
 from silo_agent.intake.withdrawn import REFERENCE, reference_of
 from silo_agent.journal import Journal
-from silo_agent.results import residual_of
+from silo_agent.results import carried
 from silo_agent.steward import approve
 from silo_agent.withdrawal import finish, master_key, withdraw
 from silo_agent.withdrawal_view import lines
@@ -528,9 +528,9 @@ def test_a_measurement_that_a_withdrawal_came_into_is_done_again(ward: Ward) -> 
     assert codes(ward.site) == ["ready"]
 
 
-@pytest.mark.parametrize("what", ["residual", "home"])
+@pytest.mark.parametrize("what", ["residual", "home", "control"])
 def test_what_was_not_sent_yet_or_is_ours_is_thrown_away_with_them(ward: Ward, what: str) -> None:
-    residual = residual_of(ward.site.folder, ward.site.study).with_name(what)
+    residual = carried(ward.site.folder, ward.site.study, ".residual").with_name(what)
     ward.train(1)
     left_over = Path(ward.site.kept(1).result or "") / f"vector.{what}"
     left_over.write_bytes(b"of round 1")

@@ -95,6 +95,28 @@ def test_what_is_left_of_fednovas_gap_goes_away_with_the_rate_and_fedavgs_does_n
     assert min(gaps[False]) > 0.9 * max(gaps[False]) > 1
 
 
+@pytest.mark.parametrize("rate", [0.1, 0.02])
+def test_scaffold_ends_at_the_optimum_whatever_the_steps_and_the_rate(rate: float) -> None:
+    """Karimireddy et al. 2020, Algorithm 1 with option II: hospitals written here, the server is ours."""
+    strategy = STRATEGIES["scaffold"](1.0, Server())
+    state, own = strategy.init(np.array([5.0, -5.0], np.float32)), np.zeros((3, 2))
+    for _ in range(1500):
+        x, c = state.weights.astype(np.float64), state.memory["control"].astype(np.float64)
+        changes, own_changes = np.zeros((3, 2)), np.zeros((3, 2))
+        for i, steps in enumerate(STEPS):
+            local = x.copy()
+            for _step in range(steps):
+                local -= rate * (A[i] * (local - B[i]) - own[i] + c)
+            own_changes[i] = -c + (x - local) / (steps * rate)
+            changes[i] = local - x
+        own += own_changes
+        mean = Mean((P @ changes).astype(np.float32), control=(P @ own_changes).astype(np.float32))
+        state = strategy.apply(state, mean)
+    np.testing.assert_allclose(state.weights, OPTIMUM, atol=1e-3)
+    assert np.linalg.norm(Hospitals(rate, STEPS).fixed_point(normalised=True) - OPTIMUM) > 0.05, "FedNova's does not"
+    np.testing.assert_allclose(own, A[:, None] * (OPTIMUM - B), atol=5e-3)
+
+
 @pytest.mark.parametrize(
     ("name", "rate", "server"),
     [

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
-from boundary.messages import BlobRef
+from boundary.messages import BlobRef, WorkOrder
 from boundary.names import COORDINATOR
 from compliance.records import RoundRecord, to_bytes
 from flows import retention
 from flows.aggregation.memory import MemoryUnusable
+from flows.desk import Desk
 from flows.driver import StudyDriver
 from flows.records import Candidate
 from flows.store import holdings, rounds
@@ -225,6 +227,36 @@ def test_an_adaptive_strategy_takes_up_both_of_its_vectors(make: Make) -> None:
         momentum, moment = MOMENTUM * momentum + (1 - MOMENTUM) * DELTA, 0.99 * moment + 0.01 * DELTA**2
         x += 0.01 * momentum / (moment**0.5 + 1e-3)
     assert weights(federation, second) == pytest.approx(np.full(PARAMETERS, x), rel=EXACT)
+
+
+def test_scaffold_tells_the_hospitals_its_control_variate_from_the_second_round_on(tmp_path: Path) -> None:
+    """Of four hospitals one is silent: three quarters of the mean change are taken up."""
+    size = PARAMETERS // 2  # what hospitals send is twice as long
+    training = {"rounds": 3, "weighting": "images", "strategy": "scaffold", "optimizer": "sgd"}
+    works = {f"h{n}": work_of(n) for n in (1, 2, 3, 4)}
+    federation = make_federation(tmp_path, works, parameters=size, changes={"training": training})
+    try:
+        federation.hospitals["h4"].silence()
+        first, second = run(federation, train_only), run(federation, go_on)
+        assert weights(federation, first) == pytest.approx(np.full(size, DELTA), rel=EXACT)
+        assert weights(federation, second) == pytest.approx(np.full(size, 2 * DELTA), rel=EXACT)
+        memories, told = [memory_of(federation, number) for number in (1, 2)], []
+        for number, memory in enumerate(memories, start=1):
+            with federation.coordinator.blobs.open(memory.digest) as source:
+                control = safetensors.numpy.load(source.read())["control"]
+            assert control == pytest.approx(np.full(size, number * 0.75 * DELTA), rel=EXACT)
+        desk = Desk(federation.coordinator.key, federation.coordinator.now, federation.plan)
+        with reading(federation.coordinator.store) as connection:
+            for number in (1, 2):
+                slot = f"{federation.study.study}/{number}/train/1"
+                order = desk.told(connection, "h1", WorkOrder.kind, slot)
+                assert isinstance(order, WorkOrder)
+                told.append(order.control)
+            assert told == [None, memories[0]]
+            assert holdings.may_read(connection, memories[0].digest, "h1")
+            assert not holdings.may_read(connection, memories[1].digest, "h1"), "nobody was told of it yet"
+    finally:
+        federation.close()
 
 
 def test_memories_go_when_the_study_is_over_and_not_before(federation: SimulatedFederation) -> None:

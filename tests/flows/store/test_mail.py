@@ -117,6 +117,7 @@ def test_an_order_and_a_commitment_let_their_recipient_read_the_model(federation
         roster_digest=DIGEST,
         model=BLOB,
         base=None,
+        control=None,
         encoding=ENCODING,
         normalisation=None,
         heads=DIGEST,
