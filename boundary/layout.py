@@ -70,12 +70,11 @@ def layout_for(phase: Phase, *, parameters: int, metrics: int, bands: int = 0, s
 
     statistics: the number of training images, the sums of their mean intensities and of their mean squared ones, and
     (`metrics` counts) how many there are of each class or, with masks, show it. train: the summed training loss, the
-    number of images it is over, the weight, how many weights had to be clipped; then the weighted delta (with SCAFFOLD
-    `parameters` are twice the model's, and the weighted change of the control variate follows). With a
+    number of images it is over, the weight, how many weights had to be clipped; then the weighted delta. With a
     guarantee per patient (`bands` is not 0) neither loss nor images, which no noise covers, but a 1 in each band of
-    epsilon that the hospital has not reached (`boundary.guarantee.EPSILON_BANDS`). With `steps` (FedNova) also how many
-    it took times its weight, and the delta is divided by them. evaluate: the additive metrics of the plan's task, as
-    `models.measuring.layout_of` lays them out.
+    epsilon that the hospital has not reached (`boundary.guarantee.EPSILON_BANDS`). With `steps` (for FedNova) also how
+    many it took times its weight, and the delta is divided by them. evaluate: the additive metrics of the plan's
+    task, as `models.measuring.layout_of` lays them out.
     """
     match phase:
         case "statistics":

@@ -335,9 +335,9 @@ class StudyPlan(Frozen):
         training, is_private = self.training, self.privacy.mechanism != "none"
         if training.strategy in {"fednova", "scaffold"} and (training.optimizer != "sgd" or training.proximal):
             raise ValueError(f"training.strategy: {training.strategy} counts on steps of plain sgd, without a pull")
-        if training.strategy == "fednova":
-            if is_private:
-                raise ValueError("training.strategy: with a guarantee per patient all hospitals take the same steps")
+        if training.strategy == "fednova" and is_private:
+            raise ValueError("training.strategy: with a guarantee per patient all hospitals take the same steps")
+        if self.counts_steps:
             largest = self.aggregation.largest_weight(training) * training.max_steps * len(self.hospitals)
             if largest >= LARGEST_SUM:
                 raise ValueError("training.max_steps: times aggregation.max_weight too large to be summed")
@@ -345,7 +345,9 @@ class StudyPlan(Frozen):
             if is_private:
                 raise ValueError("training.strategy: scaffold's control variates are not covered by privacy noise")
             if self.aggregation.random_share < 1:
-                raise ValueError("aggregation.random_share: scaffold's two vectors are sent whole")
+                raise ValueError("aggregation.random_share: scaffold's control variates are made of whole changes")
+            if training.weighting != "equal":
+                raise ValueError("training.weighting: scaffold's control variates have to average out; take equal")
         if not self.model.trained:
             raise ValueError("model.trained: nothing to train")
 
@@ -371,13 +373,13 @@ class StudyPlan(Frozen):
 
     @property
     def has_controls(self) -> bool:
-        """Whether a training also reports by how much its control variate changed, in as many weights again."""
+        """Whether hospitals correct their steps by control variates, one of which they are sent."""
         return self.training.strategy == "scaffold"
 
     @property
     def counts_steps(self) -> bool:
         """Whether a training reports its steps, and its change divided by them."""
-        return self.training.strategy == "fednova"
+        return self.training.strategy in {"fednova", "scaffold"}
 
     @property
     def bands(self) -> int:

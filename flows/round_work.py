@@ -14,7 +14,6 @@ from itertools import product
 from math import sqrt
 from time import monotonic
 
-import numpy as np
 from sqlalchemy import Connection
 
 from boundary.errors import BoundaryError
@@ -39,6 +38,7 @@ from compliance.records import AnyMetrics, CohortDecision, RoundRecord, Timing, 
 from flows import readings
 from flows.aggregation import Mean, ServerState, ServerStrategy, strategy_of
 from flows.aggregation.memory import MemoryUnusable, packed, recalled
+from flows.aggregation.scaffold import begins_anew
 from flows.collecting import CollectionFailed, Watch
 from flows.coordinator import Coordinator
 from flows.desk import Desk
@@ -93,7 +93,7 @@ class RoundWork:
     def layout(self, phase: Phase) -> VectorLayout:
         plan = self.study.plan
         metrics = len(plan.labels.classes) if phase == "statistics" else layout_of(plan).size
-        parameters = plan.aggregation.summed_weights(self.study.parts.moving.size) * (2 if plan.has_controls else 1)
+        parameters = plan.aggregation.summed_weights(self.study.parts.moving.size)
         return layout_for(phase, parameters=parameters, metrics=metrics, bands=plan.bands, steps=plan.counts_steps)
 
     # --- collecting ----------------------------------------------------------------------------------
@@ -175,11 +175,12 @@ class RoundWork:
         manifest, plan, masked = self.study.parts.moving, self.study.plan, gathered.opened
         summed = read_train_sum(self._total(gathered), hospitals=len(masked.vectors))
         strategy = strategy_of(plan)
-        if plan.has_controls:
-            delta, change = np.split(summed.mean_delta, 2)
-            mean = Mean(delta, control=change, share=len(masked.vectors) / len(plan.silos))
-        else:
-            mean = Mean(self._whole(summed.mean_delta, gathered), summed.mean_steps)
+        mean = Mean(
+            self._whole(summed.mean_delta, gathered),
+            summed.mean_steps,
+            share=len(masked.vectors) / len(plan.silos),
+            local_rate=plan.training.learning_rate,
+        )
         state = strategy.apply(self._state(strategy), mean)
         mean_loss, weight, clipped, largest = summed.mean_loss, summed.weight, summed.clipped, summed.largest
         bands = summed.bands
@@ -211,7 +212,7 @@ class RoundWork:
     def _state(self, strategy: ServerStrategy) -> ServerState:
         """The strategy's state after the round before: its weights, and its memory as that round left it."""
         state, before = strategy.init(self._weights(self.model_in)), self.number - 1
-        if before == 0 or not state.memory:
+        if before == 0 or not state.memory or (self.study.plan.has_controls and begins_anew(self.number)):
             return replace(state, round=before)
         memory = recalled(self._memory(before), state.memory, before, self.coordinator.blobs.open)
         return replace(state, round=before, memory=memory)
@@ -224,8 +225,9 @@ class RoundWork:
         return kept.memory
 
     def _control(self) -> BlobRef | None:
-        """What SCAFFOLD's hospitals are told of all others; nothing yet in the first round."""
-        return self._memory(self.number - 1) if self.study.plan.has_controls and self.number > 1 else None
+        """What SCAFFOLD's hospitals are told of all others; nothing where all begin anew."""
+        has_one = self.study.plan.has_controls and not begins_anew(self.number)
+        return self._memory(self.number - 1) if has_one else None
 
     def _whole(self, mean: Vector, gathered: Gathered) -> Vector:
         """The change of all weights, from those that were in the sum."""

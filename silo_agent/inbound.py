@@ -60,6 +60,7 @@ def check_order(
         raise Stale(f"an order for round {collection.round}; round {max(newest, committed)} was begun or is over")
     check_encoding(order.encoding, plan)
     _check_normalisation(order, plan, earlier)
+    _check_beside(order, plan, earlier)
     if _questions(earlier, collection) - {_question(to_body(order))}:
         raise OutOfTurn(
             f"another model or encoding for round {collection.round}, {collection.phase}, than in an earlier attempt"
@@ -84,6 +85,17 @@ def _check_normalisation(order: WorkOrder, plan: StudyPlan, earlier: list[KeptOr
         raise OutOfTurn("another normalisation than in an earlier round of this study")
 
 
+def _check_beside(order: WorkOrder, plan: StudyPlan, earlier: list[KeptOrder]) -> None:
+    """What comes beside the model only as the plan has it, and a base that is the same for the whole study."""
+    if (order.base is None) != plan.model.moves_whole:
+        raise NotApproved("a base that the plan does not ask for, or none where it does")
+    if order.control is not None and not (plan.has_controls and order.collection.phase == "train"):
+        raise NotApproved("a control variate that the plan does not ask for")
+    base = to_body(order)["base"]
+    if any(parse_json(kept.envelope)["body"]["base"] != base for kept in earlier):
+        raise OutOfTurn("another base than in an earlier order of this study")
+
+
 def _questions(earlier: list[KeptOrder], collection: Collection) -> set[bytes]:
     """What this round and phase was ordered on before: a second model would be a second question to the same data."""
     same = [kept for kept in earlier if (kept.round, kept.phase) == (collection.round, collection.phase)]
@@ -91,7 +103,7 @@ def _questions(earlier: list[KeptOrder], collection: Collection) -> set[bytes]:
 
 
 def _question(body: dict[str, Any]) -> bytes:
-    return canonical_bytes([body["model"], body["encoding"]])
+    return canonical_bytes([body["model"], body["base"], body["control"], body["encoding"]])
 
 
 def approved_plan(kept: KeptPlan | None, own: OwnSide) -> StudyPlan:

@@ -2,7 +2,8 @@
 
 What the vector holds (`boundary.layout`): for statistics images, summed intensities and squares, images of each class
 (with masks: that show it); for train loss sum, images, w, 0 and `w * (new - old)` of the parameters that move, with a
-guarantee per patient w, 0, bands and that, for FedNova also w * steps and the change divided by steps; for evaluate the
+guarantee per patient w, 0, bands and that, for FedNova and SCAFFOLD also w * steps and the change divided by steps, and
+never the change as well: two sums of it with different factors would tell single hospitals' apart; for evaluate the
 additive metrics on the patients that are held back. Incoming weights are checked (names, shapes, dtype, finite, norm)
 before they touch a network.
 """
@@ -137,14 +138,14 @@ class LocalRound:
         return whole
 
     def controls(self) -> Controls | None:
-        """SCAFFOLD's two, zeros where there is none yet. Raises `BadTensors`."""
+        """SCAFFOLD's two, zeros where all begin anew. Raises `BadTensors`."""
         if not self.plan.has_controls:
             return None
         size = self.parts.moving.size
-        common, own = np.zeros(size, np.float32), np.zeros(size, np.float32)
-        if self.control is not None:
-            spec = TensorSpec(name="control", shape=(size,))
-            common = unpack_file(self.control, TensorManifest(tensors=(spec,)))
+        own = np.zeros(size, np.float32)
+        if self.control is None:
+            return Controls(own, own)
+        common = unpack_file(self.control, TensorManifest(tensors=(TensorSpec(name="control", shape=(size,)),)))
         with suppress(FileNotFoundError):  # none yet, or somebody who had a share in it has just withdrawn consent
             own = np.fromfile(self.own_control, "<f4")
         if own.shape != common.shape:
@@ -163,6 +164,7 @@ class LocalRound:
             _bases.clear()
             _bases[wanted] = flatten(initial_tensors(*wanted), self.parts.whole)
         if not np.allclose(base, _bases[wanted], rtol=0, atol=BASE_TOLERANCE):
+            path.unlink(missing_ok=True)  # a right one may still come
             raise BadTensors(
                 "what is not trained is not what the plan's seed gives here: the coordinator has another version of "
                 "torch or MONAI, or has exchanged it"
@@ -207,7 +209,7 @@ def train_round(
     delta = _to_send(np.subtract(new, old, out=new), work)
     steps = planned_steps(len(data), work.plan.training) if work.plan.counts_steps else 1
     if controls is not None:
-        delta = np.concatenate([delta, _next_control(work, controls, delta, len(data))])
+        _keep_control(work, controls, delta, len(data))
     delta *= np.float32(weight / steps)
     before, after = said
     counted = (weight * steps,) if work.plan.counts_steps else ()
@@ -311,12 +313,11 @@ def evaluate_round(work: LocalRound, should_stop: Callable[[], bool]) -> dict[st
     return {"parameters": work.parts.moving.size, "metrics": layout.size}
 
 
-def _next_control(work: LocalRound, controls: Controls, delta: Vector, images: int) -> Vector:
-    """Give the change of our control variate, and keep what it becomes beside the result (SCAFFOLD, option II)."""
+def _keep_control(work: LocalRound, controls: Controls, delta: Vector, images: int) -> None:
+    """Keep what our control variate becomes beside the result: the mean gradient of the steps (SCAFFOLD, option II)."""
     training = work.plan.training
-    change = -controls.common - delta / np.float32(planned_steps(images, training) * training.learning_rate)
-    _store(work.out.with_suffix(CONTROL), np.empty(0), controls.own + change)
-    return change
+    gradient = -delta / np.float32(planned_steps(images, training) * training.learning_rate)
+    _store(work.out.with_suffix(CONTROL), np.empty(0), gradient - controls.common + controls.own)
 
 
 def _to_send(delta: Vector, work: LocalRound) -> Vector:

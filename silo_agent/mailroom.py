@@ -30,7 +30,7 @@ from silo_agent.errors import WrongCoordinator
 from silo_agent.inbound import OwnSide, check_order, check_proposal
 from silo_agent.journal import Journal, KeptOrder
 from silo_agent.outbound import Outbound
-from silo_agent.results import carry_over, forget_rounds, forget_study
+from silo_agent.results import carry_later, carry_over, forget_rounds, forget_study
 from silo_agent.state import StateFolder
 from silo_agent.sums import Sums
 from silo_agent.witness import Witness
@@ -107,9 +107,7 @@ class Mailroom:
         """Throw away what nobody needs any more; only now, when the journal no longer counts on it."""
         match envelope.message:
             case RoundCommitted() as committed if committed.round == self.journal.committed_round(committed.study):
-                without = self.journal.private.effective_from(committed.study)
-                if self.own().silo in committed.contributing and committed.round >= without:
-                    carry_over(self.folder, committed.study, committed.round)
+                carry_over(self.folder, self.journal, committed.study)
                 forget_rounds(self.folder, committed.study, committed.round, keep_model=committed.model.digest)
             case StudyClosed() as closed:
                 files, size = forget_study(self.folder, closed.study)
@@ -170,6 +168,8 @@ class Mailroom:
         self.journal.set_fact(
             f"progress {committed.study}", canonical_bytes({"round": committed.round, "absent": [*committed.absent]})
         )
+        if self.own().silo in committed.contributing:
+            carry_later(self.journal, committed.study, committed.round)
         self.journal.record(
             RoundReceived(
                 study=committed.study,

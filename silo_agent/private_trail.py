@@ -108,6 +108,14 @@ class PrivateTrail:
         """Whether somebody who withdrew may still be in a cache."""
         return self._db.execute("SELECT 1 FROM withdrawn WHERE erased_at IS NULL").fetchone() is not None
 
+    def unfinished_of(self) -> list[str]:
+        """Studies from whose data somebody of them withdrew."""
+        wanted = (
+            "SELECT DISTINCT study FROM withdrawn_from JOIN withdrawn USING (sequence) WHERE erased_at IS NULL "
+            "ORDER BY study"
+        )
+        return [study for (study,) in self._db.execute(wanted)]
+
     def finished(self, upto: int, now: datetime) -> None:
         """The first `upto` who withdrew are in no cache any more."""
         self._db.execute(

@@ -107,8 +107,19 @@ def home_of(folder: StateFolder, study: str, number: int, phase: Phase) -> Path:
     return made[-1] if made else carried(folder, study, HOME)
 
 
-def carry_over(folder: StateFolder, study: str, number: int) -> None:
-    """A round was committed with us in it: what its training left over, or keeps, is what there is now."""
+def carry_later(journal: Journal, study: str, number: int) -> None:
+    """A round was committed with us in it. In the transaction that says so, so that a crash cannot come between."""
+    journal.set_fact(f"carry {study}", str(number).encode())
+
+
+def carry_over(folder: StateFolder, journal: Journal, study: str) -> None:
+    """What the training of that round left over, or keeps, is what there is now; again is harmless.
+
+    Not of a round in which somebody had a share who has withdrawn since.
+    """
+    number = int((journal.fact(f"carry {study}") or b"0").decode())
+    if number < journal.private.effective_from(study):
+        return
     for suffix in (RESIDUAL, HOME, CONTROL):
         for kept in (folder.work / study).glob(f"{number:04d}-train-*/*{suffix}"):
             kept.replace(carried(folder, study, suffix))
@@ -157,6 +168,8 @@ def sweep(folder: StateFolder, journal: Journal) -> None:
     for plan in journal.plans():
         if plan.state == "closed":
             forget_study(folder, plan.study)
+        else:
+            carry_over(folder, journal, plan.study)  # of a round that was committed just before a kill
     clear(folder.root)  # of a rehearsal or a baseline that was killed
     sweep_scan(folder, "*")  # scans end with the agent; patients may withdraw meanwhile
     wanted = {parcel.blob_path for parcel in journal.waiting()}

@@ -158,6 +158,7 @@ def lines(file: Dossier) -> list[tuple[str, str]]:
     weights = "the model's weights" if plan.model.moves_whole else "those weights that are learned together"
     parameters = f"the change of {weights}" if share == 1 else f"the change of {share:.0%} of {weights}"
     loss = "below which of a few epsilons we are" if plan.bands else "the training loss"
+    loss += ", how many steps our training took" if plan.counts_steps else ""
     answers = "answers" if plan.task == "classification" else "voxels of each class, with how many images show it"
     said = [
         ("Study", f"{purpose.title} ({plan.label})"),

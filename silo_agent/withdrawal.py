@@ -88,9 +88,8 @@ def finish(journal: Journal, folder: StateFolder, now: datetime, *, again: bool 
     _forget(journal, folder)  # also without any plan
     for kept in journal.plans():
         _erase(journal, folder, kept.study)
-    for kept in journal.plans():
-        if journal.private.unfinished and journal.private.count_of(kept.study):
-            forget_carried(folder, kept.study)
+    for study in journal.private.unfinished_of():
+        forget_carried(folder, study)
     with journal.transaction():
         journal.private.finished(last, now)
 

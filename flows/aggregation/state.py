@@ -29,14 +29,14 @@ class Mean:
     """The weighted mean over the hospitals of one round.
 
     `delta` is of their changes, float32 [n]. With `steps`, the weighted mean of how many local steps they took, each
-    change was divided by its hospital's own steps before it was summed. `control` is of the changes of their control
-    variates, float32 [n], and `share` how many of the plan's hospitals are in it.
+    change was divided by its hospital's own steps before it was summed. `share` is how many of the plan's hospitals are
+    in it, of 1, and `local_rate` the learning rate of their steps.
     """
 
     delta: Vector
     steps: float | None = None
-    control: Vector | None = None
     share: float = 1.0
+    local_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

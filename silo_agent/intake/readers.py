@@ -197,8 +197,12 @@ class _Driver:
     def _run(self) -> None:
         while (jobs := self._taken()) and not self._over.is_set():
             some = [job for job in jobs if job.future.set_running_or_notify_cancel()]
-            with suppress(OSError), ExitStack() as stack:  # what cannot be removed now is swept later
+            stack = ExitStack()
+            try:
                 self._read([file for job in some if (file := self._opened(job, stack)) is not None])
+            finally:
+                with suppress(OSError):  # what cannot be removed now is swept later
+                    stack.close()
         self._drop()
 
     def _taken(self) -> list[_Job[Any]]:
@@ -241,16 +245,16 @@ class _Driver:
                 for file, header in zip(files, headers, strict=True):
                     self._settle(file, header, process, settled)
                     settled += 1
-            except NoReader as why:
-                for file in files[settled:]:
-                    file.job.future.set_exception(why)
-                return
             except (Silent, Ended) as why:
                 self._drop()
                 lost = len(headers) if len(headers) < len(files) else settled
                 self._read(files[settled:lost])  # they answered once, and nothing of that is left
                 self._lose(files[lost], headers[lost] if lost < len(headers) else None, why, is_last=is_last)
                 files = files[lost + 1 :]
+            except BaseException as why:  # noqa: BLE001 - no process can be had: it is raised where results are asked for
+                for file in files[settled:]:
+                    file.job.future.set_exception(why)
+                return
             else:
                 return
 

@@ -153,7 +153,6 @@ def _apply(plan: StudyPlan, weights: Path, vector: Path, layout: VectorLayout) -
     numbers = np.fromfile(vector, "<f8", layout.numbers)
     delta = np.fromfile(vector, "<f4", offset=layout.numbers_bytes)
     weight = float(numbers[layout.where("weight")][0])
-    delta = delta[: shapes.size]  # SCAFFOLD's control variate is not the model's
     steps = float(numbers[layout.where("steps")][0]) / weight if plan.counts_steps else 1.0
     np.multiply(delta, np.float32(steps / weight), out=delta)
     weights.write_bytes(pack(np.add(unpack_file(weights, shapes), delta, out=delta), shapes))

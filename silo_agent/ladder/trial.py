@@ -95,7 +95,7 @@ class Trial:
     def _own(self) -> dict[str, Any]:
         """What of the network does not come with a round's model."""
         base = None if self.plan.model.moves_whole else str(self.scratch / "base.safetensors")
-        return {"base": base, "home": str(self.scratch / "home")}
+        return {"base": base, "home": str(self.scratch / "home"), "own_control": str(self.scratch / "control")}
 
     def _command(self, do: str, *, steps: int | None = None) -> dict[str, Any]:
         plan: dict[str, Any] = parse_json(to_json(self.plan), limit=len(to_json(self.plan)))

@@ -147,7 +147,8 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
     steps, most = draw(st.integers(1, 10_000_000)), draw(st.integers(1, 10_000_000))
     is_fit = (privacy.mechanism, optimizer, proximal) == ("none", "sgd", 0) and steps * most * 6 < plans.LARGEST_SUM
     strategies += ("fednova",) if is_fit else ()
-    strategies += ("scaffold",) if (privacy.mechanism, optimizer, proximal) == ("none", "sgd", 0) else ()
+    weighting = draw(st.sampled_from(weightings))
+    strategies += ("scaffold",) if is_fit and weighting == "equal" else ()
     purpose = dict(zip(("title", "statement", "legal_basis", "ethics_reference"), draw(four_sentences), strict=True))
     return plans.StudyPlan(
         version=1,
@@ -193,7 +194,7 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
             optimizer=optimizer,
             proximal=proximal,
             learning_rate=draw(fractions(0, 10, exclude_min=True)),
-            weighting=draw(st.sampled_from(weightings)),
+            weighting=weighting,
         ),
         server=plans.Server(
             learning_rate=draw(st.none() | fractions(0, 100, exclude_min=True)),

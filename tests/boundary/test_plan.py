@@ -223,13 +223,15 @@ def test_fednova_divides_by_steps_that_differ_and_are_steps_of_sgd(fed: ModuleTy
 
 def test_scaffold_corrects_plain_steps_and_has_no_noise(fed: ModuleType) -> None:
     value = fed.plan().model_dump(mode="json")
-    value["training"] |= {"strategy": "scaffold", "optimizer": "sgd", "proximal": 0}
+    value["training"] |= {"strategy": "scaffold", "optimizer": "sgd", "proximal": 0, "weighting": "equal"}
     value["aggregation"] |= {"random_share": 1, "error_feedback": False}
     assert parse_plan(value).has_controls
+    assert parse_plan(value).counts_steps
     for section, changed, says in (
         ("training", {"optimizer": "adam"}, "scaffold counts on steps of plain sgd"),
         ("training", {"proximal": 0.1}, "without a pull"),
-        ("aggregation", {"random_share": 0.5}, "are sent whole"),
+        ("training", {"weighting": "patients"}, "have to average out; take equal"),
+        ("aggregation", {"random_share": 0.5}, "made of whole changes"),
     ):
         with pytest.raises(InvalidPlan, match=says):
             parse_plan(value | {section: value[section] | changed})

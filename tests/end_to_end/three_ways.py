@@ -47,7 +47,7 @@ class ThreeWays(Stage):
         text = plan.read_text("utf-8")
         for before, after in (
             ("initial_seed = 7", 'initial_seed = 7\nhome = ["*norm*"]'),
-            ("rounds = 2", 'rounds = 2\nstrategy = "scaffold"'),
+            ("rounds = 2", 'rounds = 2\nstrategy = "scaffold"\nweighting = "equal"'),
             ('optimizer = "adam"\nlearning_rate = 0.001', 'optimizer = "sgd"\nlearning_rate = 0.02'),
         ):
             if before not in text:

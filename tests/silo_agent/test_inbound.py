@@ -237,6 +237,41 @@ def test_another_normalisation_than_in_an_earlier_round_is_refused(make_site: Ca
         judge(site, site.order(2, normalisation=Normalisation(mean=0.25, deviation=0.25)))
 
 
+BLOBS = [BlobRef(digest=digest(name), size=9) for name in (b"one", b"another")]
+PARTLY = {"model": {"name": "cnn-small", "version": 1, "trained": ["5.*"]}}
+CORRECTED = {"training": {"rounds": 5, "strategy": "scaffold", "optimizer": "sgd", "weighting": "equal"}}
+BESIDE: dict[str, tuple[dict[str, Any], list[dict[str, Any]], type[PeerFault] | None]] = {
+    "a base where all of the model moves": ({}, [{"base": BLOBS[0]}], NotApproved),
+    "no base where not all of it moves": (PARTLY, [{}], NotApproved),
+    "the base that the plan asks for": (PARTLY, [{"base": BLOBS[0]}], None),
+    "another base in a later round": (PARTLY, [{"base": BLOBS[0]}, {"number": 2, "base": BLOBS[1]}], OutOfTurn),
+    "a control variate for a plan without": ({}, [{"control": BLOBS[0]}], NotApproved),
+    "one for a training": (CORRECTED, [{"control": BLOBS[0]}], None),
+    "one for a measurement": (CORRECTED, [{"phase": "evaluate", "control": BLOBS[0]}], NotApproved),
+    "another one in a second attempt": (
+        CORRECTED, [{"control": BLOBS[0]}, {"attempt": 2, "control": BLOBS[1]}], OutOfTurn,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "orders", "refusal"), BESIDE.values(), ids=BESIDE)
+def test_what_comes_beside_the_model_is_what_the_plan_has(
+    make_site: Callable[..., Any],
+    changes: dict[str, Any],
+    orders: list[dict[str, Any]],
+    refusal: type[PeerFault] | None,
+) -> None:
+    site = make_site(changes=changes)
+    site.approve()
+    for order in orders[:-1]:
+        site.ordered(**order)
+    if refusal is None:
+        judge(site, site.order(**orders[-1]))
+        return
+    with pytest.raises(refusal):
+        judge(site, site.order(**orders[-1]))
+
+
 def test_a_round_that_was_committed_is_not_worked_on_again(site: Any) -> None:
     site.approve()
     judge(site, site.order(2), committed=1)

@@ -7,7 +7,18 @@ from typing import Any
 import pytest
 
 from silo_agent.errors import StoredFileLost
-from silo_agent.results import StoredResult, forget_result, result_folder, sweep
+from silo_agent.mailroom import Mailroom
+from silo_agent.private_trail import PrivateTrail
+from silo_agent.results import (
+    CONTROL,
+    HOME,
+    RESIDUAL,
+    StoredResult,
+    carried,
+    forget_result,
+    result_folder,
+    sweep,
+)
 from silo_agent.workbench import is_whole
 
 
@@ -53,6 +64,24 @@ def test_attempts_share_a_place_and_models_do_not(site: Any) -> None:
     first = result_folder(site.folder, site.study, 1, "train", "sha256:" + "a" * 64)
     assert first == site.folder.work / site.study / "0001-train-aaaaaaaaaaaaaaaa"
     assert first != result_folder(site.folder, site.study, 1, "train", "sha256:" + "b" * 64)
+
+
+@pytest.mark.parametrize("withdrawn", [False, True], ids=["", "somebody has withdrawn since"])
+def test_what_goes_on_is_not_lost_by_a_kill_after_the_round_was_committed(
+    site: Any, withdrawn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by review: the journal knew of the commit, and nobody carried the files over any more."""
+    site.approve()
+    kept = site.ready()
+    for suffix in (RESIDUAL, HOME, CONTROL):
+        (Path(kept.result) / f"vector{suffix}").write_bytes(b"of round 1")
+    monkeypatch.setattr(Mailroom, "_tidy", lambda *_: None)  # killed before it
+    site.hear(site.committed(1, contributing=("charite", "st-olavs", "utrecht")))
+    if withdrawn:
+        monkeypatch.setattr(PrivateTrail, "effective_from", lambda *_: 2)
+    sweep(site.folder, site.journal)
+    for suffix in (RESIDUAL, HOME, CONTROL):
+        assert carried(site.folder, site.study, suffix).exists() is not withdrawn
 
 
 def test_a_start_sweeps_what_a_crash_left(site: Any) -> None:

@@ -235,25 +235,23 @@ def test_a_model_that_cannot_be_fetched_is_a_refusal(
     assert site.outbox()[-1].retryable is retryable
 
 
-def test_the_part_that_is_not_trained_is_fetched_once_and_stays_the_same(
-    site: Any, bench: Any, stub_child: Any, tmp_path: Path
+def test_the_part_that_is_not_trained_is_fetched_and_outlives_the_models_of_rounds(
+    make_site: Any, impatient: Any, stub_child: Any, tmp_path: Path
 ) -> None:
-    """A coordinator that exchanged it could have each round's head trained upon what it likes."""
+    site = make_site(changes={"model": {"name": "cnn-small", "version": 1, "trained": ["5.*"]}})
+    impatient(site.folder)
+    bench = bench_of(site)
     approved(site)
     first, other = (BlobRef(digest=digest(name), size=9) for name in (b"the base", b"another base"))
     asked = [("record", str(tmp_path / "asked")), *TRAINED]
-    child, relay = stub_child(train=asked, evaluate=asked), Relay()
     site.ordered(base=first)
-    bench(child, relay=relay)
-    site.ordered(2, base=first)
-    bench(child, relay=relay)
+    bench(stub_child(train=asked), relay=Relay())
     told = [json.loads(line) for line in (tmp_path / "asked").read_text().splitlines()]
     assert {Path(one["base"]).name for one in told} == {f"{site.study}.base.{first.digest[7:]}.safetensors"}
     site.hear(site.committed(1))
-    assert Path(told[0]["base"]).exists(), "it outlives the models of rounds"
-    site.ordered(3, base=other)
-    bench(child, relay=relay)
-    assert codes(site)[-1] == "BASE_CHANGED"
+    assert Path(told[0]["base"]).exists()
+    site.hear(site.order(2, base=other))
+    assert codes(site)[-1] == "OUT_OF_TURN"
 
 
 def test_a_relay_that_is_away_is_waited_for(site: Any, bench: Any, stub_child: Any) -> None:

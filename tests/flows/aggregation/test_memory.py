@@ -64,7 +64,7 @@ def test_a_strategy_gives_new_float32_values_and_leaves_what_it_was_given(
         for vector in state.memory.values():
             frozen(vector)
         remembered = {key: vector.tobytes() for key, vector in state.memory.items()}
-        after, again = (strategy.apply(state, Mean(delta, 3.0, delta, 0.75)) for _ in range(2))
+        after, again = (strategy.apply(state, Mean(delta, 3.0, 0.75, 0.1)) for _ in range(2))
         assert {key: vector.tobytes() for key, vector in state.memory.items()} == remembered
         assert after.round == number
         assert after.weights.tobytes() == again.weights.tobytes(), "the same values give the same state"

@@ -10,6 +10,7 @@ import pytest
 from boundary.errors import CallerFault
 from boundary.plan import Server, Strategy
 from flows.aggregation import STRATEGIES, Mean, ServerState
+from flows.aggregation.scaffold import begins_anew
 
 ROUNDS, N = 20, 60
 RATE = 0.05
@@ -27,7 +28,7 @@ def means(seed: int) -> list[Mean]:
     for number in range(ROUNDS):
         delta = (scales * rng.standard_normal(N)).astype(np.float32)
         delta[0] = 0.5 * (-1) ** number
-        found.append(Mean(delta, float(rng.uniform(1, 40)), control=delta[::-1].copy(), share=0.6))
+        found.append(Mean(delta, float(rng.uniform(1, 40)), share=0.6, local_rate=0.25))
     return found
 
 
@@ -83,7 +84,7 @@ PAPERS = {
     "fedadam": algorithm_2(lambda v, delta: B2 * v + (1 - B2) * delta**2),
     "fedyogi": algorithm_2(yogi),
     "fednova": normalised_averaging,
-    "scaffold": averaging,  # its weights; its control variate is below
+    "scaffold": normalised_averaging,  # its weights; its control variate is below
 }
 
 
@@ -116,14 +117,14 @@ BY_HAND = {  # v is 0.01 before; delta squared is 0.04
     "fedadam": 1 + 0.1 * 0.02 / (sqrt(0.0103) + 0.1),
     "fedyogi": 1 + 0.1 * 0.02 / (sqrt(0.0104) + 0.1),
     "fednova": 1.14,  # 7 steps
-    "scaffold": 1.02,
+    "scaffold": 1.14,
 }
 
 
 @pytest.mark.parametrize("name", BY_HAND)
 def test_the_first_round_by_hand(name: Strategy) -> None:
     strategy = STRATEGIES[name](0.1, Server(momentum=0.9, second_moment=0.99, adaptivity=0.1))
-    mean = Mean(np.array([0.2], np.float32), 7.0, control=np.zeros(1, np.float32))
+    mean = Mean(np.array([0.2], np.float32), 7.0, local_rate=0.5)
     state = strategy.apply(strategy.init(np.array([1], np.float32)), mean)
     assert state.weights == pytest.approx([BY_HAND[name]], rel=2e-7)
 
@@ -142,17 +143,22 @@ def test_fednova_refuses_a_mean_that_does_not_know_the_steps() -> None:
 
 
 def test_scaffolds_control_variate_takes_up_the_share_of_the_hospitals_that_took_part() -> None:
-    """Karimireddy et al. 2020, Algorithm 1, line 17."""
+    """Karimireddy et al. 2020, Algorithm 1, line 17; the mean change of the c_i is -c - (change / steps) / rate."""
     strategy, rounds = STRATEGIES["scaffold"](RATE, SERVER), means(4)
-    state = strategy.init(np.ones(N, np.float32))
+    state, expected = strategy.init(np.ones(N, np.float32)), np.zeros(N)
     assert not state.memory["control"].any()
     for mean in rounds:
         state = strategy.apply(state, mean)
-    expected = 0.6 * np.sum([np.asarray(mean.control, np.float64) for mean in rounds], axis=0)
-    np.testing.assert_allclose(state.memory["control"], expected, rtol=1e-5, atol=1e-5)
+        expected = expected + 0.6 * (-expected - mean.delta.astype(np.float64) / 0.25)
+    np.testing.assert_allclose(state.memory["control"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_scaffold_refuses_a_mean_without_control_variates() -> None:
+def test_scaffold_begins_anew_in_the_first_round_and_every_tenth_after_it() -> None:
+    assert [number for number in range(1, 32) if begins_anew(number)] == [1, 11, 21, 31]
+
+
+@pytest.mark.parametrize("mean", [Mean(np.ones(3, np.float32), 2.0), Mean(np.ones(3, np.float32), local_rate=0.1)])
+def test_scaffold_refuses_a_mean_without_steps_or_rate(mean: Mean) -> None:
     strategy = STRATEGIES["scaffold"](1.0, Server())
-    with pytest.raises(CallerFault, match="control variates"):
-        strategy.apply(strategy.init(np.ones(3, np.float32)), Mean(np.ones(3, np.float32)))
+    with pytest.raises(CallerFault, match="steps, and their learning rate"):
+        strategy.apply(strategy.init(np.ones(3, np.float32)), mean)

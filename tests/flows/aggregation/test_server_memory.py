@@ -1,5 +1,6 @@
 """What the server remembers, in rounds with hospitals: kept with its model, taken up by the next driver, never anew."""
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from numpy.typing import NDArray
 
-from boundary.messages import BlobRef, WorkOrder
+from boundary.messages import BlobRef, Collection, WorkOrder
 from boundary.names import COORDINATOR
 from compliance.records import RoundRecord, to_bytes
 from flows import retention
 from flows.aggregation.memory import MemoryUnusable
+from flows.aggregation.scaffold import begins_anew
 from flows.desk import Desk
 from flows.driver import StudyDriver
 from flows.records import Candidate
@@ -21,7 +24,7 @@ from flows.store.database import reading, writing
 from flows.store.schema import blobs
 from flows.store.schema import rounds as table
 from infra.driving import EXACT, PARAMETERS, collect, mean_of, run, train_only, weights, work_of
-from infra.federation import SimulatedFederation, make_federation
+from infra.federation import SimulatedFederation, Work, make_federation
 
 DELTA = mean_of(1, 2, 3)  # in every round
 MOMENTUM = 0.5
@@ -229,34 +232,56 @@ def test_an_adaptive_strategy_takes_up_both_of_its_vectors(make: Make) -> None:
     assert weights(federation, second) == pytest.approx(np.full(PARAMETERS, x), rel=EXACT)
 
 
-def test_scaffold_tells_the_hospitals_its_control_variate_from_the_second_round_on(tmp_path: Path) -> None:
+def test_scaffold_tells_the_hospitals_its_control_variate_and_begins_anew_every_tenth_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of four hospitals one is silent: three quarters of the mean change are taken up."""
-    size = PARAMETERS // 2  # what hospitals send is twice as long
-    training = {"rounds": 3, "weighting": "images", "strategy": "scaffold", "optimizer": "sgd"}
-    works = {f"h{n}": work_of(n) for n in (1, 2, 3, 4)}
-    federation = make_federation(tmp_path, works, parameters=size, changes={"training": training})
+    monkeypatch.setattr(sys.modules[begins_anew.__module__], "ROUNDS_UNTIL_ANEW", 2)
+    training = {
+        "rounds": 3, "weighting": "equal", "strategy": "scaffold", "optimizer": "sgd", "learning_rate": 0.5,
+    }  # fmt: skip
+    federation = make_federation(
+        tmp_path,
+        {f"h{n}": stepping(n) for n in (1, 2, 3, 4)},
+        parameters=PARAMETERS,
+        changes={"training": training},
+        delta_bound=10,
+    )
     try:
         federation.hospitals["h4"].silence()
-        first, second = run(federation, train_only), run(federation, go_on)
-        assert weights(federation, first) == pytest.approx(np.full(size, DELTA), rel=EXACT)
-        assert weights(federation, second) == pytest.approx(np.full(size, 2 * DELTA), rel=EXACT)
-        memories, told = [memory_of(federation, number) for number in (1, 2)], []
-        for number, memory in enumerate(memories, start=1):
-            with federation.coordinator.blobs.open(memory.digest) as source:
-                control = safetensors.numpy.load(source.read())["control"]
-            assert control == pytest.approx(np.full(size, number * 0.75 * DELTA), rel=EXACT)
+        made = [run(federation, train_only), run(federation, go_on), run(federation, go_on)]
+        mean, steps = 2.0, 4.0  # of 1, 2, 3 and of twice as many steps
+        for number, record in enumerate(made, start=1):
+            expected = np.full(PARAMETERS, number * mean * steps)
+            assert weights(federation, record) == pytest.approx(expected, rel=EXACT)
+        first = -0.75 * mean / 0.5
+        told, kept = [], []
         desk = Desk(federation.coordinator.key, federation.coordinator.now, federation.plan)
+        for number in (1, 2, 3):
+            with federation.coordinator.blobs.open(memory_of(federation, number).digest) as source:
+                kept.append(safetensors.numpy.load(source.read())["control"])
+            with reading(federation.coordinator.store) as connection:
+                order = desk.told(connection, "h1", WorkOrder.kind, f"{federation.study.study}/{number}/train/1")
+            assert isinstance(order, WorkOrder)
+            told.append(order.control)
+        second = first - 0.75 * (first + mean / 0.5)
+        for control, expected in zip(kept, (first, second, first), strict=True):
+            assert control == pytest.approx(np.full(PARAMETERS, expected), rel=EXACT)
+        assert told == [None, memory_of(federation, 1), None]
         with reading(federation.coordinator.store) as connection:
-            for number in (1, 2):
-                slot = f"{federation.study.study}/{number}/train/1"
-                order = desk.told(connection, "h1", WorkOrder.kind, slot)
-                assert isinstance(order, WorkOrder)
-                told.append(order.control)
-            assert told == [None, memories[0]]
-            assert holdings.may_read(connection, memories[0].digest, "h1")
-            assert not holdings.may_read(connection, memories[1].digest, "h1"), "nobody was told of it yet"
+            assert holdings.may_read(connection, memory_of(federation, 1).digest, "h1")
+            assert not holdings.may_read(connection, memory_of(federation, 2).digest, "h1"), "nobody was told of it"
     finally:
         federation.close()
+
+
+def stepping(number: int) -> Work:
+    """Hospital `number` takes twice as many steps, and moves by `number` in each, with weight 1."""
+
+    def work(_: Collection) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
+        return np.array([2.0, 1.0, 1.0, 0.0, 2.0 * number]), np.full(PARAMETERS, number, np.float32)
+
+    return work
 
 
 def test_memories_go_when_the_study_is_over_and_not_before(federation: SimulatedFederation) -> None:

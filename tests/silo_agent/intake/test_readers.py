@@ -228,6 +228,19 @@ def test_a_process_that_does_not_start_is_no_file_s_fault(
         look(images)
 
 
+def test_when_no_process_can_be_had_that_is_said_and_nobody_waits_for_ever(
+    look: Callable[..., Any], images: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by review: the batch that was being read had no answer at all."""
+
+    def none_left(*_: object, **_named: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(reader_process.subprocess, "Popen", none_left)
+    with pytest.raises(OSError, match="Too many open files"):
+        look(images)
+
+
 # --- order and equality --------------------------------------------------------------------------------
 def test_several_processes_find_what_one_finds_in_the_same_order(look: Callable[..., Any], tmp_path: Path) -> None:
     """Damaged and whole files in turn; what `read_image` says of each, one after the other, is the oracle."""

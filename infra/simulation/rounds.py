@@ -1,0 +1,189 @@
+"""A study's rounds in one process: what the product does between hospitals, without letters, processes and masks.
+
+What learns is the product's own: `models.training` or `models.private.training` in each hospital, the fixed-point sum
+of `boundary.secagg`, `flows.summing` and `flows.aggregation`. Masks cancel in the sum to the bit, so none are drawn.
+Unlike the product all of it follows from a seed, the shuffling, the rounding and the noise of a guarantee too: figures
+can be had again, and no patient is protected by them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from torch import nn
+
+from boundary.guarantee import PatientPrivacy
+from boundary.layout import layout_for
+from boundary.parts import Parts, parts_of
+from boundary.plan import StudyPlan
+from boundary.secagg.encoding import Quantiser, count_clipped, decode_numbers, encode_numbers
+from boundary.secagg.ring import Encoding, first_encoding, next_encoding
+from boundary.tensors import Vector, flatten, manifest_of, unflatten
+from compliance.terms import PlanTerms
+from flows.aggregation import strategy_of
+from flows.aggregation.state import Mean
+from flows.summing import Total, TrainSum, read_train_sum
+from models.catalogue import build
+from models.parameters import initial_tensors, load_tensors, to_tensors, train_only
+from models.private.training import PrivateSteps, PrivateTraining
+from models.training import LocalData, planned_steps, train
+
+IMAGES_AT_ONCE = 64  # through the network in a private training: time and memory, not the result
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A hospital's training images, and the most patients it declares: of a plan with a guarantee that is public."""
+
+    data: LocalData
+    declared: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """After the last round: what moved, float32 [parts.moving.size], and what stayed in each hospital."""
+
+    parts: Parts
+    base: Vector
+    moving: Vector
+    homes: tuple[Vector, ...]
+
+    def of(self, hospital: int) -> Vector:
+        """The whole network that a hospital has, float32 [parts.whole.size]: with what stayed home in its place."""
+        return self.parts.joined(self.base, self.moving, self.homes[hospital])
+
+
+@dataclass(frozen=True, slots=True)
+class LocalChange:
+    """What one hospital would send: `delta` float32 [n] is not weighted yet and, for FedNova, not divided either."""
+
+    delta: Vector
+    weight: float
+    steps: int
+    home: Vector
+
+
+class Simulation:
+    """One study with these sites, in the order of the plan's hospitals.
+
+    With `encoded` sums are taken in fixed point, as masked vectors add up; otherwise in float64, to be compared with.
+    """
+
+    def __init__(self, plan: StudyPlan, sites: Sequence[Site], seed: int, *, encoded: bool = True) -> None:
+        if len(sites) != len(plan.hospitals):
+            raise ValueError(f"{len(sites)} sites for the {len(plan.hospitals)} hospitals of the plan")
+        if plan.training.strategy == "scaffold":
+            raise ValueError("scaffold is not simulated: no control variates are kept here")
+        self.plan, self.sites, self.encoded = plan, tuple(sites), encoded
+        self._seed = seed
+        self.module, self.base = network_of(plan)
+        self.parts = parts_of(plan.model, manifest_of(to_tensors(self.module)))
+        train_only(self.module, self.parts.trained)
+
+    def run(self) -> Learned:
+        """All rounds of the plan."""
+        strategy, encoding = strategy_of(self.plan), first_encoding(self.plan)
+        homes = [self.parts.home_of(self.base) for _ in self.sites]
+        state = strategy.init(self.parts.moving_of(self.base))
+        for number in range(self.plan.training.rounds):
+            changes = [self.local(number, k, state.weights, homes[k]) for k in range(len(self.sites))]
+            summed = self.sum(changes, encoding, number) if self.encoded else None
+            if summed is None:
+                mean = plain_mean(changes, counts_steps=self.plan.counts_steps)
+            else:
+                mean = Mean(summed.mean_delta, summed.mean_steps)
+                encoding = next_encoding(self.plan, encoding, largest=summed.largest, clipped=summed.clipped)
+            state, homes = strategy.apply(state, mean), [change.home for change in changes]
+        return Learned(self.parts, self.base, state.weights, tuple(homes))
+
+    def local(self, number: int, hospital: int, moving: Vector, home: Vector) -> LocalChange:
+        """Train in one hospital, from the global model and what stayed there."""
+        site, training = self.sites[hospital], self.plan.training
+        load_tensors(self.module, unflatten(self.parts.joined(self.base, moving, home), self.parts.whole))
+        drawn = entropy(self._seed, number, hospital)
+        if self.plan.privacy.mechanism == "none":
+            train(self.module, site.data, training, seed=seed_of(drawn), on_step=quiet)
+        else:
+            private = PrivateTraining(self.private_steps(site), drawn, IMAGES_AT_ONCE)
+            private.run(self.module, site.data, training, on_step=quiet)
+        whole = flatten(to_tensors(self.module), self.parts.whole)
+        steps = planned_steps(len(site.data), training) if self.plan.counts_steps else 1
+        delta = self.parts.moving_of(whole) - moving
+        return LocalChange(delta, self._weight(site), steps, self.parts.home_of(whole))
+
+    def sum(self, changes: Sequence[LocalChange], encoding: Encoding, number: int) -> TrainSum:
+        """The sum as hospitals' masked vectors give it once the masks are off."""
+        plan = self.plan
+        layout = layout_for(
+            "train", parameters=self.parts.moving.size, metrics=0, bands=plan.bands, steps=plan.counts_steps
+        )
+        numbers = np.zeros(layout.numbers, "<u8")
+        words = np.zeros(self.parts.moving.size, f"<u{encoding.ring // 8}")
+        for hospital, change in enumerate(changes):
+            weighted = change.delta * np.float32(change.weight / change.steps)
+            mine = {"weight": change.weight, "clipped": count_clipped(weighted, encoding)}
+            mine |= {"steps": change.weight * change.steps} if plan.counts_steps else {}
+            mine |= {} if plan.bands else {"images": len(self.sites[hospital].data)}  # the loss, nobody asks for here
+            said = np.zeros(layout.numbers)
+            for name, value in mine.items():
+                said[layout.where(name)] = value
+            encoded = np.empty_like(words)
+            Quantiser(encoding, entropy(self._seed, number, hospital, 1)).encode(weighted, encoded)
+            words += encoded  # modulo the ring
+            numbers += encode_numbers(said, encoding.most)
+        return read_train_sum(Total(layout, encoding, decode_numbers(numbers), words), hospitals=len(changes))
+
+    def _weight(self, site: Site) -> float:
+        """As `silo_agent.local_round` has it."""
+        aggregation, training = self.plan.aggregation, self.plan.training
+        counts = {"images": len(site.data), "patients": len(np.unique(site.data.patients)), "equal": 1,
+                  "declared": site.declared}  # fmt: skip
+        return float(min(counts[training.weighting], aggregation.largest_weight(training)))
+
+    def private_steps(self, site: Site) -> PrivateSteps:
+        """The public numbers of a site's private training. Raises `OutOfReach`; `ValueError` without a guarantee."""
+        privacy = self.plan.privacy
+        if privacy.mechanism == "none":
+            raise ValueError("the plan has no guarantee per patient")
+        terms = _terms(privacy, self.plan.training.rounds, site.declared)
+        return PrivateSteps(
+            steps=privacy.steps, rate=terms.rate, denominator=terms.denominator, clip=privacy.clip,
+            noise_multiplier=terms.noise_multiplier, images=privacy.images_per_patient,
+        )  # fmt: skip
+
+
+@cache
+def _terms(privacy: PatientPrivacy, rounds: int, declared: int) -> PlanTerms:
+    """The search for a noise multiplier takes a second, and every round asks again."""
+    return PlanTerms.of(privacy, rounds, declared)
+
+
+def plain_mean(changes: Sequence[LocalChange], *, counts_steps: bool) -> Mean:
+    """The same mean in float64, without the fixed-point sum."""
+    total = sum(change.weight for change in changes)
+    delta = sum(change.delta.astype(np.float64) * (change.weight / change.steps) for change in changes) / total
+    steps = sum(change.weight * change.steps for change in changes) / total
+    return Mean(np.asarray(delta, np.float32), steps if counts_steps else None)
+
+
+def network_of(plan: StudyPlan) -> tuple[nn.Module, Vector]:
+    """The plan's network as its study begins, and its weights, float32 [n]."""
+    classes = len(plan.labels.classes)
+    module, tensors = build(plan.model, classes), initial_tensors(plan.model, classes)
+    load_tensors(module, tensors)
+    return module, flatten(tensors, manifest_of(tensors))
+
+
+def entropy(*numbers: int) -> bytes:
+    """32 bytes that follow from these numbers: of keys for noise and rounding."""
+    return np.random.SeedSequence(numbers).generate_state(8, np.uint32).tobytes()
+
+
+def seed_of(drawn: bytes) -> int:
+    """For torch's generators, as many bits as `silo_agent.local_round` draws."""
+    return int.from_bytes(drawn[:8], "little") >> 1
+
+
+def quiet(_step: int, _steps: int) -> None:
+    """Nobody watches."""
