@@ -7,7 +7,7 @@ can be had again, and no patient is protected by them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -22,7 +22,8 @@ from boundary.secagg.ring import Encoding, first_encoding, next_encoding
 from boundary.tensors import Vector, flatten, manifest_of, unflatten
 from compliance.terms import PlanTerms
 from flows.aggregation import strategy_of
-from flows.aggregation.state import Mean
+from flows.aggregation.scaffold import begins_anew
+from flows.aggregation.state import CONTROL, Mean
 from flows.summing import Total, TrainSum, read_train_sum
 from models.catalogue import build
 from models.parameters import initial_tensors, load_tensors, to_tensors, train_only
@@ -56,12 +57,16 @@ class Learned:
 
 @dataclass(frozen=True, slots=True)
 class LocalChange:
-    """What one hospital would send: `delta` float32 [n] is not weighted yet and, for FedNova, not divided either."""
+    """What one hospital would send: `delta` float32 [n] is not weighted yet and, for FedNova, not divided either.
+
+    `home` and `control` are what it keeps, the latter SCAFFOLD's c_i, float32 [n].
+    """
 
     delta: Vector
     weight: float
     steps: int
     home: Vector
+    control: Vector
 
 
 class Simulation:
@@ -73,8 +78,6 @@ class Simulation:
     def __init__(self, plan: StudyPlan, sites: Sequence[Site], seed: int, *, encoded: bool = True) -> None:
         if len(sites) != len(plan.hospitals):
             raise ValueError(f"{len(sites)} sites for the {len(plan.hospitals)} hospitals of the plan")
-        if plan.training.strategy == "scaffold":
-            raise ValueError("scaffold is not simulated: no control variates are kept here")
         self.plan, self.sites, self.encoded = plan, tuple(sites), encoded
         self._seed = seed
         self.module, self.base = network_of(plan)
@@ -86,31 +89,47 @@ class Simulation:
         strategy, encoding = strategy_of(self.plan), first_encoding(self.plan)
         homes = [self.parts.home_of(self.base) for _ in self.sites]
         state = strategy.init(self.parts.moving_of(self.base))
+        zeros = np.zeros(self.parts.moving.size, np.float32)
+        controls = [zeros for _ in self.sites]
         for number in range(self.plan.training.rounds):
-            changes = [self.local(number, k, state.weights, homes[k]) for k in range(len(self.sites))]
+            if self.plan.has_controls and begins_anew(number + 1):
+                state = replace(state, memory=strategy.init(state.weights).memory)
+                controls = [zeros for _ in self.sites]
+            common = state.memory.get(CONTROL, zeros)
+            changes = [
+                self.local(number, k, state.weights, homes[k], common, controls[k]) for k in range(len(self.sites))
+            ]
             summed = self.sum(changes, encoding, number) if self.encoded else None
             if summed is None:
                 mean = plain_mean(changes, counts_steps=self.plan.counts_steps)
             else:
                 mean = Mean(summed.mean_delta, summed.mean_steps)
                 encoding = next_encoding(self.plan, encoding, largest=summed.largest, clipped=summed.clipped)
-            state, homes = strategy.apply(state, mean), [change.home for change in changes]
+            state = strategy.apply(state, replace(mean, local_rate=self.plan.training.learning_rate))
+            homes, controls = [change.home for change in changes], [change.control for change in changes]
         return Learned(self.parts, self.base, state.weights, tuple(homes))
 
-    def local(self, number: int, hospital: int, moving: Vector, home: Vector) -> LocalChange:
-        """Train in one hospital, from the global model and what stayed there."""
+    def local(
+        self, number: int, hospital: int, moving: Vector, home: Vector, common: Vector | None = None,
+        own: Vector | None = None,
+    ) -> LocalChange:  # fmt: skip
+        """Train in one hospital, from the global model, what stayed there, and SCAFFOLD's c and c_i, 0 without."""
         site, training = self.sites[hospital], self.plan.training
         load_tensors(self.module, unflatten(self.parts.joined(self.base, moving, home), self.parts.whole))
         drawn = entropy(self._seed, number, hospital)
+        zeros = np.zeros_like(moving)
+        common, own = zeros if common is None else common, zeros if own is None else own
         if self.plan.privacy.mechanism == "none":
-            train(self.module, site.data, training, seed=seed_of(drawn), on_step=quiet)
+            correction = unflatten(common - own, self.parts.moving) if self.plan.has_controls else None
+            train(self.module, site.data, training, seed=seed_of(drawn), on_step=quiet, correction=correction)
         else:
             private = PrivateTraining(self.private_steps(site), drawn, IMAGES_AT_ONCE)
             private.run(self.module, site.data, training, on_step=quiet)
         whole = flatten(to_tensors(self.module), self.parts.whole)
         steps = planned_steps(len(site.data), training) if self.plan.counts_steps else 1
         delta = self.parts.moving_of(whole) - moving
-        return LocalChange(delta, self._weight(site), steps, self.parts.home_of(whole))
+        control = own - common - delta / np.float32(steps * training.learning_rate)
+        return LocalChange(delta, self._weight(site), steps, self.parts.home_of(whole), control)
 
     def sum(self, changes: Sequence[LocalChange], encoding: Encoding, number: int) -> TrainSum:
         """The sum as hospitals' masked vectors give it once the masks are off."""

@@ -49,7 +49,7 @@ TUNING_SEEDS = range(100, 106)
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What is chosen for one archive. Rates of hospitals are Adam's, of `nova` and `private` those of plain SGD.
+    """What is chosen for one archive. Rates of hospitals are Adam's; `nova`, `scaffold`, `private` are of plain SGD.
 
     `server` has the learning rates of the server, `private_server` with a guarantee; where there is none it is 1.
     """
@@ -62,6 +62,7 @@ class Rates:
     momentum: float
     server: Mapping[Strategy, float]
     nova: float
+    scaffold: float
     private: float
     private_server: Mapping[Strategy, float]
     fine_tuning: FineTuning
@@ -82,12 +83,16 @@ class Rates:
         """Every strategy without noise, and those that a plan may have with a guarantee."""
         plain = self.training(self.hospital)
         nova = self.training(self.nova).model_copy(update={"strategy": "fednova", "optimizer": "sgd"})
+        corrected = self.training(self.scaffold).model_copy(
+            update={"strategy": "scaffold", "optimizer": "sgd", "weighting": "equal"}
+        )
         shared = [
             Arm("fedavg", plain),
             Arm("fedprox", plain.model_copy(update={"proximal": self.proximal})),
             *[self._on_server(strategy, plain, self.server) for strategy in _ON_SERVER],
         ]
-        return (*shared, Arm("fednova", nova), Arm("fedbn", plain, home=NORMALISATION), *map(self._private, shared))
+        others = (Arm("fednova", nova), Arm("scaffold", corrected), Arm("fedbn", plain, home=NORMALISATION))
+        return (*shared, *others, *map(self._private, shared))
 
     def _on_server(self, strategy: Strategy, training: Training, rates: Mapping[Strategy, float]) -> Arm:
         # the momentum of fedavgm is chosen; that of the adaptive ones is beta 1, the authors' 0.9
@@ -113,13 +118,13 @@ class Rates:
 RATES = {
     "pneumonia": Rates(
         rounds=20, local=2e-3, pooled=2e-3, hospital=1e-3, proximal=0.3, momentum=0.5,
-        server={"fedadagrad": 0.03, "fedadam": 0.003, "fedyogi": 0.003}, nova=0.05,
+        server={"fedadagrad": 0.03, "fedadam": 0.003, "fedyogi": 0.003}, nova=0.05, scaffold=0.05,
         private=1.0, private_server={"fedadagrad": 0.03, "fedadam": 0.03, "fedyogi": 0.03},
         fine_tuning=FineTuning(1, 1e-4, BATCH),
     ),
     "breast": Rates(
         rounds=40, local=1e-3, pooled=2e-3, hospital=1e-3, proximal=0.1, momentum=0.5,
-        server={"fedadagrad": 0.01, "fedadam": 0.01, "fedyogi": 0.01}, nova=0.03,
+        server={"fedadagrad": 0.01, "fedadam": 0.01, "fedyogi": 0.01}, nova=0.03, scaffold=0.03,
         private=1.0, private_server={"fedadagrad": 0.01, "fedadam": 0.03, "fedyogi": 0.03},
         fine_tuning=FineTuning(3, 1e-3, BATCH, HEAD),
     ),
@@ -135,6 +140,8 @@ def candidates(chosen: Rates) -> Iterator[tuple[str, Rates]]:
         yield "fedprox", replace(chosen, proximal=proximal)
     for rate in (0.003, 0.01, 0.03, 0.05, 0.1, 0.3):
         yield "fednova", replace(chosen, nova=rate)
+    for rate in (0.01, 0.03, 0.05, 0.1):
+        yield "scaffold", replace(chosen, scaffold=rate)
     yield from _servers(chosen)
     for rate in (0.25, 0.5, 1.0, 2.0):
         yield f"fedavg, epsilon {EPSILON:g}", replace(chosen, private=rate)
