@@ -68,7 +68,7 @@ def command(tmp_path: Path) -> dict[str, Any]:
 def work(command: dict[str, Any], **changes: Any) -> LocalRound:
     made = LocalRound.of(command | changes)
     tensors = initial_tensors(made.plan.model, len(made.plan.labels.classes))
-    made.model.write_bytes(pack(flatten(tensors, made.manifest), made.manifest))
+    made.model.write_bytes(pack(flatten(tensors, made.parts.whole), made.parts.whole))
     return made
 
 
