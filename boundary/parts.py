@@ -17,15 +17,16 @@ from boundary.tensors import TensorManifest, Vector, flatten, unflatten
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """`whole` is the network's manifest; `moving` and `home` are the trained parameters, each in one of them."""
+    """`whole` is the network's manifest; `moving` and `home` are the trained parameters, each in one of them.
+
+    `moves_whole` is the plan's (`ModelChoice.moves_whole`), whatever its patterns happen to fit: both sides know from
+    the plan alone whether there is a base.
+    """
 
     whole: TensorManifest
     moving: TensorManifest
     home: TensorManifest
-
-    @property
-    def moves_whole(self) -> bool:
-        return self.moving == self.whole
+    moves_whole: bool
 
     @property
     def trained(self) -> frozenset[str]:
@@ -43,7 +44,7 @@ class Parts:
     def joined(self, base: Vector | None, moving: Vector, home: Vector | None = None) -> Vector:
         """The whole network: `base` float32 [whole.size] with `moving` and, if it is given, `home` in their places.
 
-        `base` may be None where everything moves. Raises `BadTensors` for vectors of other sizes.
+        `base` may be None where the plan has everything move. Raises `BadTensors` for vectors of other sizes.
         """
         if self.moves_whole:
             unflatten(moving, self.whole)  # its size
@@ -70,11 +71,10 @@ def parts_of(choice: ModelChoice, whole: TensorManifest) -> Parts:
     home = trained & _fitting(names, choice.home)
     if not trained - home:
         raise InvalidPlan("model.home: every trained parameter stays home, so there is nothing to learn together")
-    return Parts(whole, _only(whole, trained - home), _only(whole, home))
+    return Parts(whole, _only(whole, trained - home), _only(whole, home), choice.moves_whole)
 
 
-def _fitting(names: Iterable[str], patterns: Iterable[str]) -> frozenset[str]:
-    patterns = tuple(patterns)
+def _fitting(names: Iterable[str], patterns: tuple[str, ...]) -> frozenset[str]:
     return frozenset(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
 
 

@@ -33,6 +33,17 @@ def test_without_a_word_everything_moves() -> None:
     assert parts.joined(None, VECTOR) is VECTOR
 
 
+def test_patterns_that_happen_to_fit_everything_still_have_a_base() -> None:
+    """A hospital knows no network's parameters when an order comes: whether there is a base is the plan's to say."""
+    chosen = choice("features.*", "head.*")
+    parts = parts_of(chosen, WHOLE)
+    assert parts.moving == WHOLE
+    assert parts.moves_whole is chosen.moves_whole is False
+    np.testing.assert_array_equal(parts.joined(-VECTOR, VECTOR), VECTOR)
+    with pytest.raises(BadTensors):
+        parts.joined(None, VECTOR)
+
+
 def test_what_is_not_trained_does_not_move() -> None:
     parts = parts_of(choice("head.*"), WHOLE)
     assert names(parts.moving) == ["head.bias", "head.weight"]
