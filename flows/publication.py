@@ -56,12 +56,7 @@ def publish(coordinator: Coordinator, plan: StudyPlan) -> studies.Study:
             study = studies.find(connection, plan.label)
             studies.publish(connection, plan, study.model, coordinator.now())  # refuses another plan of this name
     else:
-        start = model_start(coordinator, flatten(tensors, parts.whole), parts)
-        with writing(coordinator.store) as connection:
-            holdings.record(connection, start.initial, owner=COORDINATOR, now=coordinator.now())
-            holdings.record(connection, start.first, owner=COORDINATOR, now=coordinator.now())
-            studies.publish(connection, plan, start, coordinator.now())
-            study = studies.find(connection, plan.label)
+        study = begin_study(coordinator, plan, flatten(tensors, parts.whole), parts)
     propose(coordinator, study)
     return study
 
@@ -80,8 +75,18 @@ def checked_tensors(plan: StudyPlan) -> tuple["Tensors", Parts]:
     return tensors, parts_of(plan.model, manifest_of(tensors))
 
 
-def model_start(coordinator: Coordinator, weights: Vector, parts: Parts) -> ModelStart:
-    """Keep the initial weights, float32 [parts.whole.size], and apart what of them moves."""
+def begin_study(coordinator: Coordinator, plan: StudyPlan, weights: Vector, parts: Parts) -> studies.Study:
+    """Keep a new study with the weights it begins with, float32 [parts.whole.size]. Raises `AlreadyPublished`."""
+    start, now = _model_start(coordinator, weights, parts), coordinator.now()
+    with writing(coordinator.store) as connection:
+        for blob in (start.initial, start.first):
+            holdings.record(connection, blob, owner=COORDINATOR, now=now)
+        studies.publish(connection, plan, start, now)
+        return studies.find(connection, plan.label)
+
+
+def _model_start(coordinator: Coordinator, weights: Vector, parts: Parts) -> ModelStart:
+    """The initial weights as a blob, and apart what of them moves."""
     initial = coordinator.blobs.put_bytes(pack(weights, parts.whole))
     if parts.moves_whole:
         return ModelStart(manifest=parts.whole, initial=initial)

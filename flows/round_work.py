@@ -38,7 +38,6 @@ from compliance.records import AnyMetrics, CohortDecision, RoundRecord, Timing, 
 from flows import readings
 from flows.aggregation import Mean, ServerState, ServerStrategy, strategy_of
 from flows.aggregation.memory import MemoryUnusable, packed, recalled
-from flows.aggregation.scaffold import begins_anew
 from flows.collecting import CollectionFailed, Watch
 from flows.coordinator import Coordinator
 from flows.desk import Desk
@@ -212,7 +211,7 @@ class RoundWork:
     def _state(self, strategy: ServerStrategy) -> ServerState:
         """The strategy's state after the round before: its weights, and its memory as that round left it."""
         state, before = strategy.init(self._weights(self.model_in)), self.number - 1
-        if before == 0 or not state.memory or (self.study.plan.has_controls and begins_anew(self.number)):
+        if strategy.begins_anew(self.number) or not state.memory:
             return replace(state, round=before)
         memory = recalled(self._memory(before), state.memory, before, self.coordinator.blobs.open)
         return replace(state, round=before, memory=memory)
@@ -226,7 +225,8 @@ class RoundWork:
 
     def _control(self) -> BlobRef | None:
         """What SCAFFOLD's hospitals are told of all others; nothing where all begin anew."""
-        has_one = self.study.plan.has_controls and not begins_anew(self.number)
+        plan = self.study.plan
+        has_one = plan.has_controls and not strategy_of(plan).begins_anew(self.number)
         return self._memory(self.number - 1) if has_one else None
 
     def _whole(self, mean: Vector, gathered: Gathered) -> Vector:

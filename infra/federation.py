@@ -32,7 +32,7 @@ from boundary.tensors import TensorManifest, TensorSpec
 from boundary.version import ProtocolRange
 from flows.authority import issue_roster
 from flows.coordinator import Coordinator, create, starting_settings
-from flows.publication import model_start
+from flows.publication import begin_study
 from flows.store import holdings, mail, members, studies
 from flows.store.database import reading, writing
 from flows.store.schema import envelopes, silos
@@ -335,13 +335,7 @@ def make_federation(  # noqa: PLR0913 - what tests vary
     shapes = {"rest": frozen, "w": parameters} if frozen else {"w": parameters}
     manifest = TensorManifest(tensors=tuple(TensorSpec(name=name, shape=(size,)) for name, size in shapes.items()))
     weights = np.concatenate([np.ones(frozen, np.float32), np.zeros(parameters, np.float32)])
-    start = model_start(coordinator, weights, parts_of(plan.model, manifest))
-    with writing(coordinator.store) as connection:
-        for blob in (start.initial, start.first):
-            holdings.record(connection, blob, owner=COORDINATOR, now=coordinator.now())
-        studies.publish(connection, plan, start, coordinator.now())
-    with reading(coordinator.store) as connection:
-        study = studies.find(connection, plan.label)
+    study = begin_study(coordinator, plan, weights, parts_of(plan.model, manifest))
     return SimulatedFederation(coordinator, hospitals, plan, study)
 
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from boundary.plan import Training
+from boundary.plan import StudyPlan, Training
 from models.errors import NoImages, NonFiniteLoss, TrainingCancelled
 from models.losses import mean_loss
 from models.measuring import Layout, measure
@@ -114,6 +114,20 @@ class Correction:
         for p, value in self._pairs:
             if p.grad is not None:
                 p.grad.add_(value)
+
+
+def next_control(
+    own: NDArray[np.float32], common: NDArray[np.float32], delta: NDArray[np.float32], steps: int, training: Training
+) -> NDArray[np.float32]:
+    """SCAFFOLD's c_i after a training, float32 [n], by option II: the mean gradient of its steps (there, line 12)."""
+    gradient = -delta / np.float32(steps * training.learning_rate)
+    return gradient - common + own
+
+
+def weight_of(plan: StudyPlan, data: LocalData, declared: int) -> float:
+    """A hospital's weight in the sum, never above the plan's largest: what one can add to it is bounded."""
+    counts = {"images": len(data), "patients": len(np.unique(data.patients)), "equal": 1, "declared": declared}
+    return float(min(counts[plan.training.weighting], plan.aggregation.largest_weight(plan.training)))
 
 
 def train(  # noqa: PLR0913 - two of them are for who watches

@@ -13,7 +13,7 @@ from boundary.approval import SignedApproval, check_approval
 from boundary.canonical import canonical_bytes, parse_json
 from boundary.errors import NotApproved, OutOfTurn, Stale, UnknownMember
 from boundary.identity import PublicIdentity
-from boundary.messages import CohortClosed, Collection, WorkOrder, to_body
+from boundary.messages import CohortClosed, WorkOrder, to_body
 from boundary.plan import StudyPlan, digest_of, plan_from_json, study_id
 from boundary.protocol import Step
 from boundary.roster import TrustedRoster
@@ -59,9 +59,11 @@ def check_order(
     if collection.round < newest or collection.round <= committed:
         raise Stale(f"an order for round {collection.round}; round {max(newest, committed)} was begun or is over")
     check_encoding(order.encoding, plan)
-    _check_normalisation(order, plan, earlier)
-    _check_beside(order, plan, earlier)
-    if _questions(earlier, collection) - {_question(to_body(order))}:
+    body, before = to_body(order), [(kept_order, parse_json(kept_order.envelope)["body"]) for kept_order in earlier]
+    _check_normalisation(order, plan, [old["normalisation"] for _, old in before])
+    _check_beside(order, plan, [old["base"] for _, old in before])
+    same = [old for one, old in before if (one.round, one.phase) == (collection.round, collection.phase)]
+    if any(_question(old) != _question(body) for old in same):  # a second question to the same data
         raise OutOfTurn(
             f"another model or encoding for round {collection.round}, {collection.phase}, than in an earlier attempt"
         )
@@ -70,36 +72,27 @@ def check_order(
     return plan
 
 
-def _check_normalisation(order: WorkOrder, plan: StudyPlan, earlier: list[KeptOrder]) -> None:
+def _check_normalisation(order: WorkOrder, plan: StudyPlan, before: list[Any]) -> None:
     """The statistics are taken once, before round 1, if the plan says so; what they gave holds for the whole study."""
     wanted, is_counting = plan.preprocessing.normalise == "federated", order.collection.phase == "statistics"
     if is_counting and (not wanted or order.collection.round != 1):
         raise NotApproved("the plan asks for no statistics, or not in this round")
     if (order.normalisation is not None) != (wanted and not is_counting):
         raise NotApproved("a normalisation that the plan does not ask for, or none where it does")
-    now, before = (
-        to_body(order)["normalisation"],
-        [parse_json(kept.envelope)["body"]["normalisation"] for kept in earlier],
-    )
+    now = to_body(order)["normalisation"]
     if now is not None and any(one not in (None, now) for one in before):
         raise OutOfTurn("another normalisation than in an earlier round of this study")
 
 
-def _check_beside(order: WorkOrder, plan: StudyPlan, earlier: list[KeptOrder]) -> None:
+def _check_beside(order: WorkOrder, plan: StudyPlan, before: list[Any]) -> None:
     """What comes beside the model only as the plan has it, and a base that is the same for the whole study."""
     if (order.base is None) != plan.model.moves_whole:
         raise NotApproved("a base that the plan does not ask for, or none where it does")
     if order.control is not None and not (plan.has_controls and order.collection.phase == "train"):
         raise NotApproved("a control variate that the plan does not ask for")
     base = to_body(order)["base"]
-    if any(parse_json(kept.envelope)["body"]["base"] != base for kept in earlier):
+    if any(one != base for one in before):
         raise OutOfTurn("another base than in an earlier order of this study")
-
-
-def _questions(earlier: list[KeptOrder], collection: Collection) -> set[bytes]:
-    """What this round and phase was ordered on before: a second model would be a second question to the same data."""
-    same = [kept for kept in earlier if (kept.round, kept.phase) == (collection.round, collection.phase)]
-    return {_question(parse_json(kept.envelope)["body"]) for kept in same}
 
 
 def _question(body: dict[str, Any]) -> bytes:

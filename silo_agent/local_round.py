@@ -35,7 +35,7 @@ from models.preprocessing import normalised
 from models.private.keystream import KEY_BYTES
 from models.private.proof import class_labels, prove, voxel_labels
 from models.private.training import PrivateSteps, PrivateTraining
-from models.training import LocalData, evaluate, planned_steps, train
+from models.training import LocalData, evaluate, next_control, planned_steps, train, weight_of
 from silo_agent.errors import WorkCancelled, WorkFailed
 from silo_agent.intake.cache import load_cache
 from silo_agent.intake.errors import CacheUnreadable
@@ -209,7 +209,8 @@ def train_round(
     delta = _to_send(np.subtract(new, old, out=new), work)
     steps = planned_steps(len(data), work.plan.training) if work.plan.counts_steps else 1
     if controls is not None:
-        _keep_control(work, controls, delta, len(data))
+        control = next_control(controls.own, controls.common, delta, steps, work.plan.training)
+        _store(work.out.with_suffix(CONTROL), np.empty(0), control)
     delta *= np.float32(weight / steps)
     before, after = said
     counted = (weight * steps,) if work.plan.counts_steps else ()
@@ -313,13 +314,6 @@ def evaluate_round(work: LocalRound, should_stop: Callable[[], bool]) -> dict[st
     return {"parameters": work.parts.moving.size, "metrics": layout.size}
 
 
-def _keep_control(work: LocalRound, controls: Controls, delta: Vector, images: int) -> None:
-    """Keep what our control variate becomes beside the result: the mean gradient of the steps (SCAFFOLD, option II)."""
-    training = work.plan.training
-    gradient = -delta / np.float32(planned_steps(images, training) * training.learning_rate)
-    _store(work.out.with_suffix(CONTROL), np.empty(0), gradient - controls.common + controls.own)
-
-
 def _to_send(delta: Vector, work: LocalRound) -> Vector:
     """The weights of this round's sum; with error feedback also those left over, kept beside the result.
 
@@ -349,12 +343,9 @@ def _store(out: Path, numbers: NDArray[np.float64], weights: NDArray[np.float32]
 
 
 def _weight(work: LocalRound, data: LocalData) -> float:
-    """Never above the plan's largest: what one hospital can add to a sum is bounded."""
-    plan = work.plan
-    if plan.training.weighting == "declared" and not work.declared:
+    if work.plan.training.weighting == "declared" and not work.declared:
         raise WorkFailed("NO_PRIVACY_BUDGET", "the plan weighs by most_patients, which agent.toml does not declare")
-    counts = {"images": len(data), "patients": len(np.unique(data.patients)), "equal": 1, "declared": work.declared}
-    return float(min(counts[plan.training.weighting], plan.aggregation.largest_weight(plan.training)))
+    return weight_of(work.plan, data, work.declared)
 
 
 def _every(seconds: float, say: Callable[[int, int], None]) -> Callable[[int, int], None]:

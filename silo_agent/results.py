@@ -17,8 +17,6 @@ from silo_agent.state import StateFolder, write_private
 
 # What a training did not send, what is never sent, and SCAFFOLD's own control variate: files beside its vector.
 RESIDUAL, HOME, CONTROL = ".residual", ".home", ".control"
-
-
 BASE = ".base."  # in the name of the network as a study begins, where not all of it moves
 
 

@@ -193,8 +193,9 @@ class Workbench:
         self.permission.excluded(self.permission.dataset(plan))
         patients = await self._same_data(kept)
         asked, terms = self.permission.ask(order, message, plan, patients)
-        weights, base = await self._model(order, message), await self._base(order, message)
-        control = await self._control(order, message)
+        weights = await self._fetched(order, message, message.model)
+        base = message.base and await self._fetched(order, message, message.base, BASE)
+        control = message.control and await self._fetched(order, message, message.control)
         if not self._still_wanted(order):
             raise WorkCancelled("while the model was fetched")
         vector = folder / "vector"
@@ -275,27 +276,9 @@ class Workbench:
             raise WorkFailed("STALE", f"the work was due at {message.due:%Y-%m-%d %H:%M} UTC", retryable=True)
         return kept, starts
 
-    async def _base(self, order: KeptOrder, message: WorkOrder) -> Path | None:
-        """What the study began with, where not all of the model moves: fetched once, and never exchanged."""
-        if message.base is None:
-            return None
-        path = self._path(f"{order.study}{BASE}", message.base)
-        if any(other != path for other in self.folder.models.glob(f"{order.study}{BASE}*.safetensors")):
-            raise WorkFailed("BASE_CHANGED", "the part of the model that is not trained is another one than before")
-        return await self._fetched(order, message, message.base, path)
-
-    async def _control(self, order: KeptOrder, message: WorkOrder) -> Path | None:
-        if message.control is None:
-            return None
-        return await self._fetched(order, message, message.control, self._path(f"{order.study}.", message.control))
-
-    async def _model(self, order: KeptOrder, message: WorkOrder) -> Path:
-        return await self._fetched(order, message, message.model, self._path(f"{order.study}.", message.model))
-
-    def _path(self, name: str, blob: BlobRef) -> Path:
-        return self.folder.models / f"{name}{blob.digest.removeprefix('sha256:')}.safetensors"
-
-    async def _fetched(self, order: KeptOrder, message: WorkOrder, blob: BlobRef, path: Path) -> Path:
+    async def _fetched(self, order: KeptOrder, message: WorkOrder, blob: BlobRef, kind: str = ".") -> Path:
+        """A blob of the order, fetched once; `kind` in its name may keep it beyond its round (`forget_rounds`)."""
+        path = self.folder.models / f"{order.study}{kind}{blob.digest.removeprefix('sha256:')}.safetensors"
         pause = self.config.timing.retry_first
         while True:
             try:

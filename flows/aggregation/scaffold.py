@@ -42,4 +42,4 @@ def scaffold(rate: float, _: Server) -> ServerStrategy:
         control: Vector = before + np.float32(mean.share) * (gradient - before)
         return ServerState(state.round + 1, state.weights + rate * mean.steps * mean.delta, {CONTROL: control})
 
-    return ServerStrategy(init, apply)
+    return ServerStrategy(init, apply, begins_anew)

@@ -39,9 +39,18 @@ class Mean:
     local_rate: float | None = None
 
 
+def only_first(number: int) -> bool:
+    """Most strategies begin once."""
+    return number == 1
+
+
 @dataclass(frozen=True, slots=True)
 class ServerStrategy:
-    """`init` gives the state before round 1, `apply` the next one. Neither changes what it is given."""
+    """`init` gives the state before round 1, `apply` the next one. Neither changes what it is given.
+
+    `begins_anew` says of a round's number, from 1, whether nothing is remembered of the rounds before it.
+    """
 
     init: Callable[[Vector], ServerState]
     apply: Callable[[ServerState, Mean], ServerState]
+    begins_anew: Callable[[int], bool] = only_first

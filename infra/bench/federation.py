@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from boundary.identity import SigningIdentity
-from boundary.names import COORDINATOR
+from boundary.parts import parts_of
 from boundary.plan import StudyPlan, parse_plan
-from boundary.tensors import TensorManifest, TensorSpec, pack
+from boundary.tensors import TensorManifest, TensorSpec
 from compliance.records import RoundRecord
 from flows import coordinator as home
 from flows.coordinator import Coordinator, create, load, starting_settings
@@ -21,10 +21,9 @@ from flows.demo.archive import Site
 from flows.demo.processes import Processes, answers, choose_port, listens
 from flows.demo.stage import Ports, Stage
 from flows.deployment import environment
-from flows.publication import pinned, propose
-from flows.records import ModelStart
-from flows.store import holdings, rounds, studies
-from flows.store.database import reading, writing
+from flows.publication import begin_study, pinned, propose
+from flows.store import rounds, studies
+from flows.store.database import reading
 
 STANDIN = "infra.bench.standin"
 REAL_CHILD = "silo_agent.trainer"
@@ -120,12 +119,7 @@ def publish_synthetic(coordinator: Coordinator, plan_text: str, parameters: int)
     plan = pinned(coordinator, plan_text)
     manifest = TensorManifest(tensors=(TensorSpec(name="weights", shape=(parameters,)),))
     values = np.random.default_rng(0).normal(0, 0.02, parameters).astype(np.float32)
-    initial = coordinator.blobs.put_bytes(pack(values, manifest))
-    with writing(coordinator.store) as connection:
-        holdings.record(connection, initial, owner=COORDINATOR, now=coordinator.now())
-        studies.publish(connection, plan, ModelStart(manifest=manifest, initial=initial), coordinator.now())
-        study = studies.find(connection, plan.label)
-    propose(coordinator, study)
+    propose(coordinator, begin_study(coordinator, plan, values, parts_of(plan.model, manifest)))
     return plan
 
 

@@ -11,7 +11,7 @@ from compliance.records import RoundRecord
 from flows.demo.archive import DATASET
 from flows.publication import pinned, publish
 from infra.bench.federation import SILOS, federation, plan_text
-from infra.bench.rounds import drive, seconds_between
+from infra.bench.rounds import drive, most_bytes, seconds_between
 from infra.bench.rows import Row, ratio_at_most
 
 ROUNDS = 3  # measured, after the first, which also brings what is not trained
@@ -25,7 +25,7 @@ PARTS = {
 
 def partial_training() -> list[Row]:
     records = {part: _rounds(patterns) for part, patterns in PARTS.items()}
-    bytes_of = {part: _most_bytes(rounds[1:]) for part, rounds in records.items()}
+    bytes_of = {part: most_bytes(rounds[1:]) for part, rounds in records.items()}
     whole, every = bytes_of["all of it"], median(seconds_between(records["all of it"][1:]))
     rows = []
     for part, rounds in records.items():
@@ -34,7 +34,7 @@ def partial_training() -> list[Row]:
                         "all of it, up and down", whole / 1e6, target))  # fmt: skip
         rows.append(Row.of_runs(f"{NETWORK}, {part}: a round without training", seconds_between(rounds[1:]), "s",
                                 against="all of it", reference=every))  # fmt: skip
-    first = _most_bytes(records["its head"][:1])
+    first = most_bytes(records["its head"][:1])
     rows.append(Row(f"{NETWORK}, its head: bytes of the first round, with the base", first / 1e6, "MB"))
     return rows
 
@@ -52,7 +52,3 @@ def _rounds(patterns: list[str]) -> list[RoundRecord]:
         stage.approve_all(plan.label)
         drive(stage, "bare", plan.label, ROUNDS + 1)
         return stage.records()
-
-
-def _most_bytes(records: list[RoundRecord]) -> int:
-    return max(traffic.up + traffic.down for record in records for traffic in record.traffic.values())

@@ -45,7 +45,7 @@ def _round(megabytes: int) -> list[Row]:
     fastest = min(peers, key=lambda name: peers[name])
     name = f"round of {megabytes} MB"
     ideal = 2.0 * parameters * 4
-    moved = max(traffic.up + traffic.down for record in records[1:] for traffic in record.traffic.values())
+    moved = most_bytes(records[1:])
     return [
         Row.of_runs(f"{name}, as the flow runs it", shown, "s", against=f"{fastest} (constant)",
                     reference=peers[fastest], target=at_most(TARGET_SECONDS[megabytes])),
@@ -60,6 +60,11 @@ def seconds_between(records: list[RoundRecord]) -> list[float]:
     """From commit to commit: with everything that happens between two rounds."""
     moments = [record.committed_at for record in records]
     return [(later - earlier).total_seconds() for earlier, later in pairwise(moments)]
+
+
+def most_bytes(records: list[RoundRecord]) -> int:
+    """Up and down, of the hospital and round that moved most."""
+    return max(traffic.up + traffic.down for record in records for traffic in record.traffic.values())
 
 
 def drive(stage: BenchStage, how: str, label: str, count: int) -> None:

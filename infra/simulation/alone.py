@@ -1,13 +1,13 @@
 """What a federation is compared with, and what a hospital makes of its result: training of one network in one place."""
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from boundary.parts import parts_of
 from boundary.plan import StudyPlan, Training
 from boundary.tensors import Vector, flatten, manifest_of, unflatten
 from compliance.empirical import area, roc
@@ -51,8 +51,8 @@ def personalised(plan: StudyPlan, weights: Vector, data: LocalData, seed: int, h
     Wang et al. 2019, "Federated evaluation of on-device personalization".
     """
     module = loaded(plan, weights)
-    names = [name for name, _ in module.named_parameters()]
-    train_only(module, {name for name in names if any(fnmatchcase(name, pattern) for pattern in how.trained)})
+    choice = plan.model.model_copy(update={"trained": how.trained, "home": ()})
+    train_only(module, parts_of(choice, manifest_of(to_tensors(module))).trained)
     training = Training(
         rounds=1, local_epochs=how.epochs, batch_size=how.batch_size, optimizer="adam", learning_rate=how.learning_rate
     )

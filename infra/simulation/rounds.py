@@ -22,13 +22,12 @@ from boundary.secagg.ring import Encoding, first_encoding, next_encoding
 from boundary.tensors import Vector, flatten, manifest_of, unflatten
 from compliance.terms import PlanTerms
 from flows.aggregation import strategy_of
-from flows.aggregation.scaffold import begins_anew
 from flows.aggregation.state import CONTROL, Mean
 from flows.summing import Total, TrainSum, read_train_sum
 from models.catalogue import build
 from models.parameters import initial_tensors, load_tensors, to_tensors, train_only
 from models.private.training import PrivateSteps, PrivateTraining
-from models.training import LocalData, planned_steps, train
+from models.training import LocalData, next_control, planned_steps, train, weight_of
 
 IMAGES_AT_ONCE = 64  # through the network in a private training: time and memory, not the result
 
@@ -92,7 +91,7 @@ class Simulation:
         zeros = np.zeros(self.parts.moving.size, np.float32)
         controls = [zeros for _ in self.sites]
         for number in range(self.plan.training.rounds):
-            if self.plan.has_controls and begins_anew(number + 1):
+            if strategy.begins_anew(number + 1):
                 state = replace(state, memory=strategy.init(state.weights).memory)
                 controls = [zeros for _ in self.sites]
             common = state.memory.get(CONTROL, zeros)
@@ -128,8 +127,10 @@ class Simulation:
         whole = flatten(to_tensors(self.module), self.parts.whole)
         steps = planned_steps(len(site.data), training) if self.plan.counts_steps else 1
         delta = self.parts.moving_of(whole) - moving
-        control = own - common - delta / np.float32(steps * training.learning_rate)
-        return LocalChange(delta, self._weight(site), steps, self.parts.home_of(whole), control)
+        control = next_control(own, common, delta, steps, training)
+        return LocalChange(
+            delta, weight_of(self.plan, site.data, site.declared), steps, self.parts.home_of(whole), control
+        )
 
     def sum(self, changes: Sequence[LocalChange], encoding: Encoding, number: int) -> TrainSum:
         """The sum as hospitals' masked vectors give it once the masks are off."""
@@ -152,13 +153,6 @@ class Simulation:
             words += encoded  # modulo the ring
             numbers += encode_numbers(said, encoding.most)
         return read_train_sum(Total(layout, encoding, decode_numbers(numbers), words), hospitals=len(changes))
-
-    def _weight(self, site: Site) -> float:
-        """As `silo_agent.local_round` has it."""
-        aggregation, training = self.plan.aggregation, self.plan.training
-        counts = {"images": len(site.data), "patients": len(np.unique(site.data.patients)), "equal": 1,
-                  "declared": site.declared}  # fmt: skip
-        return float(min(counts[training.weighting], aggregation.largest_weight(training)))
 
     def private_steps(self, site: Site) -> PrivateSteps:
         """The public numbers of a site's private training. Raises `OutOfReach`; `ValueError` without a guarantee."""
