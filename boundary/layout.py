@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from boundary.errors import CallerFault
 from boundary.messages import Phase
 from boundary.names import Frozen, list_in
+from boundary.plan import StudyPlan
 
 NUMBER_BYTES = 8  # float64 in the hospital, a 64-bit word in the sum
 WEIGHT_BYTES = 4  # float32 in the hospital
@@ -65,7 +66,23 @@ class VectorLayout(Frozen):
         raise CallerFault(f"the vector has no section {name!r}")
 
 
-def layout_for(phase: Phase, *, parameters: int, metrics: int, bands: int = 0, steps: bool = False) -> VectorLayout:
+def layout_in(plan: StudyPlan, phase: Phase, *, parameters: int, metrics: int) -> VectorLayout:
+    """`layout_for` as the plan has it: both sides ask here. `parameters` are those that are in a sum."""
+    return layout_for(
+        phase,
+        parameters=parameters,
+        metrics=metrics,
+        bands=plan.bands,
+        steps=plan.counts_steps,
+        clipping=plan.robustness.clip is not None,
+        vote=plan.robustness.vote,
+    )
+
+
+def layout_for(
+    phase: Phase, *, parameters: int, metrics: int, bands: int = 0, steps: bool = False, clipping: bool = False,
+    vote: bool = False,
+) -> VectorLayout:  # fmt: skip
     """Give the layout of a phase, for a model with `parameters` weights and `metrics` additive metrics.
 
     statistics: the number of training images, the sums of their mean intensities and of their mean squared ones, and
@@ -73,8 +90,9 @@ def layout_for(phase: Phase, *, parameters: int, metrics: int, bands: int = 0, s
     number of images it is over, the weight, how many weights had to be clipped; then the weighted delta. With a
     guarantee per patient (`bands` is not 0) neither loss nor images, which no noise covers, but a 1 in each band of
     epsilon that the hospital has not reached (`boundary.guarantee.EPSILON_BANDS`). With `steps` (for FedNova) also how
-    many it took times its weight, and the delta is divided by them. evaluate: the additive metrics of the plan's
-    task, as `models.measuring.layout_of` lays them out.
+    many it took times its weight, and the delta is divided by them. With `clipping` a 1 for a change that had to be
+    shortened (`boundary.robustness`). evaluate: the additive metrics of the plan's task, as
+    `models.measuring.layout_of` lays them out; with `vote` then a 1 for a vote against the model, and one for a vote.
     """
     match phase:
         case "statistics":
@@ -82,10 +100,12 @@ def layout_for(phase: Phase, *, parameters: int, metrics: int, bands: int = 0, s
                         Section(name="labels", size=metrics))  # fmt: skip
             return VectorLayout(sections=sections, weights=0)
         case "evaluate":
-            return VectorLayout(sections=(Section(name="metrics", size=metrics),), weights=0)
+            votes = (Section(name="against", size=1), Section(name="voted", size=1)) if vote else ()
+            return VectorLayout(sections=(Section(name="metrics", size=metrics), *votes), weights=0)
         case "train":
             names = ("weight", "clipped") if bands else ("loss_sum", "images", "weight", "clipped")
             names = (*names, "steps") if steps else names
+            names = (*names, "shortened") if clipping else names
             counted = (Section(name="bands", size=bands),) if bands else ()
             sections = (*(Section(name=name, size=1) for name in names), *counted)
             return VectorLayout(sections=sections, weights=parameters)

@@ -131,7 +131,8 @@ class WorkOrder(OfCollection):
     parties' logs were like (`heads_digest`): a sum over hospitals that were shown different logs does not come about.
     `model` has the parameters that move (`boundary.parts`); where those are not all, `base` is the whole network as the
     study begins, the same in every order. `control` is the coordinator's control variate of SCAFFOLD, one tensor called
-    "control" with as many weights as move; None before there is one.
+    "control" with as many weights as move; None before there is one. `before` is the model that the round began with,
+    for an evaluation in which hospitals vote on the new one (`boundary.robustness`).
     """
 
     kind: ClassVar[str] = "work-order"
@@ -141,6 +142,7 @@ class WorkOrder(OfCollection):
     model: BlobRef
     base: BlobRef | None
     control: BlobRef | None
+    before: BlobRef | None
     encoding: Encoding
     normalisation: Normalisation | None
     heads: DigestStr
@@ -288,7 +290,8 @@ class RoundCommitted(Message):
     """The round is final: which model came out and whose work is in it.
 
     `transcript` binds the model to the sum it was made from (`boundary.secagg.context`); `receipt` is the
-    coordinator's signature under the round's receipt (`boundary.receipt`).
+    coordinator's signature under the round's receipt (`boundary.receipt`). In a round that was rolled back, `model` is
+    the one it began with and `tried` the digest of what came of the sum.
     """
 
     kind: ClassVar[str] = "round-committed"
@@ -296,6 +299,7 @@ class RoundCommitted(Message):
     study: StudyId
     round: RoundNumber
     model: BlobRef
+    tried: DigestStr | None
     transcript: DigestStr
     contributing: Silos
     absent: Silos

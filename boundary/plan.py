@@ -17,6 +17,7 @@ from boundary.errors import InvalidPlan, MalformedMessage
 from boundary.guarantee import EPSILON_BANDS, MECHANISMS, NoPrivacy, Privacy
 from boundary.identity import PublicIdentity
 from boundary.names import Frozen, SiloId, StudyName, VersionOne, list_in, whole
+from boundary.robustness import Robustness
 from boundary.series import SeriesRule
 
 SMALLEST_COHORT = 3  # hospitals in one sum; two could subtract themselves from it (secure-aggregation.md)
@@ -308,6 +309,7 @@ class StudyPlan(Frozen):
     server: Server = Server()
     privacy: Privacy = NoPrivacy()
     aggregation: Aggregation = Aggregation()
+    robustness: Robustness = Robustness()
     evidence: Evidence = Evidence()
 
     @model_validator(mode="after")
@@ -318,32 +320,39 @@ class StudyPlan(Frozen):
         if len(set(silos)) != len(silos) or len({h.signing_key for h in self.hospitals}) != len(silos):
             raise ValueError("hospitals: a name or a key appears twice")
         self._check_task()
-        if self.aggregation.error_feedback and self.privacy.mechanism != "none":
-            raise ValueError(
-                "aggregation.error_feedback: what is carried from round to round is not covered by privacy noise"
-            )
-        if self.privacy.mechanism != "none" and self.preprocessing.normalise != "none":
-            raise ValueError("preprocessing.normalise: the sums before round 1 are not covered by privacy noise")
-        if self.privacy.mechanism != "none" and self.training.weighting in {"images", "patients"}:
-            raise ValueError("training.weighting: a true count is not covered by privacy noise; take equal or declared")
+        if self.privacy.mechanism != "none":
+            self._check_guarantee()
         if self.aggregation.quorum > len(silos):
             raise ValueError("aggregation.quorum: more than there are hospitals")
         self._check_strategy()
         return self
 
+    def _check_guarantee(self) -> None:
+        """What a guarantee per patient does not cover, or does already."""
+        if self.aggregation.error_feedback:
+            raise ValueError(
+                "aggregation.error_feedback: what is carried from round to round is not covered by privacy noise"
+            )
+        if self.preprocessing.normalise != "none":
+            raise ValueError("preprocessing.normalise: the sums before round 1 are not covered by privacy noise")
+        if self.training.weighting in {"images", "patients"}:
+            raise ValueError("training.weighting: a true count is not covered by privacy noise; take equal or declared")
+        if self.training.strategy == "fednova":
+            raise ValueError("training.strategy: with a guarantee per patient all hospitals take the same steps")
+        if self.training.strategy == "scaffold":
+            raise ValueError("training.strategy: scaffold's control variates are not covered by privacy noise")
+        if self.robustness.clip is not None:
+            raise ValueError("robustness.clip: with a guarantee per patient every patient's part is clipped already")
+
     def _check_strategy(self) -> None:
-        training, is_private = self.training, self.privacy.mechanism != "none"
+        training = self.training
         if training.strategy in {"fednova", "scaffold"} and (training.optimizer != "sgd" or training.proximal):
             raise ValueError(f"training.strategy: {training.strategy} counts on steps of plain sgd, without a pull")
-        if training.strategy == "fednova" and is_private:
-            raise ValueError("training.strategy: with a guarantee per patient all hospitals take the same steps")
         if self.counts_steps:
             largest = self.aggregation.largest_weight(training) * training.max_steps * len(self.hospitals)
             if largest >= LARGEST_SUM:
                 raise ValueError("training.max_steps: times aggregation.max_weight too large to be summed")
         if training.strategy == "scaffold":
-            if is_private:
-                raise ValueError("training.strategy: scaffold's control variates are not covered by privacy noise")
             if self.aggregation.random_share < 1:
                 raise ValueError("aggregation.random_share: scaffold's control variates are made of whole changes")
             if training.weighting != "equal":

@@ -17,13 +17,14 @@ ReceiptSignature = Annotated[Base64Bytes, Field(min_length=64, max_length=64)]
 
 
 class Receipt(Frozen):
-    """What is signed."""
+    """What is signed. `tried` came of the sum in a round that was rolled back: there `model_out` is `model_in`."""
 
     study: StudyId
     plan_digest: DigestStr
     round: RoundNumber
     model_in: DigestStr
     model_out: DigestStr
+    tried: DigestStr | None
     transcript: DigestStr
     contributing: Silos
     absent: Silos

@@ -132,13 +132,17 @@ class AttemptFailed(Event):
 
 
 class RoundClosed(Event):
-    """A round was committed: its model counts from here on. `record` is the digest of all that is kept of it."""
+    """A round was committed: its model counts from here on. `record` is the digest of all that is kept of it.
+
+    In a round that was rolled back that is the model it began with; `tried` came of the sum.
+    """
 
     event: ClassVar[str] = "round-closed"
     study: StudyId
     round: RoundNumber
     model_in: DigestStr
     model_out: DigestStr
+    tried: DigestStr | None
     contributing: Silos
     absent: Silos
     record: DigestStr
@@ -375,12 +379,16 @@ class WorkResumed(Event):
 
 
 class RoundReceived(Event):
-    """The hospital was told that a round is final, and which model came out of which sum."""
+    """The hospital was told that a round is final, and which model came out of which sum.
+
+    `tried` came out of it and was rolled back, to `model`.
+    """
 
     event: ClassVar[str] = "round-received"
     study: StudyId
     round: RoundNumber
     model: DigestStr
+    tried: DigestStr | None
     transcript: DigestStr
     contributing: Silos
     absent: Silos

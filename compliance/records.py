@@ -1,5 +1,6 @@
 """What is kept of a round when it is over: the values that tables, MLflow and the evidence are made from."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
@@ -7,6 +8,7 @@ from pydantic import BeforeValidator, Field
 from boundary.canonical import canonical_bytes, parse_json
 from boundary.messages import BlobRef, Phase
 from boundary.names import Code, DigestStr, Frozen, Moment, RoundNumber, SiloId, Silos, StudyId, list_in
+from boundary.robustness import Reason, Vote
 from boundary.secagg.ring import Encoding
 
 Bands = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(list_in)]
@@ -82,9 +84,11 @@ class Traffic(Frozen):
 class RoundRecord(Frozen):
     """A committed round. registered / ready / contributing are the three counts people see.
 
-    `transcript` binds the model to the sum it was made from; `next_encoding` is fitted to that sum. With a guarantee
-    per patient no training loss is known, and `below` says how many hospitals have spent less than each of
-    `EPSILON_BANDS` on the study.
+    `transcript` binds the model to the sum it was made from; `next_encoding` is fitted to that sum, and `update_norm`
+    is the length of the mean change. With a guarantee per patient no training loss is known, and `below` says how many
+    hospitals have spent less than each of `EPSILON_BANDS` on the study. `shortened` is how many changes were clipped to
+    the plan's longest. A round that was rolled back has `model_in` as its `model_out`; `tried` came of its sum, and
+    `tried_metrics` are what was found of that, where it was evaluated. The vote says why.
     """
 
     study: StudyId
@@ -97,6 +101,12 @@ class RoundRecord(Frozen):
     absent: dict[SiloId, Code]
     train: CohortDecision
     transcript: DigestStr
+    rolled_back: Reason | None = None
+    tried: BlobRef | None = None
+    tried_metrics: AnyMetrics | None = None
+    vote: Vote | None = None
+    update_norm: Annotated[float, Field(ge=0)]
+    shortened: Annotated[int, Field(ge=0)] | None = None
     clipped: Annotated[int, Field(ge=0)]
     below: Bands = ()
     next_encoding: Encoding
@@ -108,8 +118,18 @@ class RoundRecord(Frozen):
     committed_at: Moment
 
     @property
+    def made(self) -> BlobRef:
+        """What came of the sum, whether it counts from here on or not."""
+        return self.model_out if self.tried is None else self.tried
+
+    @property
     def is_partial(self) -> bool:
         return bool(self.absent)
+
+
+def current(records: Sequence[RoundRecord]) -> AnyMetrics | None:
+    """The metrics of the model that counts after these rounds: of the last one that was not rolled back."""
+    return next((record.metrics for record in reversed(records) if record.rolled_back is None), None)
 
 
 def to_bytes(value: Frozen) -> bytes:

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from boundary.messages import BlobRef, Phase
 from compliance.merkle import BrokenProof
-from compliance.records import AnyMetrics, CohortDecision, RoundRecord
+from compliance.records import RoundRecord
 from compliance.witnessing import LogInDoubt
 from flows import coordinator as home
 from flows import pages
@@ -31,7 +31,7 @@ from flows.engine import HEADLINES, Standing, rounds_to_run
 from flows.mlflow_book import Publisher
 from flows.publication import propose
 from flows.readiness import readiness_page, readiness_problems
-from flows.records import Candidate, Statistics
+from flows.records import Candidate, Evaluated, Statistics
 from flows.round_work import Gathered, RoundWork
 from flows.store import rounds as stored_rounds
 from flows.store.database import reading
@@ -223,12 +223,18 @@ async def one_round(number: int) -> State_:
         work, candidate = await _attempts(work, "train", work.model_in, aggregate)
         if candidate is None:
             return Failed(name="NoQuorum", message="too few hospitals in every attempt; run the flow to try once more")
-    begun = monotonic()
-    work, evaluated = await _attempts(work, "evaluate", candidate.model, evaluate)
-    if evaluated is None:
-        log.warning("round %d is not evaluated", number)
+    begun, evaluated = monotonic(), None
+    if candidate.refused is None:
+        work, evaluated = await _attempts(work, "evaluate", candidate.model, evaluate)
+        if evaluated is None and work.must_be_voted_on(candidate):
+            return Failed(name="NoVote", message="too few hospitals voted on the new model; run the flow to try again")
+        if evaluated is None:
+            log.warning("round %d is not evaluated", number)
     record = await commit(work, candidate, evaluated, monotonic() - begun)
     await _round_page(driver, record)
+    if record.rolled_back is not None:
+        log.warning("round %d: %s", number, pages.rollback_message(record))
+        return Completed(name="RolledBack", message=pages.rollback_message(record))
     if record.is_partial:
         log.warning("round %d: %s", number, pages.partial_message(record))
         return Completed(name="QuorumMet", message=pages.partial_message(record))
@@ -401,13 +407,11 @@ async def aggregate(work: RoundWork, gathered: Gathered) -> Candidate:
     return await _as_task(_aggregate, work.aggregate, gathered)  # type: ignore[no-any-return]
 
 
-async def evaluate(work: RoundWork, gathered: Gathered) -> tuple[CohortDecision, AnyMetrics]:
+async def evaluate(work: RoundWork, gathered: Gathered) -> Evaluated:
     return await _as_task(_evaluate, work.measure, gathered)  # type: ignore[no-any-return]
 
 
-async def commit(
-    work: RoundWork, candidate: Candidate, evaluated: tuple[CohortDecision, AnyMetrics] | None, seconds: float
-) -> RoundRecord:
+async def commit(work: RoundWork, candidate: Candidate, evaluated: Evaluated | None, seconds: float) -> RoundRecord:
     return await _as_task(_commit, work.commit, candidate, evaluated, seconds)  # type: ignore[no-any-return]
 
 

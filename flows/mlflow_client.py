@@ -198,7 +198,11 @@ class Book:
             score = ("dice", _draw_dice) if dice else ("auroc", _draw_auroc)
             for name, draw in (("loss", _draw_loss), score, *private):
                 figure = Figure(figsize=(7, 4), layout="constrained")
-                draw(figure.subplots(), records)
+                axes = figure.subplots()
+                draw(axes, records)
+                if any(record.rolled_back is not None for record in records):
+                    _mark_rollbacks(axes, records)
+                    axes.legend()
                 self.client.log_figure(run, figure, f"figures/{name}.png")
         return run
 
@@ -228,6 +232,10 @@ def _values(record: RoundRecord) -> dict[str, float]:
         "round/registered": float(len(record.registered)),
         "round/ready": float(len(record.ready)),
         "round/contributing": float(len(record.contributing)),
+        "round/rolled_back": float(record.rolled_back is not None),
+        "round/update_norm": record.update_norm,
+        "round/shortened": record.shortened,
+        "round/votes_against": None if record.vote is None else record.vote.against,
         "seconds/training": timing.training,
         "seconds/transport": timing.transport,
         "seconds/aggregation": timing.aggregation,
@@ -239,7 +247,7 @@ def _values(record: RoundRecord) -> dict[str, float]:
     }
     for band, hospitals in zip(EPSILON_BANDS, record.below, strict=False):
         measured[f"privacy/hospitals_below_epsilon_{band}"] = float(hospitals)
-    return {key: round(value, 6) for key, value in measured.items() if value is not None}
+    return {key: round(float(value), 6) for key, value in measured.items() if value is not None}
 
 
 def _draw_loss(axes: Any, records: list[RoundRecord]) -> None:
@@ -292,6 +300,13 @@ def _draw_dice(axes: Any, records: list[RoundRecord]) -> None:
     axes.set(xlabel="round", ylabel="Dice", title="Dice on the held-back patients of all hospitals", ylim=(0, 1.01))
     axes.legend() if axes.lines else None
     _whole_rounds(axes)
+
+
+def _mark_rollbacks(axes: Any, records: list[RoundRecord]) -> None:
+    """A line where a round was rolled back: there the curve has no point."""
+    for number, record in enumerate(record for record in records if record.rolled_back is not None):
+        label = None if number else "rolled back"
+        axes.axvline(record.round, color="tab:red", linestyle="--", linewidth=1, label=label)
 
 
 def _whole_rounds(axes: Any) -> None:

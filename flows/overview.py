@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from boundary.messages import PlanApproved
+from compliance.records import current
 from flows import readings
 from flows.coordinator import Coordinator
 from flows.desk import Desk
@@ -49,7 +50,7 @@ def _studies(coordinator: Coordinator) -> Table:
             desk = Desk(coordinator.key, coordinator.now, study.plan)
             approved = desk.heard(connection, PlanApproved.kind, study.study)
             records = rounds.committed(connection, study.study)
-            metrics = records[-1].metrics if records else None
+            metrics = current(records)
             name, value = readings.readings(metrics)[0] if metrics else ("", None)
             result = "" if value is None else f"{name} {value:.3f}"
             table.add_row(

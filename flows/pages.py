@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from boundary.guarantee import EPSILON_BANDS, PatientPrivacy
 from boundary.plan import StudyPlan
-from compliance.records import AnyMetrics, RoundRecord
+from boundary.robustness import RolledBack
+from compliance.records import AnyMetrics, RoundRecord, current
 from flows import readings
 from flows.engine import HEADLINES, Reason
 from flows.records import Statistics
@@ -40,6 +41,20 @@ def partial_message(record: RoundRecord) -> str:
     return f"{len(record.contributing)} of {len(record.registered)} hospitals contributed; without {absent}"
 
 
+def rollback_message(record: RoundRecord) -> str:
+    """Why a round's model does not count. No hospital is named, for nobody knows whose change it was."""
+    match record.rolled_back:
+        case RolledBack.VOTED_DOWN if record.vote is not None:
+            why = f"{record.vote.against} of {record.vote.voted} hospitals found the new model worse for their patients"
+        case RolledBack.TOO_LONG:
+            why = "the mean change is longer than the plan lets any hospital's be, so somebody's was not clipped"
+        case RolledBack.MODEL_TOO_LARGE:
+            why = "the new model is larger than aggregation.max_model_norm"
+        case _:
+            why = "the votes add up to what no honest votes give"
+    return f"rolled back to the model it began with: {why}"
+
+
 def rounds_table(plan: StudyPlan, records: Sequence[RoundRecord]) -> str:
     names = readings.headings(plan)
     rows = [
@@ -56,6 +71,9 @@ def rounds_table(plan: StudyPlan, records: Sequence[RoundRecord]) -> str:
             f"| {len(record.registered)} / {len(record.ready)} / {len(record.contributing)} "
             f"| {record.timing.total:.1f} |"
         )
+    rolled_back = [str(record.round) for record in records if record.rolled_back is not None]
+    if rolled_back:
+        rows += ["", f"Rolled back: round {', '.join(rolled_back)}. The model of the round before counts instead."]
     return "\n".join(rows)
 
 
@@ -70,8 +88,14 @@ def round_page(study: Study, record: RoundRecord) -> str:
     result = (
         f"Loss {number(metrics.loss)}, {told(metrics)} on {metrics.count} held-back images of all hospitals together."
         if metrics
-        else "The new model was not evaluated: too few hospitals answered in time."
+        else "The new model has no metrics: too few hospitals answered in time, or what they sent adds up to none."
     )
+    if record.rolled_back is not None:
+        found = record.tried_metrics
+        result = f"**This round was {rollback_message(record)}.**"
+        result += f" The model that was tried had loss {number(found.loss)}, {told(found)}." if found else ""
+    elif record.vote is not None:
+        result += f" {record.vote.against} of {record.vote.voted} hospitals voted against it."
     lines = [
         f"# {study.label} · {round_title(record.round, study.plan.training.rounds)}",
         "",
@@ -87,6 +111,9 @@ def round_page(study: Study, record: RoundRecord) -> str:
         traffic = record.traffic.get(silo)
         moved = f"{size(traffic.up)} | {size(traffic.down)}" if traffic else "– | –"  # noqa: RUF001
         lines.append(f"| {silo} | {standing} | {moved} |")
+    if record.shortened is not None:
+        lines += ["", f"{record.shortened} of {len(record.contributing)} changes were shortened to the plan's longest; "
+                  f"the mean change is {record.update_norm:.3g} long."]  # fmt: skip
     if record.clipped:
         lines += ["", f"{record.clipped:,} weights were clipped: the change did not fit the round's scale."]
     if record.below:
@@ -134,8 +161,8 @@ def study_page(study: Study, records: Sequence[RoundRecord], mlflow_link: str | 
         f"at least {plan.aggregation.quorum} of them in every sum.",
         "",
     ]
-    if records and records[-1].metrics:
-        last = records[-1].metrics
+    last = current(records)
+    if last is not None:
         lines += [
             f"**Now: {told(last)}, loss {number(last.loss)}** ({last.count} held-back images).",
             "",

@@ -6,9 +6,10 @@ from pydantic import BeforeValidator, Field
 
 from boundary.messages import BlobRef, Normalisation
 from boundary.names import DigestStr, Frozen, list_in
+from boundary.robustness import Reason, Vote
 from boundary.secagg.ring import Encoding
 from boundary.tensors import TensorManifest
-from compliance.records import Bands, CohortDecision, Seconds
+from compliance.records import AnyMetrics, Bands, CohortDecision, Seconds
 
 
 class ModelStart(Frozen):
@@ -47,11 +48,15 @@ class Candidate(Frozen):
 
     `memory` is what the server strategy remembers for the next round, if it remembers anything
     (`flows.aggregation.memory`): it belongs to this model and no other, and no hospital may read it but SCAFFOLD's.
+    `refused` is why nobody need vote on it. `update_norm` and `shortened` are as in `RoundRecord`.
     """
 
     model: BlobRef
     memory: BlobRef | None = None
+    refused: Reason | None = None
     train_loss: float | None
+    update_norm: Annotated[float, Field(ge=0)]
+    shortened: Annotated[int, Field(ge=0)] | None = None
     weight: float
     clipped: Annotated[int, Field(ge=0)]
     below: Bands = ()
@@ -61,3 +66,12 @@ class Candidate(Frozen):
     training_seconds: Seconds
     transport_seconds: Seconds
     aggregation_seconds: Seconds
+
+
+class Evaluated(Frozen):
+    """A candidate's evaluation: its metrics, None if it answers nothing, and what the hospitals' votes came to."""
+
+    decision: CohortDecision
+    metrics: AnyMetrics | None
+    vote: Vote | None = None
+    rolled_back: Reason | None = None

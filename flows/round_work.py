@@ -14,10 +14,11 @@ from itertools import product
 from math import sqrt
 from time import monotonic
 
+import numpy as np
 from sqlalchemy import Connection
 
-from boundary.errors import BoundaryError
-from boundary.layout import VectorLayout, layout_for
+from boundary.errors import BoundaryError, CallerFault
+from boundary.layout import VectorLayout, layout_in
 from boundary.messages import (
     PHASES,
     BlobRef,
@@ -32,10 +33,10 @@ from boundary.names import COORDINATOR
 from boundary.secagg.context import context_of, selection_key, transcript_of
 from boundary.secagg.ring import Encoding, first_encoding, next_encoding
 from boundary.secagg.selection import spread
-from boundary.tensors import Vector, check_values, pack, unpack
+from boundary.tensors import Vector, pack, unpack
 from compliance.events import SumOpened
-from compliance.records import AnyMetrics, CohortDecision, RoundRecord, Timing, Traffic
-from flows import readings
+from compliance.records import CohortDecision, RoundRecord, Timing, Traffic
+from flows import readings, verdict
 from flows.aggregation import Mean, ServerState, ServerStrategy, strategy_of
 from flows.aggregation.memory import MemoryUnusable, packed, recalled
 from flows.collecting import CollectionFailed, Watch
@@ -43,13 +44,14 @@ from flows.coordinator import Coordinator
 from flows.desk import Desk
 from flows.engine import Reason
 from flows.masked_sum import MaskedSum, Ordered
-from flows.records import Candidate, Statistics
+from flows.records import Candidate, Evaluated, Statistics
 from flows.store import audit, holdings, rounds, studies, witnessed
 from flows.store.database import reading, writing
 from flows.store.rounds import OpenRound
 from flows.store.studies import Reins, Study
 from flows.summing import Total, masked_total, openers, read_train_sum, unmasked
 from flows.trails import receipt_of
+from models.errors import NoImages
 from models.measuring import layout_of, read
 
 _log = logging.getLogger("flows.round_work")
@@ -93,13 +95,14 @@ class RoundWork:
         plan = self.study.plan
         metrics = len(plan.labels.classes) if phase == "statistics" else layout_of(plan).size
         parameters = plan.aggregation.summed_weights(self.study.parts.moving.size)
-        return layout_for(phase, parameters=parameters, metrics=metrics, bands=plan.bands, steps=plan.counts_steps)
+        return layout_in(plan, phase, parameters=parameters, metrics=metrics)
 
     # --- collecting ----------------------------------------------------------------------------------
     @asynccontextmanager
     async def collecting(self, phase: Phase, model: BlobRef) -> AsyncIterator[MaskedSum]:
         """Post the orders (or find them) and watch for answers during the block."""
         collection, orders, control = self.collection(phase), {}, self._control() if phase == "train" else None
+        votes = phase == "evaluate" and self.study.plan.robustness.vote
         order = WorkOrder(
             collection=collection,
             plan_digest=self.study.plan_digest,
@@ -107,6 +110,7 @@ class RoundWork:
             model=model,
             base=self.study.model.base,
             control=control,
+            before=self.model_in if votes else None,
             encoding=self.encoding if phase == "train" else first_encoding(self.study.plan),
             normalisation=None if self.study.statistics is None else self.study.statistics.normalisation,
             heads=self.heads,
@@ -181,22 +185,26 @@ class RoundWork:
             local_rate=plan.training.learning_rate,
         )
         state = strategy.apply(self._state(strategy), mean)
-        mean_loss, weight, clipped, largest = summed.mean_loss, summed.weight, summed.clipped, summed.largest
-        bands = summed.bands
-        del summed, mean  # and the delta with them
-        check_values(state.weights, plan.aggregation.max_model_norm)
+        update_norm = float(np.linalg.norm(summed.mean_delta))
+        summed = replace(summed, mean_delta=np.empty(0, np.float32))
+        del mean  # and the delta with it
+        refused = verdict.of_sum(plan, update_norm, state.weights)
         model = self.coordinator.blobs.put_bytes(pack(state.weights, manifest))
-        memory = self.coordinator.blobs.put_bytes(packed(state.memory)) if state.memory else None
+        is_remembered = bool(state.memory) and refused is None
+        memory = self.coordinator.blobs.put_bytes(packed(state.memory)) if is_remembered else None
         candidate = Candidate(
             model=model,
             memory=memory,
-            train_loss=mean_loss,
-            weight=weight,
-            clipped=clipped,
-            below=bands,
+            refused=refused,
+            train_loss=summed.mean_loss,
+            update_norm=update_norm,
+            shortened=summed.shortened,
+            weight=summed.weight,
+            clipped=summed.clipped,
+            below=summed.bands,
             train=gathered.decision,
             survivors=masked.survivors,
-            next_encoding=next_encoding(plan, masked.ordered.encoding, largest=largest, clipped=clipped),
+            next_encoding=next_encoding(plan, masked.ordered.encoding, largest=summed.largest, clipped=summed.clipped),
             training_seconds=gathered.working_seconds,
             transport_seconds=gathered.transport_seconds,
             aggregation_seconds=monotonic() - begun,
@@ -209,25 +217,31 @@ class RoundWork:
         return candidate
 
     def _state(self, strategy: ServerStrategy) -> ServerState:
-        """The strategy's state after the round before: its weights, and its memory as that round left it."""
-        state, before = strategy.init(self._weights(self.model_in)), self.number - 1
-        if strategy.begins_anew(self.number) or not state.memory:
-            return replace(state, round=before)
-        memory = recalled(self._memory(before), state.memory, before, self.coordinator.blobs.open)
-        return replace(state, round=before, memory=memory)
+        """The strategy's state after the last round that counts: its weights, and its memory as that round left it."""
+        state = replace(strategy.init(self._weights(self.model_in)), round=self.number - 1)
+        kept = self._kept
+        if strategy.begins_anew(self.number) or not state.memory or kept is None:
+            return state
+        memory = recalled(self._memory(*kept), state.memory, kept[0], self.coordinator.blobs.open)
+        return replace(state, memory=memory)
 
-    def _memory(self, before: int) -> BlobRef:
+    @property
+    def _kept(self) -> tuple[int, Candidate] | None:
+        """The last round that was not rolled back."""
         with reading(self.coordinator.store) as connection:
-            kept = rounds.candidate_of(connection, self.study.study, before)
-        if kept is None or kept.memory is None or kept.model != self.model_in:
-            raise MemoryUnusable(before, "was not kept together with its model")
+            return rounds.last_kept(connection, self.study.study)
+
+    def _memory(self, number: int, kept: Candidate) -> BlobRef:
+        if kept.memory is None or kept.model != self.model_in:
+            raise MemoryUnusable(number, "was not kept together with its model")
         return kept.memory
 
     def _control(self) -> BlobRef | None:
         """What SCAFFOLD's hospitals are told of all others; nothing where all begin anew."""
         plan = self.study.plan
         has_one = plan.has_controls and not strategy_of(plan).begins_anew(self.number)
-        return self._memory(self.number - 1) if has_one else None
+        kept = self._kept if has_one else None
+        return None if kept is None else self._memory(*kept)
 
     def _whole(self, mean: Vector, gathered: Gathered) -> Vector:
         """The change of all weights, from those that were in the sum."""
@@ -237,14 +251,26 @@ class RoundWork:
         key = selection_key(gathered.opened.watch.collection, self.model_in.digest)
         return spread(mean, key, parameters, unbiased=not aggregation.error_feedback)
 
-    def measure(self, gathered: Gathered) -> tuple[CohortDecision, AnyMetrics]:
-        """Sum the hospitals' metrics of the candidate. Blocking. Raises `CollectionFailed` if the sum does not open."""
-        plan = self.study.plan
-        found = read(self._total(gathered).numbers, layout_of(plan))
+    def measure(self, gathered: Gathered) -> Evaluated:
+        """Sum the hospitals' metrics of the candidate, and their votes on it. Blocking.
+
+        Raises `CollectionFailed` if the sum does not open, `ValueError` or `NoImages` for no metrics without a vote.
+        """
+        plan, total = self.study.plan, self._total(gathered)
+        vote, rolled_back = verdict.of_votes(plan, total, len(gathered.opened.vectors))
+        try:
+            metrics = readings.kept(
+                read(total.numbers[total.layout.where("metrics")], layout_of(plan)), plan.labels.classes
+            )
+        except (NoImages, ValueError) as why:
+            if not plan.robustness.vote:
+                raise
+            _log.warning("round %d has no metrics: %s", self.number, why)  # one hospital's nonsense; the vote decides
+            metrics = None
         with writing(self.coordinator.store) as connection:
             studies.check(connection, self.reins)
             self._record_opened(connection, gathered)
-        return gathered.decision, readings.kept(found, plan.labels.classes)
+        return Evaluated(decision=gathered.decision, metrics=metrics, vote=vote, rolled_back=rolled_back)
 
     def _total(self, gathered: Gathered) -> Total:
         masked = gathered.opened
@@ -271,21 +297,29 @@ class RoundWork:
             return unpack(source.read(), self.study.parts.moving)
 
     # --- the end -------------------------------------------------------------------------------------
-    def commit(
-        self, candidate: Candidate, evaluated: tuple[CohortDecision, AnyMetrics] | None, evaluation_seconds: float
-    ) -> RoundRecord:
-        """Commit the round and tell the hospitals, in one transaction. Committing twice changes nothing."""
+    def must_be_voted_on(self, candidate: Candidate) -> bool:
+        """Whether the candidate counts only after an evaluation."""
+        return self.study.plan.robustness.vote and candidate.refused is None
+
+    def commit(self, candidate: Candidate, evaluated: Evaluated | None, evaluation_seconds: float) -> RoundRecord:
+        """Commit the round and tell the hospitals, in one transaction. Committing twice changes nothing.
+
+        Raises `CallerFault` for a model that hospitals are to vote on and did not.
+        """
+        if self.must_be_voted_on(candidate) and evaluated is None:
+            raise CallerFault("the plan has hospitals vote on this model before it counts")
         now = self.coordinator.now()
         with writing(self.coordinator.store) as connection:
             record = self._record(connection, candidate, evaluated, evaluation_seconds)
             rounds.commit(connection, self.reins, record, now)
             receipt = receipt_of(record, self.study.plan_digest).sign(self.desk.key)
             witnessed.keep_receipt(connection, self.study.study, self.number, COORDINATOR, receipt)
-            holdings.record(connection, candidate.model, owner=COORDINATOR, now=now)
+            holdings.record(connection, record.model_out, owner=COORDINATOR, now=now)
             said = RoundCommitted(
                 study=self.study.study,
                 round=self.number,
-                model=candidate.model,
+                model=record.model_out,
+                tried=None if record.tried is None else record.tried.digest,
                 transcript=record.transcript,
                 contributing=record.contributing,
                 absent=tuple(sorted(record.absent)),
@@ -299,7 +333,7 @@ class RoundWork:
         self,
         connection: Connection,
         candidate: Candidate,
-        evaluated: tuple[CohortDecision, AnyMetrics] | None,
+        evaluated: Evaluated | None,
         evaluation_seconds: float,
     ) -> RoundRecord:
         now = self.coordinator.now()
@@ -307,23 +341,31 @@ class RoundWork:
         not_asked = {silo: "NOT_APPROVED" for silo in self.study.plan.silos if silo not in self.consenting}
         attempt = self.collection("train").model_copy(update={"attempt": train.attempt})
         asked = rounds.decided(connection, attempt) or train
+        rolled_back = candidate.refused or (None if evaluated is None else evaluated.rolled_back)
+        found = None if evaluated is None else evaluated.metrics
         return RoundRecord(
             study=self.study.study,
             round=self.number,
             model_in=self.model_in.digest,
-            model_out=candidate.model,
+            model_out=candidate.model if rolled_back is None else self.model_in,
             registered=self.study.plan.silos,
             ready=asked.members,
             contributing=train.members,
             absent=not_asked | train.absent,
             train=train,
             transcript=transcript_of(candidate.survivors, candidate.model.digest),
+            rolled_back=rolled_back,
+            tried=None if rolled_back is None else candidate.model,
+            vote=None if evaluated is None else evaluated.vote,
+            update_norm=candidate.update_norm,
+            shortened=candidate.shortened,
             clipped=candidate.clipped,
-            next_encoding=candidate.next_encoding,
-            evaluate=None if evaluated is None else evaluated[0],
+            next_encoding=candidate.next_encoding if rolled_back is None else self.encoding,
+            evaluate=None if evaluated is None else evaluated.decision,
             train_loss=candidate.train_loss,
             below=candidate.below,
-            metrics=None if evaluated is None else evaluated[1],
+            metrics=found if rolled_back is None else None,
+            tried_metrics=None if rolled_back is None else found,
             timing=Timing(
                 training=candidate.training_seconds,
                 transport=candidate.transport_seconds,

@@ -78,7 +78,7 @@ class TrainSum:
 
     `bands` counts hospitals below each of `EPSILON_BANDS`, if the plan has a guarantee per patient; one that adds more
     than itself can at most make a count all hospitals. `largest` is the largest absolute weight of the sum, `clipped`
-    how many weights hospitals had to clip.
+    how many weights hospitals had to clip, and `shortened` how many changes, if the plan has a longest one.
     """
 
     mean_delta: NDArray[np.float32]
@@ -88,6 +88,7 @@ class TrainSum:
     largest: float
     clipped: int
     bands: tuple[int, ...]
+    shortened: int | None = None
 
 
 def read_train_sum(total: Total, *, hospitals: int) -> TrainSum:
@@ -109,8 +110,9 @@ def read_train_sum(total: Total, *, hospitals: int) -> TrainSum:
             raise BadTensors("the summed number of steps is negative or not finite")
     if "bands" in names:
         bands = tuple(min(hospitals, max(0, round(count))) for count in total.numbers[total.layout.where("bands")])
+    shortened = min(hospitals, max(0, round(total.number("shortened")))) if "shortened" in names else None
     mean, largest = decode_mean(total.words, total.encoding, weight)
-    return TrainSum(mean, loss, steps, weight, largest, round(total.number("clipped")), bands)
+    return TrainSum(mean, loss, steps, weight, largest, round(total.number("clipped")), bands, shortened)
 
 
 def openers(vectors: Mapping[str, str], opened: Callable[[str], BinaryIO]) -> list[Opener]:

@@ -224,6 +224,7 @@ def receipt_of(record: RoundRecord, plan_digest: str) -> Receipt:
         round=record.round,
         model_in=record.model_in,
         model_out=record.model_out.digest,
+        tried=None if record.tried is None else record.tried.digest,
         transcript=record.transcript,
         contributing=record.contributing,
         absent=tuple(sorted(record.absent)),

@@ -20,6 +20,7 @@ from boundary.api import Heartbeat
 from boundary.canonical import canonical_bytes, digest, parse_json
 from boundary.envelope import open_envelope, seal_envelope
 from boundary.identity import SigningIdentity
+from boundary.layout import layout_in
 from boundary.messages import AnyMessage, BlobRef, Collection, Message
 from boundary.names import COORDINATOR
 from boundary.parts import parts_of
@@ -159,12 +160,12 @@ class SimulatedHospital:
                 count = plan.aggregation.summed_weights(len(weights))
                 weights = weights[selected(selection_key(collection, message.model.digest), len(weights), count)]
             write_vector(folder / "vector", numbers, weights)
-            metrics = {"statistics": len(numbers) - 3, "train": 0, "evaluate": len(numbers)}[collection.phase]
-            bands = plan.bands if collection.phase == "train" else 0
+            votes = 2 * plan.robustness.vote
+            metrics = {"statistics": len(numbers) - 3, "train": 0, "evaluate": len(numbers) - votes}[collection.phase]
             size = 0 if weights is None else len(weights)
             identity = identity_of(collection, message.model.digest, secrets.token_bytes)
-            steps = plan.counts_steps and collection.phase == "train"
-            StoredResult(identity, folder / "vector", size, metrics, bands, steps).save(folder)
+            layout = layout_in(plan, collection.phase, parameters=size, metrics=metrics)
+            StoredResult(identity, folder / "vector", layout).save(folder)
             self.worked.append(str(collection))
         self.sums.begin(order, folder)
 

@@ -49,3 +49,8 @@ def read(vector: Vector, layout: Layout) -> Metrics | SegmentationMetrics:
             return metrics.read(vector, layout)
         case DiceLayout():
             return dice.read(vector, layout)
+
+
+def mean_loss_of(vector: Vector) -> float | None:
+    """The mean loss in nats of a metric vector of either layout, which both begin with; None if it counts no image."""
+    return float(vector[0] / vector[1]) if vector[1] > 0 else None

@@ -124,6 +124,18 @@ def next_control(
     return gradient - common + own
 
 
+def shorten(delta: NDArray[np.float32], longest: float | None) -> bool:
+    """Scale a change, float32 [n], in place to the Euclidean norm `longest`; whether it was longer. None: never.
+
+    Sun et al. 2019, "Can You Really Backdoor Federated Learning?", there done by the server on each change.
+    """
+    norm = float(np.linalg.norm(delta.astype(np.float64)))
+    if longest is None or norm <= longest:
+        return False
+    delta *= np.float32(longest / norm)
+    return True
+
+
 def weight_of(plan: StudyPlan, data: LocalData, declared: int) -> float:
     """A hospital's weight in the sum, never above the plan's largest: what one can add to it is bounded."""
     counts = {"images": len(data), "patients": len(np.unique(data.patients)), "equal": 1, "declared": declared}

@@ -90,13 +90,15 @@ def _check_beside(order: WorkOrder, plan: StudyPlan, before: list[Any]) -> None:
         raise NotApproved("a base that the plan does not ask for, or none where it does")
     if order.control is not None and not (plan.has_controls and order.collection.phase == "train"):
         raise NotApproved("a control variate that the plan does not ask for")
+    if (order.before is not None) != (plan.robustness.vote and order.collection.phase == "evaluate"):
+        raise NotApproved("a vote that the plan does not ask for, or none where it does")
     base = to_body(order)["base"]
     if any(one != base for one in before):
         raise OutOfTurn("another base than in an earlier order of this study")
 
 
 def _question(body: dict[str, Any]) -> bytes:
-    return canonical_bytes([body["model"], body["base"], body["control"], body["encoding"]])
+    return canonical_bytes([body[name] for name in ("model", "base", "control", "before", "encoding")])
 
 
 def approved_plan(kept: KeptPlan | None, own: OwnSide) -> StudyPlan:

@@ -4,15 +4,16 @@ What the vector holds (`boundary.layout`): for statistics images, summed intensi
 (with masks: that show it); for train loss sum, images, w, 0 and `w * (new - old)` of the parameters that move, with a
 guarantee per patient w, 0, bands and that, for FedNova and SCAFFOLD also w * steps and the change divided by steps, and
 never the change as well: two sums of it with different factors would tell single hospitals' apart; for evaluate the
-additive metrics on the patients that are held back. Incoming weights are checked (names, shapes, dtype, finite, norm)
-before they touch a network.
+additive metrics on the patients that are held back, and the vote if the plan has one. Incoming weights are checked
+(names, shapes, dtype, finite, norm) before they touch a network.
 """
 
+import math
 import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,15 +28,15 @@ from boundary.plan import ModelChoice, StudyPlan, parse_plan
 from boundary.secagg.selection import selected
 from boundary.tensors import TensorManifest, TensorSpec, Vector, check_values, flatten, unflatten, unpack_file
 from models.catalogue import build, check_model, entry_of
-from models.errors import TrainingCancelled
+from models.errors import NonFiniteLogits, TrainingCancelled
 from models.losses import mean_loss
-from models.measuring import layout_of
+from models.measuring import layout_of, mean_loss_of
 from models.parameters import initial_tensors, load_tensors, manifest, to_tensors, train_only
 from models.preprocessing import normalised
 from models.private.keystream import KEY_BYTES
 from models.private.proof import class_labels, prove, voxel_labels
 from models.private.training import PrivateSteps, PrivateTraining
-from models.training import LocalData, evaluate, next_control, planned_steps, train, weight_of
+from models.training import LocalData, evaluate, next_control, planned_steps, shorten, train, weight_of
 from silo_agent.errors import WorkCancelled, WorkFailed
 from silo_agent.intake.cache import load_cache
 from silo_agent.intake.errors import CacheUnreadable
@@ -90,6 +91,8 @@ class LocalRound:
     home: Path = Path()  # what former rounds made of the parameters that stay here, if there are such
     control: Path | None = None  # the coordinator's control variate, if the plan has such and there is one yet
     own_control: Path = Path()  # ours, of former rounds
+    before: Path | None = None  # the model that the round began with, where we vote on another
+    home_before: Path = Path()  # what belonged to it
     private: Private | None = None  # of a training with a guarantee per patient
     declared: int = 0  # the most patients the hospital declares
     at_once: int = 16  # images through the network in a private training
@@ -112,10 +115,12 @@ class LocalRound:
         selection, residual = bytes.fromhex(command.get("selection", "")), Path(command.get("residual", ""))
         base, home = command.get("base"), Path(command.get("home", ""))
         control, own = command.get("control"), Path(command.get("own_control", ""))
+        before, home_before = command.get("before"), Path(command.get("home_before", ""))
         private = None if command.get("private") is None else Private.of(command["private"])
         return cls(
             plan, _parts[wanted], cache, model, out, device, normalisation, selection, residual,
-            None if base is None else Path(base), home, None if control is None else Path(control), own, private,
+            None if base is None else Path(base), home, None if control is None else Path(control), own,
+            None if before is None else Path(before), home_before, private,
             command.get("declared") or 0,
             command.get("at_once", 16),
         )  # fmt: skip
@@ -206,14 +211,15 @@ def train_round(
     if work.parts.home.tensors:
         _store(work.out.with_suffix(HOME), np.empty(0), work.parts.home_of(whole))
     weight = _weight(work, data)
-    delta = _to_send(np.subtract(new, old, out=new), work)
+    delta, shortened = _to_send(np.subtract(new, old, out=new), work)
     steps = planned_steps(len(data), work.plan.training) if work.plan.counts_steps else 1
     if controls is not None:
         control = next_control(controls.own, controls.common, delta, steps, work.plan.training)
         _store(work.out.with_suffix(CONTROL), np.empty(0), control)
     delta *= np.float32(weight / steps)
     before, after = said
-    counted = (weight * steps,) if work.plan.counts_steps else ()
+    counted = [weight * steps] if work.plan.counts_steps else []
+    counted += [float(shortened)] if work.plan.robustness.clip is not None else []
     _store(work.out, np.array([*before, weight, 0.0, *counted, *after]), delta)
     return {"parameters": len(delta), "metrics": 0}
 
@@ -303,36 +309,53 @@ def statistics_round(work: LocalRound) -> dict[str, Any]:
 
 
 def evaluate_round(work: LocalRound, should_stop: Callable[[], bool]) -> dict[str, Any]:
-    """Evaluate on the held-back patients and write the metric vector; raises as `train_round`."""
-    layout = layout_of(work.plan)
-    module = work.network(work.incoming())
-    try:
-        metrics = evaluate(module, work.data(holdout=True), layout, should_stop=should_stop, device=work.device)
-    except TrainingCancelled as why:
-        raise WorkCancelled("between two batches") from why
-    _store(work.out, metrics)
+    """Evaluate on the held-back patients, vote, and write the metric vector; raises as `train_round`."""
+    data, layout = work.data(holdout=True), layout_of(work.plan)
+    if work.before is None:
+        numbers = _measured(work, data, should_stop)
+    else:
+        before = replace(work, model=work.before, home=work.home_before)
+        known = mean_loss_of(_measured(before, data, should_stop))
+        try:
+            metrics = _measured(work, data, should_stop)
+        except NonFiniteLogits:  # what answers nothing is voted down, and has no metrics
+            metrics, loss = np.zeros(layout.size), math.inf
+        else:
+            loss = mean_loss_of(metrics) or 0.0
+        is_worse = known is not None and work.plan.robustness.is_worse(loss, known)
+        numbers = np.array([*metrics, float(is_worse), float(known is not None)])  # who holds nobody back cannot vote
+    _store(work.out, numbers)
     return {"parameters": work.parts.moving.size, "metrics": layout.size}
 
 
-def _to_send(delta: Vector, work: LocalRound) -> Vector:
-    """The weights of this round's sum; with error feedback also those left over, kept beside the result.
+def _measured(work: LocalRound, data: LocalData, should_stop: Callable[[], bool]) -> NDArray[np.float64]:
+    module = work.network(work.incoming())
+    try:
+        return evaluate(module, data, layout_of(work.plan), should_stop=should_stop, device=work.device)
+    except TrainingCancelled as why:
+        raise WorkCancelled("between two batches") from why
 
-    They take the place of `work.residual` when the round is committed with this hospital in it (Karimireddy et al.
-    2019, "Error feedback fixes SignSGD").
+
+def _to_send(delta: Vector, work: LocalRound) -> tuple[Vector, bool]:
+    """The weights of this round's sum, and whether the change had to be shortened (`boundary.robustness`).
+
+    With error feedback those left over are kept beside the result. They take the place of `work.residual` when the
+    round is committed with this hospital in it (Karimireddy et al. 2019, "Error feedback fixes SignSGD").
     """
     aggregation = work.plan.aggregation
+    if aggregation.error_feedback:
+        with suppress(FileNotFoundError):  # none yet, or somebody who had a share in it has just withdrawn consent
+            delta += np.fromfile(work.residual, "<f4")
+    shortened = shorten(delta, work.plan.robustness.clip)
     count = aggregation.summed_weights(len(delta))
     if count == len(delta):
-        return delta
+        return delta, shortened
     chosen = selected(work.selection, len(delta), count)
-    if not aggregation.error_feedback:
-        return delta[chosen]
-    with suppress(FileNotFoundError):  # none yet, or somebody who had a share in it has just withdrawn consent
-        delta += np.fromfile(work.residual, "<f4")
     sent = delta[chosen]
-    delta[chosen] = 0
-    _store(work.out.with_suffix(RESIDUAL), np.empty(0), delta)
-    return sent
+    if aggregation.error_feedback:
+        delta[chosen] = 0
+        _store(work.out.with_suffix(RESIDUAL), np.empty(0), delta)
+    return sent, shortened
 
 
 def _store(out: Path, numbers: NDArray[np.float64], weights: NDArray[np.float32] | None = None) -> None:

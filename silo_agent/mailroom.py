@@ -168,13 +168,14 @@ class Mailroom:
         self.journal.set_fact(
             f"progress {committed.study}", canonical_bytes({"round": committed.round, "absent": [*committed.absent]})
         )
-        if self.own().silo in committed.contributing:
+        if self.own().silo in committed.contributing and committed.tried is None:
             carry_later(self.journal, committed.study, committed.round)
         self.journal.record(
             RoundReceived(
                 study=committed.study,
                 round=committed.round,
                 model=committed.model.digest,
+                tried=committed.tried,
                 transcript=committed.transcript,
                 contributing=committed.contributing,
                 absent=committed.absent,
@@ -184,6 +185,8 @@ class Mailroom:
         self.witness.show(committed)
         if self.own().silo in committed.absent:
             _log.warning("round %s of %s was committed without us", committed.round, committed.study)
+        if committed.tried is not None:
+            _log.warning("round %s of %s was rolled back: its model does not count", committed.round, committed.study)
 
     def _study_closed(self, closed: StudyClosed) -> None:
         for order in self.journal.orders_of(closed.study):

@@ -246,7 +246,7 @@ def _metrics(phase: Phase, plan: StudyPlan) -> frozenset[str]:
         case "train":
             return frozenset({"loss"})
         case "evaluate":
-            return frozenset(_MEASURED[plan.task])
+            return frozenset(_MEASURED[plan.task])  # a vote says less than the loss it comes from
         case "statistics":
             return frozenset({"intensities"})
 

@@ -3,11 +3,14 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from boundary.layout import VectorLayout, layout_for
+from pydantic import ValidationError
+
+from boundary.layout import VectorLayout
 from boundary.messages import Collection, Phase
 from silo_agent.errors import StoredFileLost
 from silo_agent.intake.erasing import alone
@@ -22,26 +25,15 @@ BASE = ".base."  # in the name of the network as a study begins, where not all o
 
 @dataclass(frozen=True, slots=True)
 class StoredResult:
-    """`vector` is its file; `parameters`, `metrics`, `bands` and `steps` give its layout.
-
-    `identity` is what it is remembered by.
-    """
+    """`vector` is its file, `layout` where things lie in it, and `identity` what it is remembered by."""
 
     identity: str
     vector: Path
-    parameters: int
-    metrics: int
-    bands: int = 0
-    steps: bool = False
-
-    def layout(self, phase: Phase) -> VectorLayout:
-        return layout_for(
-            phase, parameters=self.parameters, metrics=max(1, self.metrics), bands=self.bands, steps=self.steps
-        )
+    layout: VectorLayout
 
     def save(self, folder: Path) -> None:
         """Write the description last: a folder with it is complete."""
-        content = asdict(self) | {"vector": str(self.vector)}
+        content = {"identity": self.identity, "vector": str(self.vector), "layout": self.layout.model_dump(mode="json")}
         write_private(folder / "result.json", json.dumps(content).encode())
 
     @classmethod
@@ -52,15 +44,9 @@ class StoredResult:
         except (OSError, ValueError) as why:
             raise StoredFileLost(f"the result in {folder} cannot be read: {why}") from why
         match content:
-            case {
-                "identity": str(name),
-                "vector": str(vector),
-                "parameters": int(parameters),
-                "metrics": int(metrics),
-                "bands": int(bands),
-                "steps": bool(steps),
-            }:
-                return cls(name, Path(vector), parameters, metrics, bands, steps)
+            case {"identity": str(name), "vector": str(vector), "layout": dict(layout)}:
+                with suppress(ValidationError):
+                    return cls(name, Path(vector), VectorLayout.model_validate(layout))
         raise StoredFileLost(f"{folder / 'result.json'} is not a result's description")
 
 

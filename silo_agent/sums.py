@@ -176,7 +176,7 @@ class Sums:
         keys = session.mask(frozenset(routed.members), parts)
         if not result.vector.exists():
             raise StoredFileLost(f"{result.vector} is gone")
-        layout, encoding = result.layout(routed.collection.phase), order_of(order, own).encoding
+        layout, encoding = result.layout, order_of(order, own).encoding
         masked = result.vector.with_suffix(f".{routed.collection.attempt}.masked")
         seed = self.entropy(32)
 

@@ -110,11 +110,14 @@ class Witness:
             if (order.round, order.phase) == (number, "train") and order.result is not None
         }
         sums: dict[str, frozenset[str]] = {
-            transcript_of(survivors, committed.model.digest): silos
+            transcript_of(survivors, committed.tried or committed.model.digest): silos
             for survivors, silos in self.journal.agreed(study, number).items()
         }
         if sorted(sums.get(committed.transcript, frozenset())) != sorted(committed.contributing) or not models:
             _log.error("round %d of %s: no sum of these that we agreed to gave this model; no receipt", number, study)
+            return None
+        if committed.tried is not None and committed.model.digest not in models:
+            _log.error("round %d of %s: rolled back to a model that it did not begin with; no receipt", number, study)
             return None
         receipt = Receipt(
             study=study,
@@ -122,6 +125,7 @@ class Witness:
             round=number,
             model_in=next(iter(models)),
             model_out=committed.model.digest,
+            tried=committed.tried,
             transcript=committed.transcript,
             contributing=committed.contributing,
             absent=committed.absent,

@@ -15,6 +15,7 @@ from typing import Any
 from boundary.api import Activity
 from boundary.canonical import parse_json
 from boundary.errors import MalformedMessage, PeerFault
+from boundary.layout import layout_in
 from boundary.messages import BlobRef, Collection, WorkOrder
 from boundary.plan import plan_from_json
 from boundary.protocol import Step
@@ -40,6 +41,7 @@ from silo_agent.releases import Release, reserve
 from silo_agent.results import (
     BASE,
     CONTROL,
+    HOME,
     RESIDUAL,
     StoredResult,
     carried,
@@ -196,6 +198,7 @@ class Workbench:
         weights = await self._fetched(order, message, message.model)
         base = message.base and await self._fetched(order, message, message.base, BASE)
         control = message.control and await self._fetched(order, message, message.control)
+        before = message.before and await self._fetched(order, message, message.before)
         if not self._still_wanted(order):
             raise WorkCancelled("while the model was fetched")
         vector = folder / "vector"
@@ -207,6 +210,8 @@ class Workbench:
             "home": str(home_of(self.folder, order.study, order.round, collection.phase)),
             "control": None if control is None else str(control),
             "own_control": str(carried(self.folder, order.study, CONTROL)),
+            "before": None if before is None else str(before),
+            "home_before": str(carried(self.folder, order.study, HOME)),
         }  # fmt: skip
         terms = terms if collection.phase == "train" else None  # nothing else is paid for
         if terms is not None:
@@ -225,8 +230,8 @@ class Workbench:
                 if collection.phase != "train" and gone != self.journal.private.count_of(order.study):
                     raise WorkCancelled("somebody withdrew meanwhile: nobody can tell whether it is with them or not")
                 identity = identity_of(collection, message.model.digest, self.outbound.entropy, withdrawn=gone)
-                bands = plan.bands if collection.phase == "train" else 0
-                StoredResult(identity, vector, parameters, metrics, bands, plan.counts_steps).save(folder)
+                layout = layout_in(plan, collection.phase, parameters=parameters, metrics=metrics)
+                StoredResult(identity, vector, layout).save(folder)
                 if release is not None:
                     release.commit(self.journal, self.own().now)
                 return folder

@@ -34,7 +34,7 @@ def model(facts: Facts) -> Section:
         fields=[("Network", f"{facts.plan.model.name} version {facts.plan.model.version}")],
         tables=[
             *measured.tables,
-            table("Models by round", ("round", "from", "to", "entry"), map(_models, facts.rounds)),
+            table("Models by round", ("round", "from", "to", "rolled back", "entry"), map(_models, facts.rounds)),
             table(
                 "Decisions on release",
                 ("round", "model", "evidence", "decision", "key of the officer", "entry"),
@@ -50,9 +50,17 @@ def model(facts: Facts) -> Section:
 
 def _models(one: RoundFacts) -> list[Cell]:
     if not one.closed:
-        return [one.number, None, "not closed", None]
+        return [one.number, None, "not closed", None, None]
     closed = one.closed[0]
-    return [one.number, closed.event.model_in, closed.event.model_out, str(closed.at)]
+    return [one.number, closed.event.model_in, closed.event.model_out, _rolled_back(one), str(closed.at)]
+
+
+def _rolled_back(one: RoundFacts) -> str | None:
+    """Why, and by which votes. Not by whose: nobody knows."""
+    if one.record is None or one.record.rolled_back is None:
+        return None
+    vote, why = one.record.vote, one.record.rolled_back
+    return str(why) if vote is None else f"{why}, {vote.against} of {vote.voted} votes against"
 
 
 def _decisions(facts: Facts) -> list[list[Cell]]:

@@ -69,7 +69,7 @@ def _model_is_of_a_sum(facts: Facts, one: RoundFacts, tally: Tally) -> None:
     if one.record is None or one.receipt is None:
         tally.unknown(f"round {one.number}: its record or receipt is not in the bundle", [closed.at])
         return
-    model = closed.event.model_out
+    model = closed.event.tried or closed.event.model_out
     sums = {transcript_of(opened.event.survivors, model) for opened in one.sums if opened.event.phase == "train"}
     said = {one.record.transcript, one.receipt.receipt.receipt.transcript}
     if not sums and facts.coordinator.withheld:
@@ -100,8 +100,8 @@ def check_signed(facts: Facts) -> Finding:
 def _says_the_same(facts: Facts, one: RoundFacts, said: Receipt) -> bool:
     closed = one.closed[0].event
     return (said.study, said.plan_digest, said.round) == (facts.study, facts.plan_digest, one.number) and (
-        (said.model_in, said.model_out, said.contributing, said.absent)
-        == (closed.model_in, closed.model_out, closed.contributing, closed.absent)
+        (said.model_in, said.model_out, said.tried, said.contributing, said.absent)
+        == (closed.model_in, closed.model_out, closed.tried, closed.contributing, closed.absent)
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from boundary.canonical import digest
 from boundary.names import COORDINATOR
 from boundary.receipt import Receipt
+from boundary.robustness import RolledBack
 from compliance.bundle import RECEIPTS, SignedReceipt, round_file
 from compliance.events import ReceiptSigned, RoundClosed, RoundOpened, RoundReceived, StudyEnded
 from compliance.records import RoundRecord, to_bytes
@@ -59,14 +60,35 @@ def records(case: Case) -> Iterator[Finding]:
         if digest(case.files.get(path) or to_bytes(record)) != said.record:
             means = "the record was changed after the round was closed"
             yield broken(path, f"not what {at(COORDINATOR, closed.number)} has the digest of", means)
-        told = (record.study, record.model_in, record.model_out.digest, record.contributing, sorted(record.absent))
-        if told != (said.study, said.model_in, said.model_out, said.contributing, sorted(said.absent)):
+        tried = None if record.tried is None else record.tried.digest
+        told = (record.study, record.model_in, record.model_out.digest, tried, record.contributing)
+        if (*told, sorted(record.absent)) != (
+            said.study, said.model_in, said.model_out, said.tried, said.contributing, sorted(said.absent)
+        ):  # fmt: skip
             yield broken(path, f"contradicts {at(COORDINATOR, closed.number)}", "two accounts of one round")
+        yield from _rolled_back(case, record)
         if record.train.members != record.contributing or not set(record.contributing) <= set(record.ready):
             yield broken(path, "names others in its sum than as contributing", "two accounts of one round")
     if COORDINATOR in case.logs:
         for number in sorted(set(case.records) - known):
             yield broken(round_file(number), "no entry of the coordinator's log closes this round", "it did not happen")
+
+
+def _rolled_back(case: Case, record: RoundRecord) -> Iterator[Finding]:
+    """A round is rolled back to the model it began with, if the plan says so and the votes do, and not otherwise."""
+    path, vote, robustness = round_file(record.round), record.vote, case.bundle.plan.robustness
+    if (record.tried is None) != (record.rolled_back is None):
+        yield broken(path, "says half that it was rolled back", "two accounts of one round")
+    if record.rolled_back is not None:
+        if not robustness.may_roll_back:
+            yield broken(path, "was rolled back", "the plan that the hospitals approved rolls nothing back")
+        if record.model_out.digest != record.model_in:
+            yield broken(path, "was rolled back to a model it did not begin with", "a model that no sum gave counts")
+    is_down = vote is not None and vote.is_down
+    if is_down != (record.rolled_back is RolledBack.VOTED_DOWN):
+        yield broken(path, "does not do what the hospitals' votes say", "their vote was not what counted")
+    if robustness.vote and vote is None and record.rolled_back is None:
+        yield broken(path, "counts without a vote", "the hospitals approved that they vote on every model")
 
 
 def receipts(case: Case) -> Iterator[Finding]:
@@ -97,6 +119,7 @@ def _agrees(case: Case, receipt: Receipt, said: RoundClosed) -> bool:
         round=said.round,
         model_in=said.model_in,
         model_out=said.model_out,
+        tried=said.tried,
         transcript=transcript,
         contributing=said.contributing,
         absent=said.absent,
@@ -140,5 +163,5 @@ def received(case: Case) -> Iterator[Finding]:
 
 def _contradicts(told: RoundReceived, said: RoundClosed, record: RoundRecord | None) -> bool:
     transcript = told.transcript if record is None else record.transcript
-    heard = (told.model, told.transcript, told.contributing, told.absent)
-    return heard != (said.model_out, transcript, said.contributing, said.absent)
+    heard = (told.model, told.tried, told.transcript, told.contributing, told.absent)
+    return heard != (said.model_out, said.tried, transcript, said.contributing, said.absent)

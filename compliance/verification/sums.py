@@ -114,7 +114,7 @@ def models(case: Case) -> Iterator[Finding]:
         if opened.surviving != said.contributing:
             found = f"round {said.round}: the sum is over {names(opened.surviving)}, not over those it names"
             yield broken(where, found, "somebody's work is in the model unnamed, or named and not in it")
-        if record.transcript != transcript_of(opened.survivors, said.model_out):
+        if record.transcript != transcript_of(opened.survivors, said.tried or said.model_out):
             means = "the model is bound to another sum than the one that was opened"
             yield broken(round_file(said.round), "the transcript is not of that sum and this model", means)
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from compliance.records import RoundRecord
+from compliance.records import RoundRecord, current
 from flows import pages, readings
 from flows.coordinator import Coordinator
 from flows.demo.archive import ENOUGH_PATIENTS, Site, compose_plan, compose_segmentation, find_sites, look_at
@@ -216,9 +216,9 @@ def _progress(coordinator: Coordinator, study: Study) -> Table:
 
 
 def _last(records: list[RoundRecord]) -> str:
-    if not records or records[-1].metrics is None:
+    metrics = current(records)
+    if metrics is None:
         return ""
-    metrics = records[-1].metrics
     name, value = readings.readings(metrics)[0]
     return f"loss {pages.number(metrics.loss)}  {name} {pages.number(value, 3)}"
 
@@ -342,4 +342,5 @@ def _round_summary(record: RoundRecord) -> dict[str, Any]:
         "ready": len(record.ready),
         "contributing": len(record.contributing),
         "absent": record.absent,
+        "rolled_back": record.rolled_back,
     }

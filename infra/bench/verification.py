@@ -175,14 +175,18 @@ class _Study:
         who: dict[str, Any] = {"contributing": SILOS, "absent": ()}
         self._say(
             COORDINATOR,
-            say.RoundClosed(**about, **who, model_in=model, model_out=model_out, record=digest(to_bytes(record))),
+            say.RoundClosed(
+                **about, **who, model_in=model, model_out=model_out, tried=None, record=digest(to_bytes(record))
+            ),
         )
         receipt = Receipt(
             **about, **who, plan_digest=digest_of(self.plan), model_in=model, model_out=model_out,
-            transcript=record.transcript,
+            tried=None, transcript=record.transcript,
         )  # fmt: skip
         for silo in SILOS:
-            self._say(silo, say.RoundReceived(**about, **who, model=model_out, transcript=record.transcript))
+            self._say(
+                silo, say.RoundReceived(**about, **who, model=model_out, tried=None, transcript=record.transcript)
+            )
             self._say(silo, say.ReceiptSigned(**about, receipt=receipt.digest))
         self._receipts[number] = SignedReceipt(receipt, {party: receipt.sign(key(party)) for party in _PARTIES})
         self._records.append(record)
@@ -231,9 +235,10 @@ class _Study:
         )
         return RoundRecord(
             study=self.study, round=number, model_in=model, model_out=BlobRef(digest=model_out, size=28_412_928),
-            registered=SILOS, ready=SILOS, contributing=SILOS, absent={}, train=train, transcript=transcript, clipped=0,
-            below=(0, 1, 2, 3), next_encoding=Encoding(exponent=20, most=3), evaluate=None, train_loss=None,
-            metrics=None, timing=Timing(training=61.5, transport=12.0, aggregation=3.25, evaluation=8.0, total=90.0),
+            registered=SILOS, ready=SILOS, contributing=SILOS, absent={}, train=train, transcript=transcript,
+            update_norm=0.5, clipped=0, below=(0, 1, 2, 3), next_encoding=Encoding(exponent=20, most=3), evaluate=None,
+            train_loss=None, metrics=None,
+            timing=Timing(training=61.5, transport=12.0, aggregation=3.25, evaluation=8.0, total=90.0),
             traffic={}, committed_at=self._now,
         )  # fmt: skip
 

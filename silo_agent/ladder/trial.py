@@ -82,7 +82,10 @@ class Trial:
         if made.exists():
             made.replace(self._own()["home"])
         bands, steps = self.plan.bands if self.noise else 0, self.plan.counts_steps
-        return layout_for("train", parameters=int(said["parameters"]), metrics=0, bands=bands, steps=steps)
+        clipping = self.plan.robustness.clip is not None
+        return layout_for(
+            "train", parameters=int(said["parameters"]), metrics=0, bands=bands, steps=steps, clipping=clipping
+        )
 
     async def evaluate(self, weights: Path, out: Path) -> VectorLayout:
         """Measure on the patients held back; give where things lie in the vector at `out`."""
@@ -90,7 +93,7 @@ class Trial:
             "model": str(weights), "out": str(out), "normalisation": await self.statistics(),
         }  # fmt: skip
         said = await self.worker.run(command | self._own(), untold)
-        return layout_for("evaluate", parameters=int(said["parameters"]), metrics=int(said["metrics"]))
+        return layout_for("evaluate", parameters=int(said["parameters"]), metrics=int(said["metrics"]))  # and no vote
 
     def _own(self) -> dict[str, Any]:
         """What of the network does not come with a round's model."""

@@ -235,6 +235,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "model": blobs,
     "base": st.none() | blobs,
     "control": st.none() | blobs,
+    "before": st.none() | blobs,
+    "tried": st.none() | digests,
     "vector": blobs,
     "due": moments,
     "members": silos,

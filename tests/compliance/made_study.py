@@ -310,13 +310,13 @@ class Story:
         who = {"contributing": train.members, "absent": tuple(sorted(train.absent))}
         about: dict[str, Any] = {"study": self.study, "round": number}
         closed = say.RoundClosed(
-            **about, **who, model_in=self.model, model_out=model_out, record=digest(to_bytes(record))
+            **about, **who, model_in=self.model, model_out=model_out, tried=None, record=digest(to_bytes(record))
         )
         self.say(COORDINATOR, closed)
         receipt = receipt_of(self.plan, record)
         self.say(COORDINATOR, say.ReceiptSigned(**about, receipt=receipt.digest))
         for silo in SILOS:
-            self.say(silo, say.RoundReceived(**about, **who, model=model_out, transcript=transcript))
+            self.say(silo, say.RoundReceived(**about, **who, model=model_out, tried=None, transcript=transcript))
             if silo in train.members:
                 self.say(silo, say.ReceiptSigned(**about, receipt=receipt.digest))
         self.model = model_out
@@ -381,6 +381,7 @@ def record_of(
         absent=train.absent,
         train=train,
         transcript=transcript,
+        update_norm=0.5,
         clipped=0,
         below=(0, 1, 3, 5) if private else (),
         next_encoding=Encoding(exponent=20, most=5),
@@ -400,6 +401,7 @@ def receipt_of(plan: StudyPlan, record: RoundRecord) -> Receipt:
         round=record.round,
         model_in=record.model_in,
         model_out=record.model_out.digest,
+        tried=None if record.tried is None else record.tried.digest,
         transcript=record.transcript,
         contributing=record.contributing,
         absent=tuple(sorted(record.absent)),

@@ -22,7 +22,7 @@ SAID: dict[str, Any] = {
     "study": "ct-contrast-0123abcd", "round": 2, "model_in": digest(b"in"),
     "model_out": BlobRef(digest=digest(b"out"), size=9), "registered": ("charite", "st-olavs", "ucl", "utrecht"),
     "ready": ("charite", "st-olavs", "ucl"), "contributing": ("charite", "st-olavs", "ucl"),
-    "absent": {"utrecht": "SILENT"}, "train": DECISION, "transcript": digest(b"sum"), "clipped": 0,
+    "absent": {"utrecht": "SILENT"}, "train": DECISION, "transcript": digest(b"sum"), "clipped": 0, "update_norm": 0.5,
     "below": (0, 1, 3, 3), "next_encoding": Encoding(ring=32, exponent=20, most=4), "evaluate": DECISION,
     "train_loss": 0.25, "metrics": METRICS,
     "timing": Timing(training=1.0, transport=0.5, aggregation=0.25, evaluation=0.0, total=2.0),
@@ -50,6 +50,9 @@ BAD: dict[str, dict[str, Any]] = {
     "an absence in words": {"absent": {"utrecht": "they were asleep"}},
     "a model without its digest": {"model_in": "the old one"},
     "a time without an offset": {"committed_at": datetime(2026, 11, 20)},  # noqa: DTZ001 - that is what is refused
+    "a change of no length": {"update_norm": None},
+    "a change shorter than nothing": {"update_norm": -1.0},
+    "rolled back for no reason there is": {"rolled_back": "BAD_MOOD"},
     "a round in words": {"round": "2"},
 }
 

@@ -78,6 +78,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "excluded": st.dictionaries(st.sampled_from(("NO_LABEL", "BURNED_IN", "A0")), TENS),
     "start": COUNTS,
     "transcript": DIGESTS,
+    "tried": st.none() | DIGESTS,
     "receipt": DIGESTS,
     "heads": st.lists(
         st.builds(SeenHead, log=st.sampled_from(("coordinator", "ucl")), size=COUNTS, root=DIGESTS), max_size=3

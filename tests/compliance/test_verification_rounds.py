@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from boundary.messages import BlobRef
 from boundary.names import COORDINATOR
+from boundary.robustness import Robustness, RolledBack, Vote
 from compliance.bundle import Bundle
 from compliance.events import (
     CohortDecided,
@@ -123,6 +125,31 @@ def test_a_record_is_the_one_that_was_logged() -> None:
     any_of(rounds.records, recorded(2, ready=("charite",)), "names others in its sum")
     fewer = replace(clean_bundle(), rounds=clean_bundle().rounds[1:])
     only(rounds.records, fewer, INCOMPLETE, "rounds/0001.json: not readable here")
+
+
+TRIED = BlobRef(digest=sha("tried"), size=9)
+ROLLED_BACK: dict[str, tuple[dict[str, Any], str]] = {
+    "half": ({"tried": TRIED}, "says half that it was rolled back"),
+    "and the plan knows nothing of it": (
+        {"tried": TRIED, "rolled_back": RolledBack.TOO_LONG}, "rounds/0002.json: was rolled back",
+    ),
+    "to another model": ({"tried": TRIED, "rolled_back": RolledBack.TOO_LONG}, "to a model it did not begin with"),
+    "without having been voted down": (
+        {"tried": TRIED, "rolled_back": RolledBack.VOTED_DOWN, "vote": Vote(against=1, voted=3)}, "votes say",
+    ),
+    "it was voted down, and was not": ({"vote": Vote(against=2, voted=3)}, "does not do what the hospitals' votes say"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "said"), ROLLED_BACK.values(), ids=ROLLED_BACK)
+def test_a_round_is_rolled_back_as_plan_and_votes_say(changes: dict[str, Any], said: str) -> None:
+    any_of(rounds.records, recorded(2, **changes), said)
+
+
+def test_a_model_that_was_to_be_voted_on_does_not_count_without() -> None:
+    bundle = clean_bundle()
+    voting = bundle.plan.model_copy(update={"robustness": Robustness(vote=True)})
+    any_of(rounds.records, replace(bundle, plan=voting), "counts without a vote")
 
 
 def test_a_record_of_no_round_is_broken() -> None:

@@ -125,7 +125,7 @@ def record_of(number: int = 1, silos: tuple[str, ...] = ("h1", "h2", "h3"), **ch
     cohort = CohortDecision(phase="train", attempt=1, reason="ALL_THERE", members=silos, absent={}, closed_at=NOW)
     record = RoundRecord(
         study="study-00000000", round=number, model_in=model.digest, model_out=model, registered=silos, ready=silos,
-        contributing=silos, absent={}, train=cohort, transcript=model.digest, clipped=0,
+        contributing=silos, absent={}, train=cohort, transcript=model.digest, update_norm=0.5, clipped=0,
         next_encoding=Encoding(ring=32, exponent=20, most=3), evaluate=cohort, train_loss=1.0 / number,
         metrics=GlobalMetrics(count=9, loss=0.5 / number, accuracy=0.5, auroc=None if number == 1 else 0.75,
                               balanced_accuracy=0.5, confusion=((1, 2), (3, 3))),

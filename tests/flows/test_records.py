@@ -49,8 +49,8 @@ def test_bands_that_count_no_hospitals_are_refused(below: object, round_record: 
 def test_a_candidate_keeps_what_the_sum_said_for_whoever_commits_it(round_record: Make) -> None:
     record = round_record(1)
     candidate = Candidate(
-        model=record.model_out, train_loss=None, weight=6.0, clipped=0, below=(1, 2, 3, 3), train=record.train,
-        survivors=record.transcript, next_encoding=Encoding(ring=32, exponent=20, most=3), training_seconds=1,
-        transport_seconds=1, aggregation_seconds=1,
+        model=record.model_out, train_loss=None, weight=6.0, update_norm=0.5, clipped=0, below=(1, 2, 3, 3),
+        train=record.train, survivors=record.transcript, next_encoding=Encoding(ring=32, exponent=20, most=3),
+        training_seconds=1, transport_seconds=1, aggregation_seconds=1,
     )  # fmt: skip
     assert Candidate.model_validate(json.loads(to_bytes(candidate))) == candidate

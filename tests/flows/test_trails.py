@@ -146,8 +146,8 @@ def test_after_the_last_round_every_log_is_mirrored_and_signed_by_everybody(
     for record in records:
         receipt = Receipt(
             study=record.study, plan_digest=digest_of(federation.plan), round=record.round, model_in=record.model_in,
-            model_out=record.model_out.digest, transcript=record.transcript, contributing=record.contributing,
-            absent=(),
+            model_out=record.model_out.digest, tried=None, transcript=record.transcript,
+            contributing=record.contributing, absent=(),
         )  # fmt: skip
         receipt.check(receipts[record.round][COORDINATOR], federation.coordinator.key.public)
         for silo, hospital in federation.hospitals.items():

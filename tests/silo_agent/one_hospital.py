@@ -17,7 +17,7 @@ from boundary.api import Delivery
 from boundary.canonical import digest
 from boundary.envelope import Envelope, open_envelope, seal_envelope
 from boundary.identity import SigningIdentity
-from boundary.layout import layout_for
+from boundary.layout import layout_in
 from boundary.messages import (
     AgreementShown,
     AnyMessage,
@@ -271,6 +271,7 @@ class Site:
             "model": MODEL,
             "base": None,
             "control": None,
+            "before": None,
             "encoding": first_encoding(self.plan),
             "normalisation": None,
             "heads": self.witnessed(number - 1),
@@ -308,7 +309,7 @@ class Site:
     ) -> RoundCommitted:  # fmt: skip
         """What the coordinator says when a round is over, with its signature under the receipt."""
         said: dict[str, Any] = {
-            "study": self.study, "round": number, "transcript": transcript,
+            "study": self.study, "round": number, "tried": None, "transcript": transcript,
             "contributing": contributing, "absent": tuple(name for name in (SILO, *OTHERS) if name not in contributing),
         }  # fmt: skip
         receipt = Receipt(
@@ -331,9 +332,8 @@ class Site:
         folder = result_folder(self.folder, self.study, number, phase, MODEL.digest)
         if not is_whole(folder):
             identity = identity_of(self.collection(number, phase), MODEL.digest, secrets.token_bytes)
-            bands = self.plan.bands if phase == "train" else 0
-            result = StoredResult(identity, folder / "vector", PARAMETERS, METRICS, bands)
-            layout = result.layout(phase)  # type: ignore[arg-type]
+            layout = layout_in(self.plan, phase, parameters=PARAMETERS, metrics=METRICS)  # type: ignore[arg-type]
+            result = StoredResult(identity, folder / "vector", layout)
             write_vector(result.vector, np.arange(layout.numbers) + 0.5, np.arange(layout.weights, dtype="<f4") / 1024)
             result.save(folder)
         return folder
@@ -343,8 +343,7 @@ class Site:
         """The peers and the coordinator of this order's attempt."""
         if kept.collection not in self.attempts:
             order = order_of(kept, self.own())
-            phase, bands = order.collection.phase, self.plan.bands
-            layout = layout_for(phase, parameters=PARAMETERS, metrics=METRICS, bands=bands)
+            layout = layout_in(self.plan, order.collection.phase, parameters=PARAMETERS, metrics=METRICS)
             self.attempts[kept.collection] = Attempt(
                 self.plan, order, layout, self.peers, SILO, lambda kind: self.said(kind, kept.collection)
             )

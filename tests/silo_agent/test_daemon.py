@@ -596,7 +596,7 @@ def test_a_round_through_a_real_relay_that_goes_away_in_the_middle(  # noqa: PLR
         report.write_text(json.dumps({"dataset_digest": DIGEST, "patients": {"train": 20}}))
         order = WorkOrder(
             collection=collection, plan_digest=digest_of(plan), roster_digest=federation.roster().digest,
-            model=federation.put(b"the model"), base=None, control=None, encoding=first_encoding(plan),
+            model=federation.put(b"the model"), base=None, control=None, before=None, encoding=first_encoding(plan),
             normalisation=None, heads=federation.shows_its_log(plan, silo), due=real_clock() + timedelta(hours=1),
         )  # fmt: skip
         told = federation.tell(plan, silo, order)
@@ -622,10 +622,10 @@ def test_a_round_through_a_real_relay_that_goes_away_in_the_middle(  # noqa: PLR
         transcript = transcript_of(heard("survivors-seen", str(collection)).survivors, model.digest)
         receipt = Receipt(
             study=study, plan_digest=digest_of(plan), round=1, model_in=order.model.digest, model_out=model.digest,
-            transcript=transcript, contributing=cohort, absent=(),
+            tried=None, transcript=transcript, contributing=cohort, absent=(),
         )  # fmt: skip
         committed = RoundCommitted(
-            study=study, round=1, model=model, transcript=transcript, contributing=cohort, absent=(),
+            study=study, round=1, model=model, tried=None, transcript=transcript, contributing=cohort, absent=(),
             receipt=receipt.sign(federation.coordinator.key),
         )  # fmt: skip
         federation.tell(plan, silo, committed)
@@ -670,7 +670,7 @@ def test_a_steward_stops_a_training_that_runs(
             plan, "free-to-go",
             WorkOrder(
                 collection=collection, plan_digest=digest_of(plan), roster_digest=federation.roster().digest,
-                model=federation.put(b"the model"), base=None, control=None, encoding=first_encoding(plan),
+                model=federation.put(b"the model"), base=None, control=None, before=None, encoding=first_encoding(plan),
                 normalisation=None, heads=federation.shows_its_log(plan, "free-to-go"),
                 due=real_clock() + timedelta(hours=1),
             ),

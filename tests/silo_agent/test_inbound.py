@@ -240,6 +240,7 @@ def test_another_normalisation_than_in_an_earlier_round_is_refused(make_site: Ca
 BLOBS = [BlobRef(digest=digest(name), size=9) for name in (b"one", b"another")]
 PARTLY = {"model": {"name": "cnn-small", "version": 1, "trained": ["5.*"]}}
 CORRECTED = {"training": {"rounds": 5, "strategy": "scaffold", "optimizer": "sgd", "weighting": "equal"}}
+VOTING = {"robustness": {"vote": True}}
 BESIDE: dict[str, tuple[dict[str, Any], list[dict[str, Any]], type[PeerFault] | None]] = {
     "a base where all of the model moves": ({}, [{"base": BLOBS[0]}], NotApproved),
     "no base where not all of it moves": (PARTLY, [{}], NotApproved),
@@ -248,6 +249,14 @@ BESIDE: dict[str, tuple[dict[str, Any], list[dict[str, Any]], type[PeerFault] | 
     "a control variate for a plan without": ({}, [{"control": BLOBS[0]}], NotApproved),
     "one for a training": (CORRECTED, [{"control": BLOBS[0]}], None),
     "one for a measurement": (CORRECTED, [{"phase": "evaluate", "control": BLOBS[0]}], NotApproved),
+    "a vote for a plan without": ({}, [{"phase": "evaluate", "before": BLOBS[0]}], NotApproved),
+    "a vote in a training": (VOTING, [{"before": BLOBS[0]}], NotApproved),
+    "no vote on a new model": (VOTING, [{"phase": "evaluate"}], NotApproved),
+    "a vote on a new model": (VOTING, [{"phase": "evaluate", "before": BLOBS[0]}], None),
+    "another model to compare with in a second attempt": (
+        VOTING, [{"phase": "evaluate", "before": BLOBS[0]}, {"phase": "evaluate", "attempt": 2, "before": BLOBS[1]}],
+        OutOfTurn,
+    ),
     "another one in a second attempt": (
         CORRECTED, [{"control": BLOBS[0]}, {"attempt": 2, "control": BLOBS[1]}], OutOfTurn,
     ),

@@ -321,7 +321,7 @@ def test_a_replayed_commit_of_an_old_round_leaves_newer_work_alone(site: Any) ->
     site.hear(committed(site, 1))
     kept = site.ready(2)
     site.hear(committed(site, 1))
-    assert StoredResult.load(Path(kept.result)).parameters == 7
+    assert StoredResult.load(Path(kept.result)).layout.weights == 7
     assert site.kept(2).step is Step.READY
     site.hear(site.closing(kept))
     assert site.kept(2).step is Step.SHARED

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from boundary.layout import layout_for
 from silo_agent.errors import StoredFileLost
 from silo_agent.mailroom import Mailroom
 from silo_agent.private_trail import PrivateTrail
@@ -23,14 +24,14 @@ from silo_agent.workbench import is_whole
 
 
 def test_a_result_is_read_as_it_was_saved(tmp_path: Path) -> None:
-    result = StoredResult("0123", tmp_path / "vector", 12, 3)
+    result = StoredResult("0123", tmp_path / "vector", layout_for("train", parameters=12, metrics=3))
     result.save(tmp_path)
     assert StoredResult.load(tmp_path) == result
     assert (tmp_path / "result.json").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(
-    "content", [None, b"", b"{", b"[]", b'{"identity": "0", "vector": 1, "parameters": 2, "metrics": 3}']
+    "content", [None, b"", b"{", b"[]", b'{"identity": "0", "vector": "1", "layout": {"weights": -1}}']
 )
 def test_a_result_that_is_not_whole_is_said(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
@@ -52,12 +53,6 @@ def test_a_result_that_was_forgotten_is_not_whole_and_its_vector_stays_until_the
     forget_result(folder)
     assert not is_whole(folder)
     assert (folder / "vector").exists()
-
-
-@pytest.mark.parametrize(("phase", "numbers", "weights"), [("train", 4, 12), ("evaluate", 3, 0)])
-def test_a_result_knows_where_things_lie_in_its_vector(phase: Any, numbers: int, weights: int) -> None:
-    layout = StoredResult("0123", Path("vector"), 12, 3).layout(phase)
-    assert (layout.numbers, layout.weights) == (numbers, weights)
 
 
 def test_attempts_share_a_place_and_models_do_not(site: Any) -> None:

@@ -68,7 +68,7 @@ def summed(site: Any, number: int = 1, surviving: tuple[str, ...] = ALL) -> str:
 def receipt_of(site: Any, committed: RoundCommitted, **changes: Any) -> Receipt:
     values: dict[str, Any] = {
         "study": site.study, "plan_digest": digest_of(site.plan), "round": committed.round, "model_in": MODEL.digest,
-        "model_out": committed.model.digest, "transcript": committed.transcript,
+        "model_out": committed.model.digest, "tried": committed.tried, "transcript": committed.transcript,
         "contributing": committed.contributing, "absent": committed.absent,
     }  # fmt: skip
     return Receipt(**(values | changes))
@@ -255,6 +255,13 @@ def test_of_two_attempts_the_one_that_was_committed_is_signed(site: Any) -> None
     receipt_of(site, committed).check(said(site, TrailShown)[0].receipt, site.folder.identity.public)
 
 
+def test_a_round_that_was_rolled_back_is_signed_for_as_such(site: Any) -> None:
+    site.approve()
+    committed = site.committed(contributing=ALL, transcript=summed(site), tried=NEXT_MODEL.digest, model=MODEL)
+    site.hear(signed_over(site, committed))
+    receipt_of(site, committed).check(said(site, TrailShown)[0].receipt, site.folder.identity.public)
+
+
 def signed_over(site: Any, committed: RoundCommitted, **changes: Any) -> RoundCommitted:
     """The coordinator's signature, over a receipt that says something else than the message."""
     signature = receipt_of(site, committed, **changes).sign(site.coordinator.key)
@@ -286,6 +293,21 @@ UNSIGNED: dict[str, Callable[[Any, str], RoundCommitted]] = {
     ),
     "it begins with another model": lambda site, transcript: signed_over(
         site, site.committed(contributing=ALL, transcript=transcript), model_in=digest(b"another")
+    ),
+    "it is rolled back to another model than it began with": lambda site, transcript: signed_over(
+        site,
+        site.committed(
+            contributing=ALL,
+            transcript=transcript,
+            tried=NEXT_MODEL.digest,
+            model=MODEL.model_copy(update={"digest": digest(b"x")}),
+        ),
+    ),
+    "it is said to be rolled back from another sum": lambda site, transcript: signed_over(
+        site, site.committed(contributing=ALL, transcript=transcript, tried=digest(b"another"), model=MODEL)
+    ),
+    "it is rolled back, and the receipt says it is not": lambda site, transcript: signed_over(
+        site, site.committed(contributing=ALL, transcript=transcript, tried=NEXT_MODEL.digest, model=MODEL), tried=None
     ),
     "it is of another plan": lambda site, transcript: signed_over(
         site, site.committed(contributing=ALL, transcript=transcript), plan_digest=digest(b"another")

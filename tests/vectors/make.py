@@ -108,6 +108,7 @@ def events() -> dict[str, audit.AnyEvent]:
             round=2,
             model_in=sha("model"),
             model_out=sha("next model"),
+            tried=None,
             contributing=("charite", "ucl"),
             absent=("st-olavs",),
             record=sha("record"),
@@ -153,6 +154,7 @@ def events() -> dict[str, audit.AnyEvent]:
             study=study(),
             round=2,
             model=sha("next model"),
+            tried=sha("a model that was rolled back"),
             transcript=sha("transcript"),
             contributing=SURVIVING,
             absent=("ucl",),
@@ -302,6 +304,8 @@ def _tensors() -> Any:
         "vector": base64.b64encode(vector.astype("<f4").tobytes()).decode(),
         "safetensors": base64.b64encode(tensors.pack(vector, manifest)).decode(),
         "layout": {phase: layout_for(phase, parameters=9, metrics=5).model_dump() for phase in PHASES},
+        "layout with a vote": layout_for("evaluate", parameters=9, metrics=5, vote=True).model_dump(),
+        "layout with clipping": layout_for("train", parameters=9, metrics=5, clipping=True).model_dump(),
         "private layout": layout_for("train", parameters=9, metrics=5, bands=private_plan().bands).model_dump(),
     }
 

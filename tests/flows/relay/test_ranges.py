@@ -120,7 +120,14 @@ def test_a_commitment_opens_the_model_to_its_recipient(relay: Any, olavs: Any, c
     target = f"/v1/blobs/{blob.digest}"
     assert olavs.ask("GET", target).status_code == 404
     done = RoundCommitted(
-        study="ct-7f3a90c1", round=1, model=blob, transcript=blob.digest, contributing=(), absent=(), receipt=bytes(64)
+        study="ct-7f3a90c1",
+        round=1,
+        model=blob,
+        tried=None,
+        transcript=blob.digest,
+        contributing=(),
+        absent=(),
+        receipt=bytes(64),
     )
     now = datetime.now(UTC)
     envelope = seal_envelope(done, sender="coordinator", recipient="st-olavs", sent_at=now, key=relay.key)

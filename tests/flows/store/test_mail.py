@@ -118,13 +118,21 @@ def test_an_order_and_a_commitment_let_their_recipient_read_the_model(federation
         model=BLOB,
         base=None,
         control=None,
+        before=None,
         encoding=ENCODING,
         normalisation=None,
         heads=DIGEST,
         due=now,
     )
     done = RoundCommitted(
-        study=STUDY, round=3, model=BLOB, transcript=DIGEST, contributing=("st-olavs",), absent=(), receipt=bytes(64)
+        study=STUDY,
+        round=3,
+        model=BLOB,
+        tried=None,
+        transcript=DIGEST,
+        contributing=("st-olavs",),
+        absent=(),
+        receipt=bytes(64),
     )
     with writing(federation.store) as connection:
         holdings.record(connection, BLOB, owner="coordinator", now=now)

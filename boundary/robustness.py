@@ -1,0 +1,78 @@
+"""What keeps one hospital's bad change from spoiling the model, as far as that can be done on sums.
+
+Methods that look at every hospital's own change (Krum, trimmed means, scores of trust) are not among them: here nobody
+can. What can be done: every hospital's agent shortens a change that is too long; the coordinator sees in the sum
+whether somebody did not; and the hospitals vote, each by one masked bit, whether the new model is worse for the
+patients they hold back. A model that is voted down, or that came of too long a sum, is rolled back: the round is
+committed with the model it began with.
+"""
+
+from enum import StrEnum
+from math import isfinite
+from typing import Annotated
+
+from pydantic import Field
+
+from boundary.names import Frozen
+
+ROUNDING = 1e-3  # of `clip`: what fixed point and float32 may add to the length of a mean
+
+
+class RolledBack(StrEnum):
+    """Why a round's model was rolled back. Stable codes: they are audited, told to the hospitals and shown."""
+
+    VOTED_DOWN = "VOTED_DOWN"
+    VOTE_INVALID = "VOTE_INVALID"
+    TOO_LONG = "TOO_LONG"
+    MODEL_TOO_LARGE = "MODEL_TOO_LARGE"
+
+
+Reason = Annotated[RolledBack, Field(strict=False)]  # in a value that is read back from JSON
+
+
+class Robustness(Frozen):
+    """The plan's section; without it nothing is clipped, nobody votes and nothing is rolled back.
+
+    `clip` is the longest change, as the Euclidean norm of all weights that move, that a hospital sends in a round; a
+    longer one is shortened to it. With `vote` a hospital votes against a new model if its mean loss on the patients
+    held back there is more than `tolerance` (0.25 is a quarter) above that of the model the round began with.
+    """
+
+    clip: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    vote: bool = False
+    tolerance: Annotated[float, Field(ge=0, le=10)] = 0.25
+
+    @property
+    def may_roll_back(self) -> bool:
+        return self.vote or self.clip is not None
+
+    def is_worse(self, loss: float, before: float) -> bool:
+        """One hospital's vote, from two mean losses in nats. What is no number is worse than anything."""
+        return not isfinite(loss) or loss > (1 + self.tolerance) * before
+
+    def is_too_long(self, norm: float) -> bool:
+        """Whether a weighted mean of changes is longer than all of them may be: somebody's agent does not clip."""
+        return self.clip is not None and norm > (1 + ROUNDING) * self.clip
+
+
+class Vote(Frozen):
+    """What the votes add up to: `against` of `voted` hospitals found the model worse for those they hold back."""
+
+    against: Annotated[int, Field(ge=0)]
+    voted: Annotated[int, Field(ge=1)]
+
+    @property
+    def is_down(self) -> bool:
+        """More than half of those who voted.
+
+        An agent that is not ours can add more than one vote, or take votes off, as long as the sum stays possible.
+        """
+        return 2 * self.against > self.voted
+
+
+def counted(against: float, voted: float, hospitals: int) -> Vote | None:
+    """Read the two sums over so many hospitals; None for what no honest votes add up to."""
+    if not (isfinite(against) and isfinite(voted)):
+        return None
+    no, all_ = round(against), round(voted)
+    return Vote(against=no, voted=all_) if 0 <= no <= all_ <= hospitals and all_ > 0 else None

@@ -1,0 +1,90 @@
+"""Votes and lengths: what one hospital says of a model, and what all of them add up to."""
+
+import math
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from boundary.errors import InvalidPlan
+from boundary.plan import StudyPlan, parse_plan
+from boundary.robustness import Robustness, Vote, counted
+from infra import golden
+
+LOSSES = st.floats(0, 100)
+
+
+@given(before=LOSSES, loss=LOSSES, tolerance=st.floats(0, 10))
+def test_a_hospital_votes_against_what_is_worse_than_it_tolerates(before: float, loss: float, tolerance: float) -> None:
+    robustness = Robustness(vote=True, tolerance=tolerance)
+    assert robustness.is_worse(loss, before) == (loss > before + tolerance * before or loss > before * (1 + tolerance))
+    assert not robustness.is_worse(before, before)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_what_is_no_number_is_worse_than_anything(loss: float) -> None:
+    assert Robustness(vote=True, tolerance=10).is_worse(loss, 100.0)
+
+
+@given(votes=st.lists(st.sampled_from([(0, 0), (0, 1), (1, 1)]), min_size=1, max_size=12))
+def test_honest_votes_are_counted_and_more_than_half_bring_a_model_down(votes: list[tuple[int, int]]) -> None:
+    against, voted = (sum(one[place] for one in votes) for place in (0, 1))
+    vote = counted(against + 1e-7, voted - 1e-7, len(votes))  # a sum in fixed point
+    if voted == 0:
+        assert vote is None
+    else:
+        assert vote == Vote(against=against, voted=voted)
+        assert vote.is_down == (against > voted - against)
+
+
+IMPOSSIBLE = {
+    "fewer than none against": (-1.0, 3.0),
+    "more against than voted": (3.0, 2.0),
+    "more voted than were asked": (0.0, 6.0),
+    "nobody voted": (0.0, 0.0),
+    "no number": (math.nan, 3.0),
+    "endless": (0.0, math.inf),
+}
+
+
+@pytest.mark.parametrize(("against", "voted"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_what_no_honest_votes_add_up_to_is_no_vote(against: float, voted: float) -> None:
+    assert counted(against, voted, 5) is None
+
+
+def test_one_hospital_decides_nothing_among_honest_ones() -> None:
+    for hospitals, bit in product(range(3, 30), (0, 1)):
+        all_others = Vote(against=(hospitals - 1) * (1 - bit) + bit, voted=hospitals)
+        assert all_others.is_down == (bit == 0)
+
+
+def test_a_mean_that_is_longer_than_any_change_may_be_is_too_long() -> None:
+    robustness = Robustness(clip=2.0)
+    assert not robustness.is_too_long(2.0 * (1 + 1e-4)), "rounding"
+    assert robustness.is_too_long(2.01)
+    assert not Robustness().is_too_long(1e30)
+
+
+def robust(**changes: object) -> StudyPlan:
+    plan = golden.plan().model_dump(mode="json")
+    return parse_plan(plan | {"robustness": changes})
+
+
+def test_a_plan_rolls_back_only_if_it_says_so() -> None:
+    assert not golden.plan().robustness.may_roll_back
+    assert robust(vote=True).robustness.may_roll_back
+    assert robust(clip=1.0).robustness.may_roll_back
+
+
+@pytest.mark.parametrize("changes", [{"clip": 0.0}, {"clip": math.inf}, {"tolerance": -0.1}, {"krum": True}])
+def test_what_makes_no_sense_is_no_plan(changes: dict[str, object]) -> None:
+    with pytest.raises(InvalidPlan, match="robustness"):
+        robust(**changes)
+
+
+def test_a_plan_with_a_guarantee_clips_patients_and_not_hospitals() -> None:
+    private = golden.private_plan().model_dump(mode="json")
+    parse_plan(private | {"robustness": {"vote": True}})
+    with pytest.raises(InvalidPlan, match="every patient's part is clipped already"):
+        parse_plan(private | {"robustness": {"clip": 1.0}})
