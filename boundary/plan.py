@@ -359,6 +359,8 @@ class StudyPlan(Frozen):
                 raise ValueError("training.weighting: scaffold's control variates have to average out; take equal")
         if not self.model.trained:
             raise ValueError("model.trained: nothing to train")
+        if self.robustness.leave_out and not self.robustness.may_roll_back:
+            raise ValueError("robustness.leave_out: nothing is ever rolled back; add vote or clip")
 
     def _check_task(self) -> None:
         if self.task == "segmentation":

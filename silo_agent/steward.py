@@ -172,6 +172,7 @@ def lines(file: Dossier) -> list[tuple[str, str]]:
         ("What is trained", f"{plan.model.name}@{plan.model.version}, {plan.aim}"),
         *_parts(plan),
         *_normalisation(plan),
+        *_robustness(plan),
         ("On which data", f"data set {dataset.name!r}: {', '.join(dataset.modalities)}, at most "
          f"{dataset.max_images_per_patient} images per patient, {dataset.holdout_share:.0%} of the patients held back"),
         *_series(plan),
@@ -240,6 +241,24 @@ def _normalisation(plan: StudyPlan) -> list[tuple[str, str]]:
         ("Before round 1", "the training images of all hospitals are counted, by class, with the sums of their "
          "intensities and squared intensities: under masks, only the sum over the hospitals can be read"),
     ]  # fmt: skip
+
+
+def _robustness(plan: StudyPlan) -> list[tuple[str, str]]:
+    """What is done against changes that spoil the model, and what it tells of us."""
+    chosen, said = plan.robustness, []
+    if chosen.clip is not None:
+        said.append(f"a change longer than {chosen.clip:g} is shortened, and that it was is summed")
+    if chosen.vote:
+        said.append(
+            "we vote, with one bit under masks, against a new model whose loss on our held-back patients is more than "
+            f"{chosen.tolerance:.0%} above that of the model before; what most vote down does not count"
+        )
+    if chosen.leave_out:
+        said.append(
+            "after such a round hospitals are left out in turn, also without having done anything wrong"
+            + ("" if plan.bands else "; from two such rounds the coordinator can estimate one hospital's change")
+        )
+    return [("Against bad changes", "; ".join(said))] if said else []
 
 
 def difference(file: Dossier) -> list[str]:

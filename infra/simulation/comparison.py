@@ -18,6 +18,7 @@ from statistics import fmean
 from boundary.guarantee import NoPrivacy, Privacy
 from boundary.identity import SigningIdentity
 from boundary.plan import Server, StudyPlan, Training, parse_plan
+from boundary.robustness import Robustness
 from boundary.tensors import Vector
 from infra.hospitals.noniid import Hospital, NonIid
 from infra.simulation.alone import FineTuning, alone, auroc, loaded, personalised
@@ -62,6 +63,7 @@ class Arm:
     server: Server = field(default_factory=Server)
     home: tuple[str, ...] = ()
     privacy: Privacy = field(default_factory=NoPrivacy)
+    robustness: Robustness = field(default_factory=Robustness)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ def plan_of(arm: Arm, hospitals: Sequence[str], seed: int) -> StudyPlan:
             "training": arm.training.model_dump(),
             "server": arm.server.model_dump(),
             "privacy": arm.privacy.model_dump(),
+            "robustness": arm.robustness.model_dump(),
         }
     )
 

@@ -6,48 +6,73 @@ Unlike the product all of it follows from a seed, the shuffling, the rounding an
 can be had again, and no patient is protected by them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
 from torch import nn
 
 from boundary.guarantee import PatientPrivacy
-from boundary.layout import layout_for
+from boundary.layout import layout_in
 from boundary.parts import Parts, parts_of
-from boundary.plan import StudyPlan
+from boundary.plan import StudyPlan, study_id
+from boundary.robustness import RolledBack, counted
 from boundary.secagg.encoding import Quantiser, count_clipped, decode_numbers, encode_numbers
 from boundary.secagg.ring import Encoding, first_encoding, next_encoding
 from boundary.tensors import Vector, flatten, manifest_of, unflatten
 from compliance.terms import PlanTerms
 from flows.aggregation import strategy_of
 from flows.aggregation.state import CONTROL, Mean
+from flows.rotation import Past, left_out
 from flows.summing import Total, TrainSum, read_train_sum
+from flows.verdict import of_sum
 from models.catalogue import build
+from models.measuring import layout_of, mean_loss_of
 from models.parameters import initial_tensors, load_tensors, to_tensors, train_only
 from models.private.training import PrivateSteps, PrivateTraining
-from models.training import LocalData, next_control, planned_steps, train, weight_of
+from models.training import LocalData, evaluate, next_control, planned_steps, shorten, train, weight_of
 
 IMAGES_AT_ONCE = 64  # through the network in a private training: time and memory, not the result
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A hospital's training images, and the most patients it declares: of a plan with a guarantee that is public."""
+    """A hospital's training images, and the most patients it declares: of a plan with a guarantee that is public.
+
+    `held_back` are those it votes by, if the plan has a vote.
+    """
 
     data: LocalData
     declared: int = 0
+    held_back: LocalData | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spoiler:
+    """A hospital that sends `scale` times its change in rounds of which `when` is true, and votes for the result.
+
+    With `clipped` its agent is ours, and shortens what it is given; otherwise nothing holds it back.
+    """
+
+    hospital: int
+    scale: float
+    when: Callable[[int], bool]
+    clipped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """After the last round: what moved, float32 [parts.moving.size], and what stayed in each hospital."""
+    """After the last round: what moved, float32 [parts.moving.size], and what stayed in each hospital.
+
+    `rolled_back` are the rounds that were, from 1, with why.
+    """
 
     parts: Parts
     base: Vector
     moving: Vector
     homes: tuple[Vector, ...]
+    rolled_back: Mapping[int, RolledBack] = field(default_factory=dict)
 
     def of(self, hospital: int) -> Vector:
         """The whole network that a hospital has, float32 [parts.whole.size]: with what stayed home in its place."""
@@ -74,39 +99,79 @@ class Simulation:
     With `encoded` sums are taken in fixed point, as masked vectors add up; otherwise in float64, to be compared with.
     """
 
-    def __init__(self, plan: StudyPlan, sites: Sequence[Site], seed: int, *, encoded: bool = True) -> None:
+    def __init__(
+        self, plan: StudyPlan, sites: Sequence[Site], seed: int, *, encoded: bool = True, spoiler: Spoiler | None = None
+    ) -> None:
         if len(sites) != len(plan.hospitals):
             raise ValueError(f"{len(sites)} sites for the {len(plan.hospitals)} hospitals of the plan")
         self.plan, self.sites, self.encoded = plan, tuple(sites), encoded
-        self._seed = seed
+        self._seed, self._spoiler = seed, spoiler
         self.module, self.base = network_of(plan)
         self.parts = parts_of(plan.model, manifest_of(to_tensors(self.module)))
         train_only(self.module, self.parts.trained)
 
     def run(self) -> Learned:
         """All rounds of the plan."""
-        strategy, encoding = strategy_of(self.plan), first_encoding(self.plan)
+        strategy, zeros = strategy_of(self.plan), np.zeros(self.parts.moving.size, np.float32)
         homes = [self.parts.home_of(self.base) for _ in self.sites]
-        state = strategy.init(self.parts.moving_of(self.base))
-        zeros = np.zeros(self.parts.moving.size, np.float32)
+        state, encoding = strategy.init(self.parts.moving_of(self.base)), first_encoding(self.plan)
         controls = [zeros for _ in self.sites]
+        rolled_back: dict[int, RolledBack] = {}
+        history: list[Past] = []
         for number in range(self.plan.training.rounds):
             if strategy.begins_anew(number + 1):
                 state = replace(state, memory=strategy.init(state.weights).memory)
                 controls = [zeros for _ in self.sites]
-            common = state.memory.get(CONTROL, zeros)
-            changes = [
-                self.local(number, k, state.weights, homes[k], common, controls[k]) for k in range(len(self.sites))
-            ]
-            summed = self.sum(changes, encoding, number) if self.encoded else None
-            if summed is None:
-                mean = plain_mean(changes, counts_steps=self.plan.counts_steps)
-            else:
-                mean = Mean(summed.mean_delta, summed.mean_steps)
-                encoding = next_encoding(self.plan, encoding, largest=summed.largest, clipped=summed.clipped)
-            state = strategy.apply(state, replace(mean, local_rate=self.plan.training.learning_rate))
-            homes, controls = [change.home for change in changes], [change.control for change in changes]
-        return Learned(self.parts, self.base, state.weights, tuple(homes))
+            common, out = state.memory.get(CONTROL, zeros), self._left_out(history)
+            there = [k for k, hospital in enumerate(self.plan.hospitals) if hospital.silo not in out]
+            changes = {k: self.local(number, k, state.weights, homes[k], common, controls[k]) for k in there}
+            mean, fitted = self._mean(changes, encoding, number)
+            tried = strategy.apply(state, replace(mean, local_rate=self.plan.training.learning_rate))
+            why = self._verdict(number, state.weights, tried.weights, float(np.linalg.norm(mean.delta)))
+            history.append(Past(rolled_back=why is not None, without=out))
+            if why is not None:
+                rolled_back[number + 1] = why
+                continue
+            state, encoding = tried, fitted
+            for k, change in changes.items():
+                homes[k], controls[k] = change.home, change.control
+        return Learned(self.parts, self.base, state.weights, tuple(homes), rolled_back)
+
+    def _left_out(self, history: Sequence[Past]) -> frozenset[str]:
+        if not self.plan.robustness.leave_out:
+            return frozenset()
+        return left_out(study_id(self.plan), self.plan.silos, self.plan.aggregation.quorum, history)
+
+    def _mean(self, changes: Mapping[int, LocalChange], encoding: Encoding, number: int) -> tuple[Mean, Encoding]:
+        """The mean, and the encoding for the next round."""
+        if not self.encoded:
+            return plain_mean(list(changes.values()), counts_steps=self.plan.counts_steps), encoding
+        summed = self.sum(changes, encoding, number)
+        fitted = next_encoding(self.plan, encoding, largest=summed.largest, clipped=summed.clipped)
+        return Mean(summed.mean_delta, summed.mean_steps, share=len(changes) / len(self.sites)), fitted
+
+    def _verdict(self, number: int, before: Vector, tried: Vector, update_norm: float) -> RolledBack | None:
+        """As the coordinator has it of the sum and of the votes. Who spoils a round votes for what came of it."""
+        why, robustness = of_sum(self.plan, update_norm, tried), self.plan.robustness
+        if why is not None or not robustness.vote:
+            return why
+        against, voted = 0, 0
+        for k, site in enumerate(self.sites):
+            losses = [self._loss(weights, site) for weights in (before, tried)]
+            if losses[0] is None or losses[1] is None:
+                continue
+            voted += 1
+            spoils = self._spoiler is not None and self._spoiler.hospital == k and self._spoiler.when(number + 1)
+            against += robustness.is_worse(losses[1], losses[0]) and not spoils
+        vote = counted(against, voted, len(self.sites))
+        return None if vote is not None and not vote.is_down else RolledBack.VOTED_DOWN
+
+    def _loss(self, moving: Vector, site: Site) -> float | None:
+        """In a study that votes all of the network moves: nobody's home is asked for."""
+        if site.held_back is None:
+            raise ValueError("a site that is to vote needs patients who are held back")
+        load_tensors(self.module, unflatten(moving, self.parts.whole))
+        return mean_loss_of(evaluate(self.module, site.held_back, layout_of(self.plan)))
 
     def local(
         self, number: int, hospital: int, moving: Vector, home: Vector, common: Vector | None = None,
@@ -126,21 +191,28 @@ class Simulation:
             private.run(self.module, site.data, training, on_step=quiet)
         whole = flatten(to_tensors(self.module), self.parts.whole)
         steps = planned_steps(len(site.data), training) if self.plan.counts_steps else 1
-        delta = self.parts.moving_of(whole) - moving
+        delta = self._sent(self.parts.moving_of(whole) - moving, number, hospital)
         control = next_control(own, common, delta, steps, training)
         return LocalChange(
             delta, weight_of(self.plan, site.data, site.declared), steps, self.parts.home_of(whole), control
         )
 
-    def sum(self, changes: Sequence[LocalChange], encoding: Encoding, number: int) -> TrainSum:
+    def _sent(self, delta: Vector, number: int, hospital: int) -> Vector:
+        """Shortened as the plan has it; by whoever spoils the round blown up before, or instead."""
+        spoiler, clip = self._spoiler, self.plan.robustness.clip
+        if spoiler is not None and spoiler.hospital == hospital and spoiler.when(number + 1):
+            delta = delta * np.float32(spoiler.scale)
+            clip = clip if spoiler.clipped else None
+        shorten(delta, clip)
+        return delta
+
+    def sum(self, changes: Mapping[int, LocalChange], encoding: Encoding, number: int) -> TrainSum:
         """The sum as hospitals' masked vectors give it once the masks are off."""
         plan = self.plan
-        layout = layout_for(
-            "train", parameters=self.parts.moving.size, metrics=0, bands=plan.bands, steps=plan.counts_steps
-        )
+        layout = layout_in(plan, "train", parameters=self.parts.moving.size, metrics=0)
         numbers = np.zeros(layout.numbers, "<u8")
         words = np.zeros(self.parts.moving.size, f"<u{encoding.ring // 8}")
-        for hospital, change in enumerate(changes):
+        for hospital, change in changes.items():
             weighted = change.delta * np.float32(change.weight / change.steps)
             mine = {"weight": change.weight, "clipped": count_clipped(weighted, encoding)}
             mine |= {"steps": change.weight * change.steps} if plan.counts_steps else {}

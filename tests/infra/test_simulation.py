@@ -106,7 +106,7 @@ def test_the_fixed_point_sum_is_the_mean_to_a_step_of_each_hospital() -> None:
     begin = simulation.parts.moving_of(simulation.base)
     changes = [simulation.local(0, k, begin, np.empty(0, np.float32)) for k in range(len(SIZES))]
     encoding = first_encoding(simulation.plan)
-    summed = simulation.sum(changes, encoding, 0)
+    summed = simulation.sum(dict(enumerate(changes)), encoding, 0)
     exact = plain_mean(changes, counts_steps=False)
     bound = len(SIZES) * 2.0**-encoding.exponent / sum(SIZES)
     apart = np.abs(summed.mean_delta.astype(np.float64) - exact.delta)

@@ -1,0 +1,71 @@
+"""Who is left out after rounds that were rolled back."""
+
+from itertools import combinations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows.rotation import Past, left_out
+
+SILOS = ("a", "b", "c", "d", "e")
+STUDY = "study-00000000"
+
+
+def played(rounds: int, is_spoiled_by: frozenset[str], silos: tuple[str, ...] = SILOS, quorum: int = 3) -> list[Past]:
+    """Rounds in which whoever spoils one is in it, or not."""
+    history: list[Past] = []
+    for _ in range(rounds):
+        without = left_out(STUDY, silos, quorum, history)
+        history.append(Past(not is_spoiled_by <= without, without))
+    return history
+
+
+def test_nobody_is_left_out_before_a_round_was_rolled_back() -> None:
+    assert left_out(STUDY, SILOS, 3, []) == frozenset()
+    assert left_out(STUDY, SILOS, 3, [Past(rolled_back=False)] * 9) == frozenset()
+
+
+@pytest.mark.parametrize("spoiler", SILOS)
+def test_one_hospital_that_spoils_every_round_is_soon_out_and_asked_again_now_and_then(spoiler: str) -> None:
+    history = played(40, frozenset({spoiler}))
+    lost = [number for number, past in enumerate(history) if past.rolled_back]
+    assert lost[0] == 0
+    assert len([number for number in lost if number < 6]) <= 6
+    found = next(number for number, past in enumerate(history) if past.without == {spoiler})
+    assert found <= 5
+    later = history[found:]
+    assert sum(past.rolled_back for past in later) <= 1 + len(later) // len(SILOS)
+    assert {past.without for past in later} == {frozenset({spoiler}), frozenset()}, "nobody else is left out any more"
+
+
+@pytest.mark.parametrize("spoilers", list(combinations(SILOS, 2)))
+def test_so_are_two(spoilers: tuple[str, str]) -> None:
+    history = played(40, frozenset(spoilers))
+    assert frozenset(spoilers) in {past.without for past in history[:17]}
+    assert sum(past.rolled_back for past in history[17:]) <= 6
+
+
+@given(
+    count=st.integers(3, 12),
+    spare=st.integers(0, 9),
+    outcomes=st.lists(st.booleans(), max_size=60),
+)
+def test_the_quorum_is_always_left_and_the_same_past_gives_the_same_turn(
+    count: int, spare: int, outcomes: list[bool]
+) -> None:
+    silos = tuple(f"h{n}" for n in range(count))
+    quorum = max(3, count - spare)
+    history: list[Past] = []
+    for rolled_back in outcomes:
+        without = left_out(STUDY, silos, quorum, history)
+        assert without == left_out(STUDY, tuple(reversed(silos)), quorum, list(history))
+        assert without <= set(silos)
+        assert count - len(without) >= quorum
+        assert len(without) <= 2
+        history.append(Past(rolled_back, without))
+
+
+def test_another_study_has_another_order() -> None:
+    once = [Past(rolled_back=True)]
+    assert len({left_out(f"study-{n}", SILOS, 3, once) for n in range(40)}) == len(SILOS)
