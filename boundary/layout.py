@@ -92,7 +92,8 @@ def layout_for(
     epsilon that the hospital has not reached (`boundary.guarantee.EPSILON_BANDS`). With `steps` (for FedNova) also how
     many it took times its weight, and the delta is divided by them. With `clipping` a 1 for a change that had to be
     shortened (`boundary.robustness`). evaluate: the additive metrics of the plan's task, as
-    `models.measuring.layout_of` lays them out; with `vote` then a 1 for a vote against the model, and one for a vote.
+    `models.measuring.layout_of` lays them out; with `vote` then a 1 for a vote against the model, one for a
+    vote, and by how much its summed loss is above that of the model before.
     """
     match phase:
         case "statistics":
@@ -100,7 +101,7 @@ def layout_for(
                         Section(name="labels", size=metrics))  # fmt: skip
             return VectorLayout(sections=sections, weights=0)
         case "evaluate":
-            votes = (Section(name="against", size=1), Section(name="voted", size=1)) if vote else ()
+            votes = tuple(Section(name=name, size=1) for name in ("against", "voted", "rise")) if vote else ()
             return VectorLayout(sections=(Section(name="metrics", size=metrics), *votes), weights=0)
         case "train":
             names = ("weight", "clipped") if bands else ("loss_sum", "images", "weight", "clipped")

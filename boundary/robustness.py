@@ -5,6 +5,10 @@ can. What can be done: every hospital's agent shortens a change that is too long
 whether somebody did not; and the hospitals vote, each by one masked bit, whether the new model is worse for the
 patients they hold back. A model that is voted down, or that came of too long a sum, is rolled back: the round is
 committed with the model it began with.
+
+Where hospitals differ in their labels, an honest round makes a young model worse for many of them (it learns what is
+frequent before it learns to tell). So a vote alone brings nothing down: over all held-back patients together the loss
+must have risen as well.
 """
 
 from enum import StrEnum
@@ -60,23 +64,27 @@ class Robustness(Frozen):
 
 
 class Vote(Frozen):
-    """What the votes add up to: `against` of `voted` hospitals found the model worse for those they hold back."""
+    """What the votes add up to: `against` of `voted` hospitals found the model worse for those they hold back.
+
+    `rise` is by how much the loss rose, in nats, summed over the held-back images of all.
+    """
 
     against: Annotated[int, Field(ge=0)]
     voted: Annotated[int, Field(ge=1)]
+    rise: float
 
     @property
     def is_down(self) -> bool:
-        """More than half of those who voted.
+        """More than half of those who voted, and the loss of all together rose.
 
         An agent that is not ours can add more than one vote, or take votes off, as long as the sum stays possible.
         """
-        return 2 * self.against > self.voted
+        return 2 * self.against > self.voted and self.rise > 0
 
 
-def counted(against: float, voted: float, hospitals: int) -> Vote | None:
-    """Read the two sums over so many hospitals; None for what no honest votes add up to."""
-    if not (isfinite(against) and isfinite(voted)):
+def counted(against: float, voted: float, rise: float, hospitals: int) -> Vote | None:
+    """Read the three sums over so many hospitals; None for what no honest votes add up to."""
+    if not (isfinite(against) and isfinite(voted) and isfinite(rise)):
         return None
     no, all_ = round(against), round(voted)
-    return Vote(against=no, voted=all_) if 0 <= no <= all_ <= hospitals and all_ > 0 else None
+    return Vote(against=no, voted=all_, rise=rise) if 0 <= no <= all_ <= hospitals and all_ > 0 else None

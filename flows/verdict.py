@@ -35,7 +35,7 @@ def of_votes(plan: StudyPlan, total: Total, hospitals: int) -> tuple[Vote | None
     """What so many hospitals' votes add up to, and what follows. Sums that no honest votes give bring a model down."""
     if not plan.robustness.vote:
         return None, None
-    vote = counted(total.number("against"), total.number("voted"), hospitals)
+    vote = counted(total.number("against"), total.number("voted"), total.number("rise"), hospitals)
     if vote is None:
         return None, RolledBack.VOTE_INVALID
     return vote, RolledBack.VOTED_DOWN if vote.is_down else None

@@ -160,7 +160,7 @@ class SimulatedHospital:
                 count = plan.aggregation.summed_weights(len(weights))
                 weights = weights[selected(selection_key(collection, message.model.digest), len(weights), count)]
             write_vector(folder / "vector", numbers, weights)
-            votes = 2 * plan.robustness.vote
+            votes = 3 * plan.robustness.vote
             metrics = {"statistics": len(numbers) - 3, "train": 0, "evaluate": len(numbers) - votes}[collection.phase]
             size = 0 if weights is None else len(weights)
             identity = identity_of(collection, message.model.digest, secrets.token_bytes)

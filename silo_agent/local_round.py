@@ -8,7 +8,6 @@ additive metrics on the patients that are held back, and the vote if the plan ha
 (names, shapes, dtype, finite, norm) before they touch a network.
 """
 
-import math
 import secrets
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from models.catalogue import build, check_model, entry_of
 from models.errors import NonFiniteLogits, TrainingCancelled
 from models.losses import mean_loss
 from models.measuring import layout_of, mean_loss_of
+from models.metrics import LARGEST_LOSS
 from models.parameters import initial_tensors, load_tensors, manifest, to_tensors, train_only
 from models.preprocessing import normalised
 from models.private.keystream import KEY_BYTES
@@ -315,17 +315,24 @@ def evaluate_round(work: LocalRound, should_stop: Callable[[], bool]) -> dict[st
         numbers = _measured(work, data, should_stop)
     else:
         before = replace(work, model=work.before, home=work.home_before)
-        known = mean_loss_of(_measured(before, data, should_stop))
+        known = _measured(before, data, should_stop)
         try:
             metrics = _measured(work, data, should_stop)
         except NonFiniteLogits:  # what answers nothing is voted down, and has no metrics
-            metrics, loss = np.zeros(layout.size), math.inf
+            metrics, vote = np.zeros(layout.size), (1.0, 1.0, LARGEST_LOSS * len(data))
         else:
-            loss = mean_loss_of(metrics) or 0.0
-        is_worse = known is not None and work.plan.robustness.is_worse(loss, known)
-        numbers = np.array([*metrics, float(is_worse), float(known is not None)])  # who holds nobody back cannot vote
+            vote = _vote(work.plan, metrics, known)
+        numbers = np.array([*metrics, *vote])
     _store(work.out, numbers)
     return {"parameters": work.parts.moving.size, "metrics": layout.size}
+
+
+def _vote(plan: StudyPlan, metrics: NDArray[np.float64], before: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Against, whether at all, and by how much the summed loss rose. Who holds nobody back cannot vote."""
+    loss, known = mean_loss_of(metrics), mean_loss_of(before)
+    if loss is None or known is None:
+        return 0.0, 0.0, 0.0
+    return float(plan.robustness.is_worse(loss, known)), 1.0, float(metrics[0] - before[0])
 
 
 def _measured(work: LocalRound, data: LocalData, should_stop: Callable[[], bool]) -> NDArray[np.float64]:

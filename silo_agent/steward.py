@@ -251,7 +251,8 @@ def _robustness(plan: StudyPlan) -> list[tuple[str, str]]:
     if chosen.vote:
         said.append(
             "we vote, with one bit under masks, against a new model whose loss on our held-back patients is more than "
-            f"{chosen.tolerance:.0%} above that of the model before; what most vote down does not count"
+            f"{chosen.tolerance:.0%} above that of the model before, and by how much it rose is summed; what most vote "
+            "down, and is worse for all together, does not count"
         )
     if chosen.leave_out:
         said.append(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from boundary.guarantee import PatientPrivacy
@@ -155,23 +156,25 @@ class Simulation:
         why, robustness = of_sum(self.plan, update_norm, tried), self.plan.robustness
         if why is not None or not robustness.vote:
             return why
-        against, voted = 0, 0
+        against, voted, rise = 0, 0, 0.0
         for k, site in enumerate(self.sites):
-            losses = [self._loss(weights, site) for weights in (before, tried)]
+            old, new = (self._measured(weights, site) for weights in (before, tried))
+            losses = mean_loss_of(old), mean_loss_of(new)
             if losses[0] is None or losses[1] is None:
                 continue
             voted += 1
+            rise += float(new[0] - old[0])
             spoils = self._spoiler is not None and self._spoiler.hospital == k and self._spoiler.when(number + 1)
             against += robustness.is_worse(losses[1], losses[0]) and not spoils
-        vote = counted(against, voted, len(self.sites))
+        vote = counted(against, voted, rise, len(self.sites))
         return None if vote is not None and not vote.is_down else RolledBack.VOTED_DOWN
 
-    def _loss(self, moving: Vector, site: Site) -> float | None:
+    def _measured(self, moving: Vector, site: Site) -> NDArray[np.float64]:
         """In a study that votes all of the network moves: nobody's home is asked for."""
         if site.held_back is None:
             raise ValueError("a site that is to vote needs patients who are held back")
         load_tensors(self.module, unflatten(moving, self.parts.whole))
-        return mean_loss_of(evaluate(self.module, site.held_back, layout_of(self.plan)))
+        return evaluate(self.module, site.held_back, layout_of(self.plan))
 
     def local(
         self, number: int, hospital: int, moving: Vector, home: Vector, common: Vector | None = None,

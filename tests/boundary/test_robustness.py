@@ -27,35 +27,38 @@ def test_what_is_no_number_is_worse_than_anything(loss: float) -> None:
     assert Robustness(vote=True, tolerance=10).is_worse(loss, 100.0)
 
 
-@given(votes=st.lists(st.sampled_from([(0, 0), (0, 1), (1, 1)]), min_size=1, max_size=12))
-def test_honest_votes_are_counted_and_more_than_half_bring_a_model_down(votes: list[tuple[int, int]]) -> None:
+@given(votes=st.lists(st.sampled_from([(0, 0), (0, 1), (1, 1)]), min_size=1, max_size=12), rise=st.floats(-9, 9))
+def test_honest_votes_are_counted_and_bring_down_what_is_worse_for_most_and_for_all(
+    votes: list[tuple[int, int]], rise: float
+) -> None:
     against, voted = (sum(one[place] for one in votes) for place in (0, 1))
-    vote = counted(against + 1e-7, voted - 1e-7, len(votes))  # a sum in fixed point
+    vote = counted(against + 1e-7, voted - 1e-7, rise, len(votes))  # a sum in fixed point
     if voted == 0:
         assert vote is None
     else:
-        assert vote == Vote(against=against, voted=voted)
-        assert vote.is_down == (against > voted - against)
+        assert vote == Vote(against=against, voted=voted, rise=rise)
+        assert vote.is_down == (against > voted - against and rise > 0)
 
 
 IMPOSSIBLE = {
-    "fewer than none against": (-1.0, 3.0),
-    "more against than voted": (3.0, 2.0),
-    "more voted than were asked": (0.0, 6.0),
-    "nobody voted": (0.0, 0.0),
-    "no number": (math.nan, 3.0),
-    "endless": (0.0, math.inf),
+    "fewer than none against": (-1.0, 3.0, 1.0),
+    "more against than voted": (3.0, 2.0, 1.0),
+    "more voted than were asked": (0.0, 6.0, 1.0),
+    "nobody voted": (0.0, 0.0, 1.0),
+    "no number": (math.nan, 3.0, 1.0),
+    "endless": (0.0, math.inf, 1.0),
+    "a rise that is no number": (0.0, 3.0, math.nan),
 }
 
 
-@pytest.mark.parametrize(("against", "voted"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
-def test_what_no_honest_votes_add_up_to_is_no_vote(against: float, voted: float) -> None:
-    assert counted(against, voted, 5) is None
+@pytest.mark.parametrize("sums", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_what_no_honest_votes_add_up_to_is_no_vote(sums: tuple[float, float, float]) -> None:
+    assert counted(*sums, 5) is None
 
 
 def test_one_hospital_decides_nothing_among_honest_ones() -> None:
     for hospitals, bit in product(range(3, 30), (0, 1)):
-        all_others = Vote(against=(hospitals - 1) * (1 - bit) + bit, voted=hospitals)
+        all_others = Vote(against=(hospitals - 1) * (1 - bit) + bit, voted=hospitals, rise=1.0)
         assert all_others.is_down == (bit == 0)
 
 

@@ -135,9 +135,9 @@ ROLLED_BACK: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "to another model": ({"tried": TRIED, "rolled_back": RolledBack.TOO_LONG}, "to a model it did not begin with"),
     "without having been voted down": (
-        {"tried": TRIED, "rolled_back": RolledBack.VOTED_DOWN, "vote": Vote(against=1, voted=3)}, "votes say",
+        {"tried": TRIED, "rolled_back": RolledBack.VOTED_DOWN, "vote": Vote(against=1, voted=3, rise=1.0)}, "votes say",
     ),
-    "it was voted down, and was not": ({"vote": Vote(against=2, voted=3)}, "does not do what the hospitals' votes say"),
+    "it was voted down, and was not": ({"vote": Vote(against=2, voted=3, rise=1.0)}, "votes say"),
 }  # fmt: skip
 
 

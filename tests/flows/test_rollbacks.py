@@ -25,7 +25,7 @@ from models.errors import NoImages
 from models.metrics import MetricLayout
 from silo_agent.results import RESIDUAL, carried
 
-Votes = Callable[[Collection], tuple[float, float]]
+Votes = Callable[[Collection], tuple[float, float, float]]
 EXACT = 1e-3
 VOTE = {"vote": True}
 MOMENTUM = {"training": {"rounds": 3, "strategy": "fedavgm"}, "server": {"momentum": 0.5}}
@@ -54,12 +54,12 @@ def clipping(plain: Work) -> Work:
     return work
 
 
-def yes(_: Collection) -> tuple[float, float]:
-    return 0.0, 1.0
+def yes(_: Collection) -> tuple[float, float, float]:
+    return 0.0, 1.0, -0.5
 
 
 def no_in(*numbers: int) -> Votes:
-    return lambda collection: (float(collection.round in numbers), 1.0)
+    return lambda collection: (1.0, 1.0, 2.0) if collection.round in numbers else (0.0, 1.0, -2.0)
 
 
 @dataclass
@@ -119,7 +119,7 @@ def make(tmp_path: Path) -> Iterator[Made]:
 def test_a_model_that_most_hospitals_find_worse_does_not_count(told: Told) -> None:
     first, second, third = told.records
     assert (first.rolled_back, second.rolled_back, third.rolled_back) == (None, RolledBack.VOTED_DOWN, None)
-    assert (first.vote, second.vote) == (Vote(against=0, voted=3), Vote(against=2, voted=3))
+    assert (first.vote, second.vote) == (Vote(against=0, voted=3, rise=-4.5), Vote(against=2, voted=3, rise=3.5))
     assert second.model_out == first.model_out
     assert second.tried not in (None, first.model_out)
     assert (second.metrics, second.tried_metrics is None) == (None, False)
@@ -174,23 +174,29 @@ def test_what_hospitals_carry_from_round_to_round_stays_as_it_was(told: Told) ->
 
 def test_one_hospital_against_it_is_not_enough(make: Made) -> None:
     first = run(make(voting(1, no_in(1)), voting(2, yes), voting(3, yes)), one_round)
-    assert (first.rolled_back, first.vote) == (None, Vote(against=1, voted=3))
+    assert (first.rolled_back, first.vote) == (None, Vote(against=1, voted=3, rise=1.0))
+
+
+def test_what_is_worse_for_most_and_better_for_all_together_counts(make: Made) -> None:
+    works = voting(1, no_in(1)), voting(2, no_in(1)), voting(3, lambda _: (0.0, 1.0, -4.25))
+    first = run(make(*works), one_round)
+    assert (first.rolled_back, first.vote) == (None, Vote(against=2, voted=3, rise=-0.25))
 
 
 def test_votes_that_cannot_be_bring_a_model_down(make: Made) -> None:
     """One agent that is not ours may stop a model so; it cannot have one counted against all others' votes unseen."""
-    first = run(make(voting(1, lambda _: (-5.0, 1.0)), voting(2, yes), voting(3, yes)), one_round)
+    first = run(make(voting(1, lambda _: (-5.0, 1.0, 0.0)), voting(2, yes), voting(3, yes)), one_round)
     assert (first.rolled_back, first.vote) == (RolledBack.VOTE_INVALID, None)
 
 
 def test_nonsense_for_metrics_does_not_stop_a_study_that_votes(make: Made) -> None:
     def work(collection: Collection) -> tuple[np.ndarray, np.ndarray | None]:
         numbers, moved = voting(1, yes)(collection)
-        return (np.array([-1e6] * MetricLayout(2).size + [0.0, 1.0]), None) if moved is None else (numbers, moved)
+        return (np.array([-1e6] * MetricLayout(2).size + [0.0, 1.0, 0.0]), None) if moved is None else (numbers, moved)
 
     federation = make(work, voting(2, yes), voting(3, yes))
     first = run(federation, one_round)
-    assert (first.metrics, first.rolled_back, first.vote) == (None, None, Vote(against=0, voted=3))
+    assert (first.metrics, first.rolled_back, first.vote) == (None, None, Vote(against=0, voted=3, rise=-1.0))
     assert "has no metrics" in pages.round_page(federation.study, first)
 
 
@@ -246,7 +252,7 @@ def test_a_driver_that_died_between_vote_and_commit_comes_to_the_same(make: Made
 
     run(federation, dies)
     record = run(federation, one_round, driver="another")
-    assert (record.rolled_back, record.vote) == (RolledBack.VOTED_DOWN, Vote(against=2, voted=3))
+    assert (record.rolled_back, record.vote) == (RolledBack.VOTED_DOWN, Vote(against=2, voted=3, rise=3.5))
 
 
 def test_without_a_vote_numbers_that_are_no_metrics_are_an_error(make: Made) -> None:

@@ -10,6 +10,7 @@ from boundary.layout import VectorLayout, layout_in
 from boundary.tensors import Vector, flatten, pack
 from infra import golden
 from models.measuring import layout_of, mean_loss_of
+from models.metrics import LARGEST_LOSS
 from models.parameters import initial_tensors
 from silo_agent import local_round
 from silo_agent.intake.cache import CohortArrays
@@ -94,7 +95,7 @@ def test_what_is_shortened_is_not_made_up_for_in_the_next_round(command: dict[st
 
 
 def voted(command: dict[str, Any], model: Vector, before: Vector, **plan: Any) -> tuple[np.ndarray, list[float]]:
-    """The metrics, and the vote: against, voted."""
+    """The metrics, and the vote: against, voted, rise."""
     folder = Path(command["cache"])
     work, _ = start(command | {"plan": command["plan"] | plan, "before": str(folder / "before")})
     work.model.write_bytes(pack(model, work.parts.whole))
@@ -103,7 +104,7 @@ def voted(command: dict[str, Any], model: Vector, before: Vector, **plan: Any) -
     numbers = np.fromfile(work.out, "<f8")
     layout = layout_in(work.plan, "evaluate", parameters=said["parameters"], metrics=said["metrics"])
     assert len(numbers) == layout.numbers
-    vote = [float(numbers[layout.where(name)][0]) for name in ("against", "voted")]
+    vote = [float(numbers[layout.where(name)][0]) for name in ("against", "voted", "rise")]
     return numbers[layout.where("metrics")], vote
 
 
@@ -117,15 +118,17 @@ def learned(command: dict[str, Any]) -> tuple[Vector, Vector]:
 def test_a_hospital_votes_by_its_own_held_back_patients(command: dict[str, Any]) -> None:
     before, after = learned(command)
     metrics, vote = voted(command, after, before)
-    assert vote == [0, 1]
+    assert vote[:2] == [0, 1]
+    assert vote[2] < 0
     assert metrics[1] == 4, "images held back"
-    _, vote = voted(command, before - np.float32(20) * (after - before), before)
-    assert vote == [1, 1], "ten times the change, in the wrong direction"
+    flipped, vote = voted(command, before - np.float32(20) * (after - before), before)
+    old, _ = voted(command, before, before)
+    assert vote == [1, 1, pytest.approx(flipped[0] - old[0])], "ten times the change, in the wrong direction"
     behind = after - np.float32(0.1) * (after - before)
     worse, _ = voted(command, behind, after)
     factor = mean_loss_of(worse) / mean_loss_of(metrics) - 1  # type: ignore[operator]
     for tolerance, against in ((0.9 * factor, 1), (1.1 * factor, 0)):
-        assert voted(command, behind, after, robustness={"vote": True, "tolerance": tolerance})[1] == [against, 1]
+        assert voted(command, behind, after, robustness={"vote": True, "tolerance": tolerance})[1][0] == against
 
 
 def test_a_model_whose_answers_are_no_numbers_is_voted_down(
@@ -143,7 +146,7 @@ def test_a_model_whose_answers_are_no_numbers_is_voted_down(
 
     monkeypatch.setattr(local_round, "evaluate", blind)
     metrics, vote = voted(command, after, before)
-    assert vote == [1, 1]
+    assert vote == [1, 1, 4 * LARGEST_LOSS]
     assert not metrics.any()
 
 
@@ -151,7 +154,7 @@ def test_who_holds_nobody_back_cannot_vote(command: dict[str, Any], monkeypatch:
     before, after = learned(command)
     monkeypatch.setattr(local_round, "load_cache", lambda _: (images(held_back=0), None))
     metrics, vote = voted(command, after, before)
-    assert vote == [0, 0]
+    assert vote == [0, 0, 0]
     assert not metrics.any()
 
 
