@@ -45,10 +45,8 @@ def rollback_message(record: RoundRecord) -> str:
     """Why a round's model does not count. No hospital is named, for nobody knows whose change it was."""
     match record.rolled_back:
         case RolledBack.VOTED_DOWN if record.vote is not None:
-            why = (
-                f"{record.vote.against} of {record.vote.voted} hospitals found the new model worse for their patients,"
-            )
-            why += " and so it is for all together"
+            no, voted = record.vote.against, record.vote.voted
+            why = f"{no} of {voted} hospitals found the new model worse for their patients, and it is for all together"
         case RolledBack.TOO_LONG:
             why = "the mean change is longer than the plan lets any hospital's be, so somebody's was not clipped"
         case RolledBack.MODEL_TOO_LARGE:
