@@ -19,6 +19,7 @@ from boundary.identity import PublicIdentity
 from boundary.names import Frozen, SiloId, StudyName, VersionOne, list_in, whole
 from boundary.robustness import Robustness
 from boundary.series import SeriesRule
+from boundary.strategies import ADAPTIVE, Strategy
 
 SMALLEST_COHORT = 3  # hospitals in one sum; two could subtract themselves from it (secure-aggregation.md)
 MAX_HOSPITALS = 200
@@ -203,10 +204,6 @@ class Dataset(Frozen):
         return self
 
 
-Strategy = Literal["fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "fednova", "scaffold"]
-ADAPTIVE = frozenset({"fedadagrad", "fedadam", "fedyogi"})
-
-
 class Training(Frozen):
     """What happens between two global models. The seed is for initialisation and shuffling only.
 
@@ -231,13 +228,15 @@ class Server(Frozen):
 
     `learning_rate` (eta) is 1 where the plan names none, and 0.01 for the adaptive strategies, whose steps have about
     that length. `momentum` (beta 1) and `second_moment` (beta 2) are what is kept of the past in each round;
-    `adaptivity` (tau) keeps small changes from being blown up. A strategy looks at what it needs.
+    `adaptivity` (tau) keeps small changes from being blown up. A strategy looks at what it needs. For RFA, `smoothing`
+    (nu) is the length of a change below which a shorter one counts no more (Pillutla et al. 2022).
     """
 
     learning_rate: Annotated[float, Field(gt=0, le=100)] | None = None
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     second_moment: Annotated[float, Field(ge=0, lt=1)] = 0.99
     adaptivity: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    smoothing: Annotated[float, Field(ge=1e-6, le=1000)] = 0.01
 
 
 class Aggregation(Frozen):
@@ -325,6 +324,8 @@ class StudyPlan(Frozen):
         if self.aggregation.quorum > len(silos):
             raise ValueError("aggregation.quorum: more than there are hospitals")
         self._check_strategy()
+        if self.training.strategy == "rfa":
+            self._check_rfa()
         return self
 
     def _check_guarantee(self) -> None:
@@ -361,6 +362,12 @@ class StudyPlan(Frozen):
             raise ValueError("model.trained: nothing to train")
         if self.robustness.leave_out and not self.robustness.may_roll_back:
             raise ValueError("robustness.leave_out: nothing is ever rolled back; add vote or clip")
+
+    def _check_rfa(self) -> None:
+        if self.aggregation.error_feedback:
+            raise ValueError("aggregation.error_feedback: rfa weighs a hospital by its whole change")
+        if self.aggregation.largest_weight(self.training) / self.server.smoothing * len(self.hospitals) >= LARGEST_SUM:
+            raise ValueError("server.smoothing: too small for aggregation.max_weight to be summed; raise it")
 
     def _check_task(self) -> None:
         if self.task == "segmentation":

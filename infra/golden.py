@@ -99,6 +99,7 @@ learning_rate = 0.5
 momentum = 0.375
 second_moment = 0.46875
 adaptivity = 0.002
+smoothing = 0.05
 [privacy]
 mechanism = "none"
 [aggregation]

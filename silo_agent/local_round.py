@@ -37,6 +37,7 @@ from models.private.keystream import KEY_BYTES
 from models.private.proof import class_labels, prove, voxel_labels
 from models.private.training import PrivateSteps, PrivateTraining
 from models.training import LocalData, evaluate, next_control, planned_steps, shorten, train, weight_of
+from models.weiszfeld import weight_beside
 from silo_agent.errors import WorkCancelled, WorkFailed
 from silo_agent.intake.cache import load_cache
 from silo_agent.intake.errors import CacheUnreadable
@@ -210,8 +211,9 @@ def train_round(
     new = whole if work.parts.moves_whole else work.parts.moving_of(whole)
     if work.parts.home.tensors:
         _store(work.out.with_suffix(HOME), np.empty(0), work.parts.home_of(whole))
-    weight = _weight(work, data)
-    delta, shortened = _to_send(np.subtract(new, old, out=new), work)
+    change = np.subtract(new, old, out=new)
+    weight = weight_beside(work.plan, _weight(work, data), change)
+    delta, shortened = _to_send(change, work)
     steps = planned_steps(len(data), work.plan.training) if work.plan.counts_steps else 1
     if controls is not None:
         control = next_control(controls.own, controls.common, delta, steps, work.plan.training)

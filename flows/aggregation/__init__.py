@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Mapping
 
-from boundary.plan import Server, Strategy, StudyPlan
+from boundary.plan import Server, StudyPlan
+from boundary.strategies import StrategyName
 from flows.aggregation.fedadagrad import fedadagrad
 from flows.aggregation.fedadam import fedadam
 from flows.aggregation.fedavg import fedavg
 from flows.aggregation.fedavgm import fedavgm
 from flows.aggregation.fednova import fednova
 from flows.aggregation.fedyogi import fedyogi
+from flows.aggregation.rfa import rfa
 from flows.aggregation.scaffold import scaffold
 from flows.aggregation.state import Mean, ServerState, ServerStrategy
 
 __all__ = ["STRATEGIES", "Mean", "ServerState", "ServerStrategy", "strategy_of"]
 
-STRATEGIES: Mapping[Strategy, Callable[[float, Server], ServerStrategy]] = {
+STRATEGIES: Mapping[StrategyName, Callable[[float, Server], ServerStrategy]] = {
     "fedavg": fedavg,
     "fedavgm": fedavgm,
     "fedadagrad": fedadagrad,
@@ -22,6 +24,7 @@ STRATEGIES: Mapping[Strategy, Callable[[float, Server], ServerStrategy]] = {
     "fedyogi": fedyogi,
     "fednova": fednova,
     "scaffold": scaffold,
+    "rfa": rfa,
 }
 """Name in the plan -> strategy, from the server's learning rate and the plan's section `server`."""
 

@@ -33,6 +33,7 @@ from models.measuring import layout_of, mean_loss_of
 from models.parameters import initial_tensors, load_tensors, to_tensors, train_only
 from models.private.training import PrivateSteps, PrivateTraining
 from models.training import LocalData, evaluate, next_control, planned_steps, shorten, train, weight_of
+from models.weiszfeld import weight_beside
 
 IMAGES_AT_ONCE = 64  # through the network in a private training: time and memory, not the result
 
@@ -196,9 +197,8 @@ class Simulation:
         steps = planned_steps(len(site.data), training) if self.plan.counts_steps else 1
         delta = self._sent(self.parts.moving_of(whole) - moving, number, hospital)
         control = next_control(own, common, delta, steps, training)
-        return LocalChange(
-            delta, weight_of(self.plan, site.data, site.declared), steps, self.parts.home_of(whole), control
-        )
+        weight = weight_beside(self.plan, weight_of(self.plan, site.data, site.declared), delta)
+        return LocalChange(delta, weight, steps, self.parts.home_of(whole), control)
 
     def _sent(self, delta: Vector, number: int, hospital: int) -> Vector:
         """Shortened as the plan has it; by whoever spoils the round blown up before, or instead."""

@@ -24,7 +24,8 @@ from statistics import fmean
 import torch
 
 from boundary.guarantee import PatientPrivacy
-from boundary.plan import Server, Strategy, Training
+from boundary.plan import Server, Training
+from boundary.strategies import StrategyName
 from infra.hospitals.noniid import ARCHIVES, Archive, split
 from infra.simulation.alone import FineTuning
 from infra.simulation.comparison import (
@@ -43,7 +44,7 @@ HEAD = ("5.*",)  # of `cnn-small`: its one linear layer
 EPSILON = 8.0
 PRIVATE_ROUNDS = 10  # of four steps: the fewer steps, the less noise in each
 PRIVACY = PatientPrivacy(mechanism="patient-dp", epsilon=EPSILON, patients_per_step=64, steps=4)
-_ON_SERVER: tuple[Strategy, ...] = ("fedavgm", "fedadagrad", "fedadam", "fedyogi")
+_ON_SERVER: tuple[StrategyName, ...] = ("fedavgm", "fedadagrad", "fedadam", "fedyogi")
 TUNING_SEEDS = range(100, 106)
 
 
@@ -60,11 +61,11 @@ class Rates:
     hospital: float
     proximal: float
     momentum: float
-    server: Mapping[Strategy, float]
+    server: Mapping[StrategyName, float]
     nova: float
     scaffold: float
     private: float
-    private_server: Mapping[Strategy, float]
+    private_server: Mapping[StrategyName, float]
     fine_tuning: FineTuning
 
     def training(self, rate: float) -> Training:
@@ -89,12 +90,13 @@ class Rates:
         shared = [
             Arm("fedavg", plain),
             Arm("fedprox", plain.model_copy(update={"proximal": self.proximal})),
+            self._on_server("rfa", plain, self.server),
             *[self._on_server(strategy, plain, self.server) for strategy in _ON_SERVER],
         ]
         others = (Arm("fednova", nova), Arm("scaffold", corrected), Arm("fedbn", plain, home=NORMALISATION))
         return (*shared, *others, *map(self._private, shared))
 
-    def _on_server(self, strategy: Strategy, training: Training, rates: Mapping[Strategy, float]) -> Arm:
+    def _on_server(self, strategy: StrategyName, training: Training, rates: Mapping[StrategyName, float]) -> Arm:
         # the momentum of fedavgm is chosen; that of the adaptive ones is beta 1, the authors' 0.9
         server = Server(learning_rate=rates.get(strategy), momentum=self.momentum if strategy == "fedavgm" else 0.9)
         return Arm(strategy, training.model_copy(update={"strategy": strategy}), server)

@@ -149,6 +149,8 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
     strategies += ("fednova",) if is_fit else ()
     weighting = draw(st.sampled_from(weightings))
     strategies += ("scaffold",) if is_fit and weighting == "equal" else ()
+    smoothing = draw(fractions(1e-6, 1000))
+    strategies += ("rfa",) if most / smoothing * 6 < plans.LARGEST_SUM else ()
     purpose = dict(zip(("title", "statement", "legal_basis", "ethics_reference"), draw(four_sentences), strict=True))
     return plans.StudyPlan(
         version=1,
@@ -201,6 +203,7 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
             momentum=draw(fractions(0, 1, exclude_max=True)),
             second_moment=draw(fractions(0, 1, exclude_max=True)),
             adaptivity=draw(fractions(0, 1, exclude_min=True)),
+            smoothing=smoothing,
         ),
         privacy=privacy,
         aggregation=plans.Aggregation(

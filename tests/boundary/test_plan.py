@@ -23,6 +23,7 @@ from boundary.plan import (
     study_id,
     to_json,
 )
+from boundary.strategies import NOT_OF_SUMS
 from infra import golden
 
 
@@ -242,6 +243,33 @@ def test_scaffold_corrects_plain_steps_and_has_no_noise(fed: ModuleType) -> None
     assert not fed.plan().has_controls
 
 
+def test_rfa_weighs_by_whole_changes_and_its_weights_can_be_summed(fed: ModuleType) -> None:
+    value = fed.plan().model_dump(mode="json")
+    value["training"]["strategy"] = "rfa"
+    value["aggregation"]["error_feedback"] = False
+    assert parse_plan(value).server.smoothing == 0.05
+    value["aggregation"]["max_weight"] = 10_000_000
+    for section, changed, says in (
+        ("aggregation", {"error_feedback": True}, r"aggregation\.error_feedback: rfa weighs .* by its whole change"),
+        ("server", {"smoothing": 3e7 / 2**39}, r"server\.smoothing: too small"),
+    ):
+        with pytest.raises(InvalidPlan, match=says):
+            parse_plan(value | {section: value[section] | changed})
+    assert parse_plan(value | {"server": value["server"] | {"smoothing": 1.001 * 3e7 / 2**39}})
+
+
+@pytest.mark.parametrize("name", [*NOT_OF_SUMS, "Multi_Krum"])
+def test_what_looks_at_single_updates_is_refused_with_what_to_take_instead(fed: ModuleType, name: str) -> None:
+    asked = changed(fed, "training.strategy", name)
+    with pytest.raises(InvalidPlan, match=r"training\.strategy: .* nobody sees one here, only sums\. Take \"rfa\""):
+        parse_plan(asked)
+
+
+def test_a_strategy_that_nobody_knows_is_refused_with_those_there_are(fed: ModuleType) -> None:
+    with pytest.raises(InvalidPlan, match=r"training\.strategy: .*'fedavg'.*'rfa'"):
+        parse_plan(changed(fed, "training.strategy", "krumm"))
+
+
 @pytest.mark.parametrize(
     ("strategy", "named", "rate"),
     [("fedavg", None, 1.0), ("fedadam", None, 0.01), ("fedyogi", 0.3, 0.3), ("fedavgm", 2, 2)],
@@ -406,7 +434,7 @@ OTHER_VALUES: dict[type, Any] = {
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of values that no plan could have
-@pytest.mark.parametrize(("which", "leaves"), [("plan", 61), ("private_plan", 67), ("segmentation_plan", 69)])
+@pytest.mark.parametrize(("which", "leaves"), [("plan", 62), ("private_plan", 68), ("segmentation_plan", 70)])
 def test_every_leaf_is_in_the_digest(fed: ModuleType, which: str, leaves: int) -> None:
     plan: StudyPlan = getattr(golden, which)()
     places = leaf_places(plan)

@@ -200,6 +200,20 @@ def test_rounds_of_scaffold_are_those_of_the_paper_step_by_step() -> None:
     assert np.abs(averaged - x).max() > 1e-4, "without control variates it ends elsewhere"
 
 
+def test_a_round_of_rfa_is_the_first_step_of_weiszfelds_algorithm() -> None:
+    """Pillutla et al. 2022, from v = 0, with as many images for alpha."""
+    study = plan(strategy="rfa")
+    begin = network_of(study)[1].astype(np.float64)
+    changes = [end - begin for end in trained_by_hand(study)]
+    beta = [size / max(study.server.smoothing, np.linalg.norm(one)) for size, one in zip(SIZES, changes, strict=True)]
+    by_hand = begin + sum(b * one for b, one in zip(beta, changes, strict=True)) / sum(beta)
+    np.testing.assert_allclose(Simulation(study, sites(), SEED, encoded=False).run().of(0), by_hand, atol=1e-6)
+    bound = len(SIZES) * 2.0 ** -first_encoding(study).exponent / sum(beta)
+    np.testing.assert_allclose(Simulation(study, sites(), SEED).run().of(0), by_hand, atol=bound + 1e-6)
+    averaged = sum(size * one for size, one in zip(SIZES, changes, strict=True)) / sum(SIZES)
+    assert np.abs(begin + averaged - by_hand).max() > 1e-4, "FedAvg ends elsewhere"
+
+
 def test_what_is_not_simulated_is_refused() -> None:
     with pytest.raises(ValueError, match="2 sites for the 3 hospitals"):
         Simulation(plan(), sites()[:2], SEED)

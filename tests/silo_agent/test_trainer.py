@@ -303,6 +303,22 @@ def test_fednova_divides_by_the_steps_and_says_how_many(child: Child, work: dict
     np.testing.assert_allclose(3 * normalised / scale, whole / scale, atol=1e-3)
 
 
+def test_rfa_sends_a_change_that_is_as_long_as_the_hospitals_weight(
+    child: Child, work: dict[str, Any], tmp_path: Path
+) -> None:
+    """And beside it its weight over the change's length, of what moves only."""
+    how = {"strategy": "rfa", "optimizer": "sgd", "batch_size": 64, "learning_rate": 0.05, "weighting": "declared"}
+    ours, parts = parted(work | {"declared": 40}, tmp_path, model={"home": ["*norm*"]}, **how)
+    child.outcome(do="scan", **ours)
+    trained, _ = child.outcome(do="train", **ours)
+    assert trained["event"] == "done", trained
+    layout = layout_for("train", parameters=parts.moving.size, metrics=0)
+    weight = np.fromfile(ours["out"], "<f8", layout.numbers)[layout.where("weight")][0]
+    change = np.fromfile(ours["out"], "<f4", offset=layout.numbers_bytes).astype(np.float64)
+    assert np.linalg.norm(change) == pytest.approx(40, rel=1e-5)
+    assert 0 < weight != 40
+
+
 def test_scaffold_steps_along_the_correction_and_keeps_its_own_control(
     child: Child, work: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -411,6 +427,20 @@ def test_a_private_training_reports_weights_and_bands_and_no_loss(child: Child, 
     assert numbers[layout.where("bands")].tolist() == TOLD["bands"]
     assert np.abs(weights).max() > 0
     assert Path(privately["out"]).stat().st_mode & 0o077 == 0
+
+
+def test_a_private_training_for_rfa_weighs_by_what_has_its_noise_already(
+    child: Child, privately: dict[str, Any]
+) -> None:
+    """Its length is made of nothing but public numbers and weights that are noised: it costs no more."""
+    training = privately["plan"]["training"] | {"strategy": "rfa"}
+    ours = privately | {"plan": privately["plan"] | {"training": training}}
+    child.outcome(do="scan", **ours)
+    trained, _ = child.outcome(do="train", **ours, private=TOLD)
+    layout, numbers, weights = vector_of(ours, trained["result"]["parameters"])
+    length = np.linalg.norm(weights.astype(np.float64))
+    assert length == pytest.approx(24, rel=1e-5)
+    assert 0 < numbers[layout.where("weight")][0] != 24
 
 
 def test_two_private_trainings_of_the_same_command_have_nothing_in_common(

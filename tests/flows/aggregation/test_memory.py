@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from boundary.canonical import digest
 from boundary.errors import BadTensors
 from boundary.messages import BlobRef
-from boundary.plan import Server, Strategy
+from boundary.plan import Server
+from boundary.strategies import StrategyName
 from boundary.tensors import pack
 from flows.aggregation import STRATEGIES, Mean, ServerState
 from flows.aggregation.memory import MemoryUnusable, memory_manifest, packed, recalled
@@ -54,7 +55,7 @@ def shelf(data: bytes) -> tuple[BlobRef, Callable[[str], BinaryIO]]:
 
 @given(NAMES, VECTORS, SERVERS)
 def test_a_strategy_gives_new_float32_values_and_leaves_what_it_was_given(
-    name: Strategy, vectors: tuple[NDArray[np.float32], ...], server: Server
+    name: StrategyName, vectors: tuple[NDArray[np.float32], ...], server: Server
 ) -> None:
     weights, *deltas = (frozen(vector) for vector in vectors)
     before = [vector.tobytes() for vector in vectors]
@@ -87,7 +88,7 @@ def test_memory_comes_back_bit_for_bit(vector: NDArray[np.float32]) -> None:
 
 
 @pytest.mark.parametrize("name", ["fedavgm", "fedadagrad", "fedadam", "fedyogi"])
-def test_rounds_from_what_was_kept_are_the_rounds_that_were_never_stopped(name: Strategy) -> None:
+def test_rounds_from_what_was_kept_are_the_rounds_that_were_never_stopped(name: StrategyName) -> None:
     rng, strategy = np.random.default_rng(5), STRATEGIES[name](0.1, Server())
     state = kept = strategy.init(rng.standard_normal(30).astype(np.float32))
     for number in range(6):
@@ -134,7 +135,7 @@ def test_what_is_not_a_number_is_never_remembered(value: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["fedadagrad", "fedadam", "fedyogi"])
-def test_a_change_whose_square_is_too_large_is_not_remembered(name: Strategy) -> None:
+def test_a_change_whose_square_is_too_large_is_not_remembered(name: StrategyName) -> None:
     strategy = STRATEGIES[name](0.1, Server())
     state = strategy.apply(strategy.init(np.zeros(2, np.float32)), Mean(np.array([1e30, 1], np.float32)))
     assert np.isfinite(state.weights).all()

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from boundary.plan import Server, Strategy
+from boundary.plan import Server
+from boundary.strategies import StrategyName
 from flows.aggregation import STRATEGIES, Mean
 from flows.aggregation.scaffold import begins_anew
 
@@ -55,7 +56,9 @@ class Hospitals:
         return found
 
 
-def end(name: Strategy, hospitals: Hospitals, rounds: int, rate: float = 1.0, **server: float) -> NDArray[np.float64]:
+def end(
+    name: StrategyName, hospitals: Hospitals, rounds: int, rate: float = 1.0, **server: float
+) -> NDArray[np.float64]:
     strategy = STRATEGIES[name](rate, Server(**server))
     state = strategy.init(np.array([5.0, -5.0], np.float32))
     for _ in range(rounds):
@@ -70,7 +73,7 @@ def test_local_steps_have_the_closed_form() -> None:
 
 @pytest.mark.parametrize("rate", [0.1, 0.02])
 @pytest.mark.parametrize("name", ["fedavg", "fednova"])
-def test_rounds_end_where_the_closed_form_says(name: Strategy, rate: float) -> None:
+def test_rounds_end_where_the_closed_form_says(name: StrategyName, rate: float) -> None:
     hospitals = Hospitals(rate, STEPS)
     expected = hospitals.fixed_point(normalised=name == "fednova")
     np.testing.assert_allclose(end(name, hospitals, rounds=600), expected, atol=2e-5)
@@ -176,7 +179,7 @@ def test_a_control_variate_that_was_lost_does_no_lasting_harm() -> None:
     ],
 )
 def test_what_the_server_remembers_changes_the_way_and_not_where_it_ends(
-    name: Strategy, rate: float, server: dict[str, float]
+    name: StrategyName, rate: float, server: dict[str, float]
 ) -> None:
     hospitals = Hospitals(0.05, STEPS)
     expected = hospitals.fixed_point(normalised=False)
