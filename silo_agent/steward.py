@@ -157,7 +157,7 @@ def lines(file: Dossier) -> list[tuple[str, str]]:
     share = plan.aggregation.random_share
     weights = "the model's weights" if plan.model.moves_whole else "those weights that are learned together"
     parameters = f"the change of {weights}" if share == 1 else f"the change of {share:.0%} of {weights}"
-    parameters += ", which counts for less the longer it is" if training.strategy == "rfa" else ""
+    parameters += " (the longer the change, the less it counts)" if training.strategy == "rfa" else ""
     loss = "below which of a few epsilons we are" if plan.bands else "the training loss"
     loss += ", how many steps our training took" if plan.counts_steps else ""
     answers = "answers" if plan.task == "classification" else "voxels of each class, with how many images show it"

@@ -195,6 +195,15 @@ def test_what_changed_since_the_last_approved_plan_is_shown(site: Any, make_plan
     assert [line for line in changes if line.startswith("+ ")] == ['+ "revision": 2,', '+  "rounds": 1000,']
 
 
+def test_what_leaves_for_rfa_is_said_to_count_the_less_the_longer_it_is(site: Any, make_plan_for: Any) -> None:
+    site.propose()
+    assert "the longer" not in headed(site)["What leaves"]
+    site.plan = make_plan_for(site.cards, revision=2, training__strategy="rfa")
+    site.study = study_id(site.plan)
+    site.propose()
+    assert "weights (the longer the change, the less it counts), the training loss" in headed(site)["What leaves"]
+
+
 # --- a guarantee, in words ---------------------------------------------------------------------------
 def headed(site: Any) -> dict[str, str]:
     file = dossier(site.journal, site.folder, site.journal.plan(site.study), site.now)

@@ -1,13 +1,20 @@
 """RFA beside plain Weiszfeld, through the real sum; what it does to a spoilt change; and why it takes one step only."""
 
 from math import sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from boundary.plan import Server
+from boundary.messages import Collection
+from boundary.plan import Server, StudyPlan
+from compliance.records import RoundRecord
 from flows.aggregation import STRATEGIES, Mean
+from flows.driver import StudyDriver
+from infra.driving import run, train_only, weights
+from infra.federation import Work, make_federation
+from models.weiszfeld import weight_beside
 
 Points = NDArray[np.float64]
 
@@ -62,6 +69,38 @@ def test_on_a_line_rounds_end_at_the_weighted_median() -> None:
 def test_a_smoothing_longer_than_all_changes_gives_the_mean() -> None:
     points, alphas = np.random.default_rng(2).normal(size=(5, 30)), np.array([1.0, 2, 3, 4, 5])
     np.testing.assert_allclose(weiszfeld(points, alphas, 1000, 1), alphas @ points / 15, rtol=1e-12)
+
+
+def test_rounds_through_real_masks_are_the_steps_within_the_encodings_bound(tmp_path: Path) -> None:
+    """One of five hospitals wants to go the other way, a hundred times as far."""
+    alphas, nu, rng = np.array([3.0, 1, 4, 2, 3]), 0.05, np.random.default_rng(5)
+    places = rng.normal(1, 0.5, (5, 12)) * np.array([1, 1, 1, 1, -100])[:, None]
+    model = [np.zeros(12), weiszfeld(places, alphas, nu, 1)]
+    plan: list[StudyPlan] = []
+
+    def work_of(hospital: int) -> Work:
+        def work(collection: Collection) -> tuple[Points, NDArray[np.float32]]:
+            change = (places[hospital] - model[collection.round - 1]).astype(np.float32)
+            weight = weight_beside(plan[0], alphas[hospital], change)
+            return np.array([1.0, 1.0, weight, 0.0]), np.float32(weight) * change
+
+        return work
+
+    training = {"rounds": 2, "weighting": "images", "strategy": "rfa"}
+    changes = {"training": training, "server": {"smoothing": nu}}
+    works = {f"h{hospital}": work_of(hospital) for hospital in range(5)}
+    federation = make_federation(tmp_path, works, parameters=12, changes=changes, max_weight=10)
+    plan.append(federation.plan)
+
+    async def story(driver: StudyDriver) -> list[RoundRecord]:
+        return [await train_only(driver, number) for number in (1, 2)]
+
+    records = run(federation, story)
+    assert [(record.clipped, len(record.contributing)) for record in records] == [(0, 5)] * 2
+    expected = weiszfeld(places, alphas, nu, 2)
+    np.testing.assert_allclose(weights(federation, records[1]), expected, atol=2e-6)
+    assert np.abs(alphas @ places / alphas.sum()).max() > 10 * np.abs(expected).max(), "FedAvg would be gone"
+    federation.close()
 
 
 # --- one hospital is spoilt -------------------------------------------------------------------------------
