@@ -6,6 +6,8 @@ b_k = alpha_k / max(nu, |v - d_k|). The first one, from v = 0, is taken in each 
 by a second over the same changes: docs/adr/0018 shows what two of them tell.
 """
 
+import math
+
 import numpy as np
 
 from boundary.plan import StudyPlan
@@ -24,4 +26,4 @@ def weight_beside(plan: StudyPlan, weight: float, change: Vector) -> float:
 
 def length(change: Vector) -> float:
     """The Euclidean norm of float32 [n], summed in float64; infinite only where the change is."""
-    return float(np.linalg.norm(change.astype(np.float64)))
+    return math.sqrt(np.einsum("i,i->", change, change, dtype=np.float64))
