@@ -1,7 +1,5 @@
 """The strategies of `flows.aggregation` on five hospitals that differ, between local-only and pooled training.
 
-SCAFFOLD is not among them: `infra.simulation` keeps no control variates.
-
 Two archives of real images, each dealt to hospitals five times (`infra.hospitals.noniid`); settings are those of
 `infra.simulation.settings`, chosen without the test images. Whatever is learned without noise sees each training image
 equally often: local-only, pooled and all rounds together.
