@@ -7,7 +7,10 @@ from pydantic import BeforeValidator
 StrategyName = Literal["fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "fednova", "scaffold", "rfa"]
 ADAPTIVE = frozenset({"fedadagrad", "fedadam", "fedyogi"})
 
-_INSTEAD = 'nobody sees one here, only sums. Take "rfa", which bounds how far a hospital with spoilt data pulls'
+_INSTEAD = (
+    'nobody sees one here, only sums. Take "rfa", which bounds how far a hospital with spoilt data pulls, or let '
+    "hospitals vote on each model (robustness.vote)"
+)
 NOT_OF_SUMS = {
     "krum": "picks the one update that lies nearest to the others",
     "multi-krum": "picks the updates that lie nearest to each other",

@@ -94,6 +94,22 @@ def test_what_is_shortened_is_not_made_up_for_in_the_next_round(command: dict[st
     assert 0 < np.linalg.norm(left) < CLIP
 
 
+@pytest.mark.parametrize(("clip", "share"), [(None, 1), (CLIP, 1), (None, 0.5)], ids=["whole", "shortened", "drawn"])
+def test_rfa_weighs_by_the_length_of_the_whole_change_as_it_was_shortened(
+    command: dict[str, Any], clip: float | None, share: float
+) -> None:
+    """So what is sent of a whole change is as long as the hospital's weight by the plan, here 1."""
+    training = command["plan"]["training"] | {"strategy": "rfa", "weighting": "equal"}
+    asked = with_clip(command | {"plan": command["plan"] | {"training": training}}, clip, random_share=share)
+    layout, numbers, change = trained(asked | {"selection": (b"k" * 32).hex()})
+    length, weight = np.linalg.norm(change), numbers[layout.where("weight")][0]
+    if share == 1:
+        assert weight * length == pytest.approx(1, rel=1e-4)
+        assert clip is None or length == pytest.approx(clip, rel=1e-4)
+    else:
+        assert weight * length == pytest.approx(np.sqrt(share), rel=0.2), "half of a change has half of its square"
+
+
 def voted(command: dict[str, Any], model: Vector, before: Vector, **plan: Any) -> tuple[np.ndarray, list[float]]:
     """The metrics, and the vote: against, voted, rise."""
     folder = Path(command["cache"])
