@@ -43,13 +43,18 @@ def committed_one(connection: Connection, study: str, number: int) -> RoundRecor
     return None if found is None else record_from(bytes(found))
 
 
+def candidate_of(connection: Connection, study: str, number: int) -> Candidate | None:
+    """What a committed round was committed from; None if it is not committed."""
+    wanted = select(table.c.candidate).filter_by(study=study, round=number, state="committed")
+    return _candidate(connection.execute(wanted).scalar())
+
+
 def last_kept(connection: Connection, study: str) -> tuple[int, Candidate] | None:
     """Number and candidate of the last committed round that was not rolled back; None if there is none."""
     kept = [record.round for record in committed(connection, study) if record.rolled_back is None]
     if not kept:
         return None
-    data = connection.execute(select(table.c.candidate).filter_by(study=study, round=kept[-1])).scalar()
-    candidate = _candidate(data)
+    candidate = candidate_of(connection, study, kept[-1])
     return None if candidate is None else (kept[-1], candidate)
 
 
