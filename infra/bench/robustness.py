@@ -47,7 +47,7 @@ CASES = (
     Case("left in peace, with clip and vote", 0),
     Case("every third round, undefended", 3, defended=False, is_judged=False),
     Case("every third round, clip and vote", 3),
-    Case("every round, through an agent that clips", 1, clipped=True),
+    Case("every round, through an agent that clips, leave out", 1, clipped=True, leave_out=True),
     Case("every round, undefended", 1, defended=False, is_judged=False),
     Case("every round, clip, vote and leave out", 1, leave_out=True),
 )

@@ -195,6 +195,19 @@ def test_what_changed_since_the_last_approved_plan_is_shown(site: Any, make_plan
     assert [line for line in changes if line.startswith("+ ")] == ['+ "revision": 2,', '+  "rounds": 1000,']
 
 
+def test_the_dossier_says_what_is_done_against_bad_changes(site: Any, make_plan_for: Any) -> None:
+    site.propose()
+    assert "Against bad changes" not in headed(site)
+    robustness = {"clip": 2.5, "vote": True, "tolerance": 0.1, "leave_out": True}
+    site.plan = make_plan_for(site.cards, revision=2, robustness=robustness)
+    site.study = study_id(site.plan)
+    site.propose()
+    said = headed(site)["Against bad changes"]
+    assert "longer than 2.5 is shortened" in said
+    assert "more than 10% above that of the model before" in said
+    assert "without having done anything wrong; from two such rounds the coordinator can estimate" in said
+
+
 def test_what_leaves_for_rfa_is_said_to_count_the_less_the_longer_it_is(site: Any, make_plan_for: Any) -> None:
     site.propose()
     assert "the longer" not in headed(site)["What leaves"]

@@ -1,0 +1,109 @@
+"""Rounds that somebody spoils, in the simulation, and the rows of the benchmark about them."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from boundary.plan import Training
+from boundary.robustness import Robustness, RolledBack
+from boundary.tensors import Vector
+from infra.bench.robustness import CASES, LOST, PEACE, Case, rows
+from infra.simulation.comparison import Arm, plan_of
+from infra.simulation.rounds import Learned, Simulation, Site, Spoiler
+from models.training import LocalData
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+NAMES = ("north", "south", "west", "east")
+TRAINING = Training(rounds=6, batch_size=8, learning_rate=1e-2)
+VOTE = Robustness(vote=True)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def images(count: int, seed: int) -> LocalData:
+    """Half of them have a bright corner."""
+    rng = np.random.default_rng(seed)
+    labels = (np.arange(count) % 2).astype(np.int64)
+    drawn = rng.random((count, 1, 16, 16), np.float32) * np.float32(0.3)
+    drawn[:, 0, :6, :6] += labels[:, None, None].astype(np.float32) * np.float32(0.6)
+    return LocalData(drawn, labels, np.arange(count))
+
+
+def played(robustness: Robustness, spoiler: Spoiler | None = None, *, encoded: bool = True) -> Learned:
+    plan = plan_of(Arm("fedavg", TRAINING, robustness=robustness), NAMES, seed=1)
+    sites = [Site(images(32, seed), held_back=images(12, 10 + seed)) for seed in range(len(NAMES))]
+    return Simulation(plan, sites, 3, encoded=encoded, spoiler=spoiler).run()
+
+
+def moved(learned: Learned) -> Vector:
+    return learned.moving - learned.parts.moving_of(learned.base)
+
+
+def every(_: int) -> bool:
+    return True
+
+
+def test_an_honest_study_is_the_same_with_a_vote() -> None:
+    voted = played(VOTE)
+    assert not voted.rolled_back
+    np.testing.assert_array_equal(voted.moving, played(Robustness()).moving)
+
+
+def test_rounds_that_one_hospital_spoils_are_voted_down_and_leave_no_trace() -> None:
+    learned = played(VOTE, Spoiler(1, -30.0, lambda number: number > 3))
+    assert set(learned.rolled_back) == {4, 5, 6}
+    assert set(learned.rolled_back.values()) == {RolledBack.VOTED_DOWN}
+    short = TRAINING.model_copy(update={"rounds": 3})
+    plan = plan_of(Arm("fedavg", short, robustness=VOTE), NAMES, seed=1)
+    sites = [Site(images(32, seed), held_back=images(12, 10 + seed)) for seed in range(len(NAMES))]
+    np.testing.assert_array_equal(learned.moving, Simulation(plan, sites, 3).run().moving)
+
+
+def test_a_change_that_no_agent_shortened_shows_in_the_sum() -> None:
+    longest = 2 * float(np.linalg.norm(moved(played(Robustness()))))
+    limit = Robustness(clip=longest)
+    assert not played(limit).rolled_back
+    ours = played(limit, Spoiler(1, -1000.0, every, clipped=True))
+    assert RolledBack.TOO_LONG not in ours.rolled_back.values()
+    theirs = played(limit, Spoiler(1, -1000.0, every))
+    assert set(theirs.rolled_back) == set(range(1, 7))
+    assert set(theirs.rolled_back.values()) == {RolledBack.TOO_LONG}
+    assert not moved(theirs).any()
+
+
+def test_whoever_spoils_every_round_is_left_out_and_the_others_learn() -> None:
+    limit = Robustness(clip=50.0, vote=True, leave_out=True)
+    learned = played(limit, Spoiler(2, -1000.0, every))
+    assert 1 in learned.rolled_back
+    assert len(learned.rolled_back) < TRAINING.rounds
+    assert moved(learned).any()
+
+
+def test_a_site_that_is_to_vote_needs_patients_held_back() -> None:
+    plan = plan_of(Arm("fedavg", TRAINING, robustness=VOTE), NAMES, seed=1)
+    with pytest.raises(ValueError, match="held back"):
+        Simulation(plan, [Site(images(8, seed)) for seed in range(len(NAMES))], 3).run()
+
+
+def test_rows_tell_what_each_case_loses_in_the_mean() -> None:
+    lost = {PEACE: 0.0, **{case: 0.01 * number for number, case in enumerate(CASES)}}
+
+    def found(case: Case) -> list[tuple[float, int]]:
+        return [(0.9 - lost[case] + seed / 100, seed) for seed in range(5)]
+
+    made = rows(found, "breast")
+    assert made[0].value == pytest.approx(0.92)
+    assert [row.value for row in made[1:]] == pytest.approx([0.01 * number for number in range(len(CASES))])
+    assert "2.0 rolled back" in made[1].figure
+    judged = {case.name: row.target for case, row in zip(CASES, made[1:], strict=True)}
+    assert all(
+        (target is not None and target.bound == LOST) == ("undefended" not in name) for name, target in judged.items()
+    )
