@@ -8,29 +8,21 @@ others' can be among them without having done anything.
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import chain, combinations
 
 
-@dataclass(frozen=True, slots=True)
-class Past:
-    """A committed round: whether it was rolled back, and whom it did without on purpose."""
-
-    rolled_back: bool
-    without: frozenset[str] = frozenset()
-
-
-def left_out(study: str, silos: Sequence[str], quorum: int, history: Iterable[Past]) -> frozenset[str]:
+def left_out(study: str, silos: Sequence[str], quorum: int, rolled_back: Iterable[bool]) -> frozenset[str]:
     """Whom the next round is to do without; nobody where the quorum leaves no choice.
 
-    As many rounds as there are hospitals have to count before those left out are asked again.
+    `rolled_back` says of each round so far whether it was. As many rounds as there are hospitals have to count before
+    those left out are asked again.
     """
     turns = _turns(study, silos, len(silos) - quorum)
     if not turns:
         return frozenset()
     turn, calm, out = -1, 0, False
-    for past in history:
-        if not past.rolled_back:
+    for was in rolled_back:
+        if not was:
             calm += 1
             out = out and calm < len(silos)
             continue

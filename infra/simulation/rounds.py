@@ -25,7 +25,7 @@ from boundary.tensors import Vector, flatten, manifest_of, unflatten
 from compliance.terms import PlanTerms
 from flows.aggregation import strategy_of
 from flows.aggregation.state import CONTROL, Mean
-from flows.rotation import Past, left_out
+from flows.rotation import left_out
 from flows.summing import Total, TrainSum, read_train_sum
 from flows.verdict import of_sum
 from models.catalogue import build
@@ -119,7 +119,7 @@ class Simulation:
         state, encoding = strategy.init(self.parts.moving_of(self.base)), first_encoding(self.plan)
         controls = [zeros for _ in self.sites]
         rolled_back: dict[int, RolledBack] = {}
-        history: list[Past] = []
+        history: list[bool] = []  # whether each round was rolled back
         for number in range(self.plan.training.rounds):
             if strategy.begins_anew(number + 1):
                 state = replace(state, memory=strategy.init(state.weights).memory)
@@ -130,7 +130,7 @@ class Simulation:
             mean, fitted = self._mean(changes, encoding, number)
             tried = strategy.apply(state, replace(mean, local_rate=self.plan.training.learning_rate))
             why = self._verdict(number, state.weights, tried.weights, float(np.linalg.norm(mean.delta)))
-            history.append(Past(rolled_back=why is not None, without=out))
+            history.append(why is not None)
             if why is not None:
                 rolled_back[number + 1] = why
                 continue
@@ -139,7 +139,7 @@ class Simulation:
                 homes[k], controls[k] = change.home, change.control
         return Learned(self.parts, self.base, state.weights, tuple(homes), rolled_back)
 
-    def _left_out(self, history: Sequence[Past]) -> frozenset[str]:
+    def _left_out(self, history: Sequence[bool]) -> frozenset[str]:
         if not self.plan.robustness.leave_out:
             return frozenset()
         return left_out(study_id(self.plan), self.plan.silos, self.plan.aggregation.quorum, history)
