@@ -76,12 +76,13 @@ def layout_in(plan: StudyPlan, phase: Phase, *, parameters: int, metrics: int) -
         steps=plan.counts_steps,
         clipping=plan.robustness.clip is not None,
         vote=plan.robustness.vote,
+        late=plan.selection.keeps_late,
     )
 
 
 def layout_for(
     phase: Phase, *, parameters: int, metrics: int, bands: int = 0, steps: bool = False, clipping: bool = False,
-    vote: bool = False,
+    vote: bool = False, late: bool = False,
 ) -> VectorLayout:  # fmt: skip
     """Give the layout of a phase, for a model with `parameters` weights and `metrics` additive metrics.
 
@@ -91,8 +92,10 @@ def layout_for(
     guarantee per patient (`bands` is not 0) neither loss nor images, which no noise covers, but a 1 in each band of
     epsilon that the hospital has not reached (`boundary.guarantee.EPSILON_BANDS`). With `steps` (for FedNova) also how
     many it took times its weight, and the delta is divided by them. With `clipping` a 1 for a change that had to be
-    shortened (`boundary.robustness`). evaluate: the additive metrics of the plan's task, as
-    `models.measuring.layout_of` lays them out; with `vote` then a 1 for a vote against the model, one for a
+    shortened (`boundary.robustness`). With `late` (a plan whose late updates go into a later round) also a 1 if the
+    delta is one. Where a plan has other hospitals in each sum (`Selection.varies`), the loss is the mean one times the
+    weight and the images are the weight: true counts could be solved for. evaluate: the additive metrics of the plan's
+    task, as `models.measuring.layout_of` lays them out; with `vote` then a 1 for a vote against the model, one for a
     vote, and by how much its summed loss is above that of the model before.
     """
     match phase:
@@ -107,6 +110,7 @@ def layout_for(
             names = ("weight", "clipped") if bands else ("loss_sum", "images", "weight", "clipped")
             names = (*names, "steps") if steps else names
             names = (*names, "shortened") if clipping else names
+            names = (*names, "late") if late else names
             counted = (Section(name="bands", size=bands),) if bands else ()
             sections = (*(Section(name=name, size=1) for name in names), *counted)
             return VectorLayout(sections=sections, weights=parameters)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
 from boundary.canonical import Digest, canonical_bytes, digest
+from boundary.drawing import Selection, check_selection
 from boundary.errors import InvalidPlan, MalformedMessage
 from boundary.guarantee import EPSILON_BANDS, MECHANISMS, NoPrivacy, Privacy
 from boundary.identity import PublicIdentity
@@ -309,6 +310,7 @@ class StudyPlan(Frozen):
     privacy: Privacy = NoPrivacy()
     aggregation: Aggregation = Aggregation()
     robustness: Robustness = Robustness()
+    selection: Selection = Selection()
     evidence: Evidence = Evidence()
 
     @model_validator(mode="after")
@@ -326,6 +328,7 @@ class StudyPlan(Frozen):
         self._check_strategy()
         if self.training.strategy == "rfa":
             self._check_rfa()
+        check_selection(self)
         return self
 
     def _check_guarantee(self) -> None:

@@ -12,6 +12,7 @@ from compliance.events import (
     GateRefused,
     GatesPassed,
     IntakeCounted,
+    LateUpdateOffered,
     PatientWithdrawn,
     TrainingStarted,
     WithdrawalEffective,
@@ -24,6 +25,7 @@ _ON_REQUEST: dict[type[AnyEvent], Disclosed] = {
     BudgetCommitted: "budget",
     BudgetRefused: "budget",
     TrainingStarted: "budget",  # how long a training takes follows the number of patients drawn for it
+    LateUpdateOffered: "budget",  # it stands for a start
     GatesPassed: "budget",  # one for each start of a training
     GateRefused: "budget",
     IntakeCounted: "intake",

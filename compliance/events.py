@@ -107,6 +107,18 @@ class RoundOpened(Event):
     model: DigestStr
 
 
+class HospitalsDrawn(Event):
+    """Who was asked to train in a round: `boundary.drawing.drawn` of those that had approved, less who rests."""
+
+    event: ClassVar[str] = "hospitals-drawn"
+    study: StudyId
+    round: RoundNumber
+    attempt: Annotated[int, Field(ge=1)]
+    consenting: Silos
+    resting: Silos
+    drawn: Silos
+
+
 class CohortDecided(Event):
     """Who is in a sum and who is not."""
 
@@ -328,6 +340,19 @@ class TrainingStarted(Event):
     start: Annotated[int, Field(ge=1)]
 
 
+class LateUpdateOffered(Event):
+    """Instead of training for this order, the hospital offers what it made in an earlier round and came too late with.
+
+    It goes into no other sum: of round `made_in` nothing had left, and from here on nothing can.
+    """
+
+    event: ClassVar[str] = "late-update-offered"
+    study: StudyId
+    round: RoundNumber
+    made_in: RoundNumber
+    order: DigestStr
+
+
 class PolicyAdopted(Event):
     """The hospital's own policy with this digest came into force, as its `number`-th; who signed is in the hospital.
 
@@ -495,6 +520,7 @@ AnyEvent = (
     | PlanDeclineGiven
     | StudyDriven
     | RoundOpened
+    | HospitalsDrawn
     | CohortDecided
     | AttemptFailed
     | RoundClosed
@@ -515,6 +541,7 @@ AnyEvent = (
     | PlanReceived
     | IntakeCounted
     | TrainingStarted
+    | LateUpdateOffered
     | PolicyAdopted
     | GatesPassed
     | GateRefused

@@ -2,7 +2,8 @@
 
 A work is a phase of a round. Before each of its starts, and after the start before that, stands a `gates-passed` for
 the same order that names all gates in their order, under the policy that was adopted last before the start; no
-`gate-refused` of the work stands between. Work that was done or that left without any start was not asked about at all.
+`gate-refused` of the work stands between. To offer what an earlier round made, and came too late with, is a start too.
+Work that was done or that left without any start was not asked about at all.
 
 A log cannot show that a gate which it names was asked in earnest. What the gates are: docs/adr/0013.
 """
@@ -17,6 +18,7 @@ from compliance.events import (
     Event,
     GateRefused,
     GatesPassed,
+    LateUpdateOffered,
     PolicyAdopted,
     TrainingStarted,
     WorkDone,
@@ -27,7 +29,7 @@ GATES = (
     "signature", "validity", "study", "hours", "dataset", "exclusions", "cohort", "incoming", "budget", "egress",
     "resources",
 )  # fmt: skip
-OF_WORK = GatesPassed, GateRefused, TrainingStarted, WorkDone, ContributionReleased
+OF_WORK = GatesPassed, GateRefused, TrainingStarted, LateUpdateOffered, WorkDone, ContributionReleased
 
 _Answer = tuple[int, GatesPassed | GateRefused]
 _Adopted = tuple[int, PolicyAdopted]
@@ -64,7 +66,8 @@ def passages(entries: Iterable[tuple[int, Event]], hidden: Sequence[int]) -> Ite
                 policy = number, event
             case GatesPassed() | GateRefused():
                 answers[event.round, event.phase] = number, event
-            case TrainingStarted(round=of_round, phase=phase):
+            case TrainingStarted() | LateUpdateOffered():
+                of_round, phase = event.round, event.phase if isinstance(event, TrainingStarted) else "train"
                 answer = answers.pop((of_round, phase), None)
                 since = _since(answer, policy, starts.get((of_round, phase), 0))
                 is_dark = bisect_right(hidden, since) < bisect_left(hidden, number)
@@ -80,7 +83,7 @@ def passages(entries: Iterable[tuple[int, Event]], hidden: Sequence[int]) -> Ite
                 starts[event.round, event.phase] = number
 
 
-def _fault(start: TrainingStarted, answer: _Answer | None, policy: _Adopted | None) -> str | None:
+def _fault(start: TrainingStarted | LateUpdateOffered, answer: _Answer | None, policy: _Adopted | None) -> str | None:
     if answer is None:
         return "no gates were passed for this start"
     number, said = answer

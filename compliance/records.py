@@ -13,6 +13,8 @@ from boundary.secagg.ring import Encoding
 
 Bands = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(list_in)]
 Seconds = Annotated[float, Field(ge=0)]
+LateCount = Annotated[int, Field(ge=0)] | None
+NOT_NEEDED = "NOT_NEEDED"  # why a hospital is absent that was asked in addition: enough others were ready
 
 
 class CohortDecision(Frozen):
@@ -88,7 +90,9 @@ class RoundRecord(Frozen):
     is the length of the mean change. With a guarantee per patient no training loss is known, and `below` says how many
     hospitals have spent less than each of `EPSILON_BANDS` on the study. `shortened` is how many changes were clipped to
     the plan's longest. A round that was rolled back has `model_in` as its `model_out`; `tried` came of its sum, and
-    `tried_metrics` are what was found of that, where it was evaluated. The vote says why.
+    `tried_metrics` are what was found of that, where it was evaluated. The vote says why. `not_drawn` have approved the
+    plan and were not asked to train in this round: they are not absent. `late` is how many updates of the sum were made
+    in a round before; None where a plan has none such.
     """
 
     study: StudyId
@@ -99,6 +103,7 @@ class RoundRecord(Frozen):
     ready: Silos
     contributing: Silos
     absent: dict[SiloId, Code]
+    not_drawn: Silos = ()
     train: CohortDecision
     transcript: DigestStr
     rolled_back: Reason | None = None
@@ -109,6 +114,7 @@ class RoundRecord(Frozen):
     shortened: Annotated[int, Field(ge=0)] | None = None
     clipped: Annotated[int, Field(ge=0)]
     below: Bands = ()
+    late: LateCount = None
     next_encoding: Encoding
     evaluate: CohortDecision | None
     train_loss: float | None
@@ -123,8 +129,13 @@ class RoundRecord(Frozen):
         return self.model_out if self.tried is None else self.tried
 
     @property
+    def missing(self) -> dict[str, str]:
+        """Silo -> why, of those that were waited for in vain."""
+        return {silo: code for silo, code in self.absent.items() if code != NOT_NEEDED}
+
+    @property
     def is_partial(self) -> bool:
-        return bool(self.absent)
+        return bool(self.missing)
 
 
 def current(records: Sequence[RoundRecord]) -> AnyMetrics | None:

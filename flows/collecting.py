@@ -43,6 +43,7 @@ class Asked:
     """What one step waits for: this kind of message, from these hospitals, for the orders they were given.
 
     `fault(silo, envelope)` gives the code of what makes an answer unusable, or None; it is asked once per answer.
+    `wanted` and `grace` are those of `CollectionView`.
     """
 
     kind: type[OfCollection]
@@ -50,6 +51,8 @@ class Asked:
     needed: int
     due: datetime
     fault: Callable[[str, Envelope], str | None]
+    wanted: int | None = None
+    grace: timedelta = timedelta(0)
 
 
 class Watch:
@@ -76,7 +79,9 @@ class Watch:
         """From now on this is the question."""
         self._asked, self._judged, self._sequence = asked, {}, -1
         self.answers = {}
-        self.view = CollectionView(asked.expected, frozenset(), {}, frozenset(), asked.due, asked.needed)
+        self.view = CollectionView(
+            asked.expected, frozenset(), {}, frozenset(), asked.due, asked.needed, asked.wanted, asked.grace
+        )
 
     def need_more(self) -> None:
         """What was enough by number turned out not to be: wait for one more answer."""
@@ -118,7 +123,15 @@ class Watch:
             answered=frozenset(self.answers),
             refused={silo: code for silo, code in refused.items() if silo not in self.answers},
             silent=self._silent(connection),
+            full_at=self._full_at(connection),
         )
+
+    def _full_at(self, connection: Connection) -> datetime | None:
+        """When the relay had taken as many answers as are wanted: by its clock, and the same for whoever takes over."""
+        wanted = self.view.wanted
+        if wanted is None or len(self.answers) < wanted:
+            return None
+        return sorted(mail.posted_at(connection, [envelope.digest for envelope in self.answers.values()]))[wanted - 1]
 
     def _heard(self, connection: Connection, kind: type[OfCollection]) -> dict[str, Envelope]:
         """Answers of the hospitals that are asked, to the very order they were given."""
@@ -165,9 +178,10 @@ class Watch:
 
     @property
     def absences(self) -> dict[str, str]:
-        """Why each hospital that was asked has not answered: its own code, SILENT or LATE."""
+        """Why each hospital that was asked has not answered: its own code, NOT_NEEDED, SILENT or LATE."""
         view = self.view
+        at_work = Standing.NOT_NEEDED if view.is_full else Standing.LATE
         return {
-            silo: view.refused.get(silo) or (Standing.SILENT if silo in view.silent else Standing.LATE).name
+            silo: view.refused.get(silo) or (Standing.SILENT if silo in view.silent else at_work).name
             for silo in sorted(view.expected - view.answered)
         }

@@ -76,9 +76,9 @@ class StudyDriver:
         with writing(self.coordinator.store) as connection:
             self._record_consents(connection)
 
-    def _record_consents(self, connection: Connection) -> None:
-        study, now = self.study.study, self.coordinator.now()
-        for silo, answer in sorted(self.consents().items()):
+    def _record_consents(self, connection: Connection) -> dict[str, Consent]:
+        study, now, consents = self.study.study, self.coordinator.now(), self.consents()
+        for silo, answer in sorted(consents.items()):
             if answer.dataset_digest is None or rounds.is_published(connection, study, f"consent-{silo}"):
                 continue
             event = PlanApprovalGiven(
@@ -86,6 +86,7 @@ class StudyDriver:
             )
             audit.append(connection, event, actor=COORDINATOR, now=now)
             rounds.mark_published(connection, study, f"consent-{silo}", answer.dataset_digest, now)
+        return consents
 
     def records(self) -> list[RoundRecord]:
         with reading(self.coordinator.store) as connection:
@@ -102,9 +103,9 @@ class StudyDriver:
         Raises `LogInDoubt` if somebody's log is not what it was.
         """
         model = self.current_model()
-        consenting = self._consenting()
         with writing(self.coordinator.store) as connection:
-            self._record_consents(connection)  # whoever approved since the run began is in the round from here on
+            # whoever approved since the run began is in the round from here on, and nobody whose approval is not logged
+            consenting = _approving(self._record_consents(connection))
             self.trails.take_in(connection)
         with writing(self.coordinator.store) as connection:
             self.trails.check(connection)
@@ -118,12 +119,9 @@ class StudyDriver:
             self.coordinator, self.study, self.reins, self.desk, roster, heads, opened, model, consenting, encoding
         )
 
-    def _consenting(self) -> tuple[str, ...]:
-        return tuple(sorted(silo for silo, answer in self.consents().items() if answer.code is None))
-
     async def witness_end(self) -> tuple[str, ...]:
         """After the last round: have everybody's log shown and cosigned once more; returns who did not answer."""
-        consenting, number = self._consenting(), self.study.plan.training.rounds
+        consenting, number = _approving(self.consents()), self.study.plan.training.rounds
         slot = f"{self.study.study}/{number}"
         missing = await self._heard_from(consenting, TrailShown.kind, slot)
         with writing(self.coordinator.store) as connection:
@@ -158,6 +156,10 @@ class StudyDriver:
             studies.end(connection, self.reins, reason, self.coordinator.now())
             for silo in self.study.plan.silos:
                 self.desk.tell(connection, silo, StudyClosed(study=self.study.study, code=reason))
+
+
+def _approving(consents: dict[str, Consent]) -> tuple[str, ...]:
+    return tuple(sorted(silo for silo, answer in consents.items() if answer.code is None))
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ hospitals for one message: they answer, refuse or fall silent. Never on with few
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 
@@ -26,6 +26,7 @@ class Reason(StrEnum):
     REST_REFUSED = "REST_REFUSED"
     REST_SILENT = "REST_SILENT"
     DEADLINE = "DEADLINE"
+    WANTED_THERE = "WANTED_THERE"
     BELOW_QUORUM = "BELOW_QUORUM"
     TOO_MANY_REFUSED = "TOO_MANY_REFUSED"
     CANNOT_UNMASK = "CANNOT_UNMASK"
@@ -36,6 +37,7 @@ class Standing(StrEnum):
 
     WORKING = "working"
     READY = "ready"
+    NOT_NEEDED = "not-needed"
     REFUSED = "refused"
     SILENT = "silent"
     LATE = "late"
@@ -51,7 +53,11 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class CollectionView:
-    """What is known of one step of a collection. `refused` gives silo -> code; `needed` answers are enough."""
+    """What is known of one step of a collection. `refused` gives silo -> code; `needed` answers are enough.
+
+    With `wanted` answers there is nothing to wait for but the grace; None wants everybody's. `full_at` is when so many
+    had come, None before. `grace` is waited for more then, and as long past `due` for those that are still at work.
+    """
 
     expected: frozenset[str]
     answered: frozenset[str]
@@ -59,6 +65,22 @@ class CollectionView:
     silent: frozenset[str]
     due: datetime
     needed: int
+    wanted: int | None = None
+    grace: timedelta = timedelta(0)
+    full_at: datetime | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many as the plan wants have answered, and enough for a sum."""
+        there = len(self.answered & self.expected)
+        return self.full_at is not None and self.wanted is not None and there >= max(self.wanted, self.needed)
+
+    @property
+    def until(self) -> datetime:
+        """How long it is waited for at most."""
+        if self.is_full and self.full_at is not None:
+            return min(self.full_at + self.grace, self.due)
+        return self.due + self.grace
 
     @property
     def outstanding(self) -> frozenset[str]:
@@ -69,8 +91,8 @@ class CollectionView:
             return Standing.READY
         if silo in self.refused:
             return Standing.REFUSED
-        if now >= self.due:
-            return Standing.LATE
+        if now >= self.until:
+            return Standing.NOT_NEEDED if self.is_full else Standing.LATE
         return Standing.SILENT if silo in self.silent else Standing.WORKING
 
 
@@ -78,15 +100,17 @@ def next_action(view: CollectionView, now: datetime) -> Decision:
     """Decide whether to wait, to go on with those who answered, or to give the attempt up.
 
     A silent hospital costs a wait only until the others are through: then the quorum goes on without it, and says so.
-    A hospital that still gives signs of life is waited for until the deadline.
+    A hospital that still gives signs of life is waited for until the deadline and the plan's grace behind it; if more
+    were asked than are wanted, only until so many are there, and the grace behind that.
     """
     enough = len(view.answered & view.expected) >= view.needed
     if not view.outstanding:
         if not view.refused:
             return Decision(Next.GO_ON, Reason.ALL_THERE) if enough else Decision(Next.GIVE_UP, Reason.BELOW_QUORUM)
         return _by_quorum(Reason.REST_REFUSED, Reason.TOO_MANY_REFUSED, enough=enough)
-    if now >= view.due:
-        return _by_quorum(Reason.DEADLINE, Reason.BELOW_QUORUM, enough=enough)
+    if now >= view.until:
+        reason = Reason.WANTED_THERE if view.is_full else Reason.DEADLINE
+        return _by_quorum(reason, Reason.BELOW_QUORUM, enough=enough)
     if len(view.expected - set(view.refused)) < view.needed:
         return Decision(Next.GIVE_UP, Reason.TOO_MANY_REFUSED)
     if enough and view.outstanding <= view.silent:
@@ -132,6 +156,7 @@ HEADLINES = {
     Reason.REST_REFUSED: "the others refused",
     Reason.REST_SILENT: "the others give no sign of life",
     Reason.DEADLINE: "the deadline has passed",
+    Reason.WANTED_THERE: "as many hospitals as the plan wants were ready",
     Reason.BELOW_QUORUM: "too few hospitals for a sum",
     Reason.TOO_MANY_REFUSED: "too many hospitals refused",
     Reason.CANNOT_UNMASK: "the revealed shares do not open the sum",

@@ -161,7 +161,9 @@ async def _end(driver: StudyDriver, publisher: Publisher, planned: int, *, parti
     if partial:
         missing = sum(record.is_partial for record in records)
         return Completed(name="QuorumMet", message=f"{missing} of {planned} rounds ran without some hospital")
-    return Completed(message=f"all {planned} rounds with all {len(study.plan.hospitals)} hospitals")
+    sampled = study.plan.selection.hospitals
+    hospitals = f"all {len(study.plan.hospitals)}" if sampled is None else f"{sampled} of {len(study.plan.hospitals)}"
+    return Completed(message=f"all {planned} rounds with {hospitals} hospitals")
 
 
 async def _study_page(driver: StudyDriver, publisher: Publisher) -> None:
@@ -262,7 +264,7 @@ async def _collect(work: RoundWork, phase: Phase, model: BlobRef) -> Gathered:
     begun = monotonic()
     async with work.collecting(phase, model) as masked:
         token = _watch.set(masked.watch)
-        waiting = asyncio.gather(*[_each(hospital, f"{silo} · {phase}", silo) for silo in work.consenting])
+        waiting = asyncio.gather(*[_each(hospital, f"{silo} · {phase}", silo) for silo in sorted(masked.watch.orders)])
         try:
             await masked.close_cohort()
             closed = monotonic()
@@ -357,6 +359,8 @@ def _standing(standing: Standing, silo: str, watch: Watch) -> State_:
             return Failed(name="Refused", message=f"{silo} refused: {watch.view.refused.get(silo, 'INTERNAL')}")
         case Standing.SILENT:
             return Failed(name="Silent", message=f"{silo}: {_where(watch, silo)}; the round went on without it")
+        case Standing.NOT_NEEDED:
+            return Completed(name="NotNeeded", message=f"enough others were ready before {silo}")
         case Standing.LATE | Standing.WORKING:
             return Failed(name="Late", message=f"{silo} was not ready in time; it joins the next round")
 

@@ -53,12 +53,14 @@ SPLIT_VIEW, BAD_VECTOR, BAD_SHARES = "SPLIT_VIEW", "BAD_VECTOR", "BAD_SHARES"
 
 @dataclass(frozen=True, slots=True)
 class Ordered:
-    """What the hospitals were ordered to sum, and how long they may work for it."""
+    """What the hospitals were ordered to sum, and how long they may work for it (`flows.engine.CollectionView`)."""
 
     context: str
     layout: VectorLayout
     encoding: Encoding
     due: datetime
+    wanted: int | None = None
+    grace: timedelta = timedelta(0)
 
 
 class MaskedSum:
@@ -73,7 +75,8 @@ class MaskedSum:
         self.survivors = ""
         self.vectors: dict[str, BlobRef] = {}
         self.decision: CohortDecision | None = None  # `members` are those that came this far
-        self._ask(Ready, frozenset(watch.orders), self._plan_quorum, self._fault_of_ready, ordered.due)
+        everybody, fault = frozenset(watch.orders), self._fault_of_ready
+        watch.ask(Asked(Ready, everybody, self._plan_quorum, ordered.due, fault, ordered.wanted, ordered.grace))
 
     @property
     def steps(self) -> dict[str, Callable[[], Awaitable[None]]]:
@@ -265,10 +268,10 @@ class MaskedSum:
     # --- common --------------------------------------------------------------------------------------
     def _ask(
         self, kind: type[OfCollection], expected: frozenset[str], needed: int,
-        fault: Callable[[str, Envelope], str | None], due: datetime | None = None,
+        fault: Callable[[str, Envelope], str | None],
     ) -> None:  # fmt: skip
         step = timedelta(minutes=self._desk.plan.aggregation.step_minutes)
-        self.watch.ask(Asked(kind, expected, needed, due or self._desk.now() + step, fault))
+        self.watch.ask(Asked(kind, expected, needed, self._desk.now() + step, fault))
 
     def _quoted(self) -> tuple[bytes, ...]:
         """The answers as they were signed, in the order of the hospitals' names."""

@@ -245,6 +245,10 @@ def _values(record: RoundRecord) -> dict[str, float]:
         "transport/bytes_down": float(sum(traffic.down for traffic in record.traffic.values())),
         _COMMITTED: 1.0,
     }
+    if record.not_drawn:
+        measured["round/not_drawn"] = float(len(record.not_drawn))
+    if record.late is not None:
+        measured["round/late_updates"] = float(record.late)
     for band, hospitals in zip(EPSILON_BANDS, record.below, strict=False):
         measured[f"privacy/hospitals_below_epsilon_{band}"] = float(hospitals)
     return {key: round(float(value), 6) for key, value in measured.items() if value is not None}

@@ -32,13 +32,17 @@ def round_title(number_: int, of: int) -> str:
 
 def counts(record: RoundRecord) -> str:
     """The three counts that belong to every round."""
-    return f"{len(record.registered)} registered, {len(record.ready)} ready, {len(record.contributing)} contributing"
+    said = f"{len(record.registered)} registered, "
+    if record.not_drawn:
+        said += f"{len(record.not_drawn)} not drawn, "
+    return f"{said}{len(record.ready)} ready, {len(record.contributing)} contributing"
 
 
 def partial_message(record: RoundRecord) -> str:
     """What a named state says when hospitals were missing."""
-    absent = ", ".join(f"{silo} ({code})" for silo, code in sorted(record.absent.items()))
-    return f"{len(record.contributing)} of {len(record.registered)} hospitals contributed; without {absent}"
+    absent = ", ".join(f"{silo} ({code})" for silo, code in sorted(record.missing.items()))
+    asked = len(record.registered) - len(record.not_drawn)
+    return f"{len(record.contributing)} of {asked} hospitals contributed; without {absent}"
 
 
 def rollback_message(record: RoundRecord) -> str:
@@ -109,6 +113,7 @@ def round_page(study: Study, record: RoundRecord) -> str:
     ]
     for silo in record.registered:
         standing = "yes" if silo in record.contributing else f"no: {record.absent.get(silo, 'LATE')}"
+        standing = "not drawn" if silo in record.not_drawn else standing
         traffic = record.traffic.get(silo)
         moved = f"{size(traffic.up)} | {size(traffic.down)}" if traffic else "– | –"  # noqa: RUF001
         lines.append(f"| {silo} | {standing} | {moved} |")
@@ -117,6 +122,8 @@ def round_page(study: Study, record: RoundRecord) -> str:
                   f"the mean change is {record.update_norm:.3g} long."]  # fmt: skip
     if record.clipped:
         lines += ["", f"{record.clipped:,} weights were clipped: the change did not fit the round's scale."]
+    if record.late:
+        lines += ["", late_updates(record)]
     if record.below:
         lines += ["", spent_so_far(record)]
     timing = record.timing
@@ -129,6 +136,12 @@ def round_page(study: Study, record: RoundRecord) -> str:
         f"`{record.transcript[:19]}…`",
     ]
     return "\n".join(lines)
+
+
+def late_updates(record: RoundRecord) -> str:
+    """How many changes of the sum are of a round before: whose, nobody knows."""
+    many = "is" if record.late == 1 else "are"
+    return f"{record.late} of the {len(record.contributing)} changes {many} of an earlier round and came late."
 
 
 def statistics_page(study: Study, found: Statistics) -> str:

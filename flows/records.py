@@ -9,7 +9,7 @@ from boundary.names import DigestStr, Frozen, list_in
 from boundary.robustness import Reason, Vote
 from boundary.secagg.ring import Encoding
 from boundary.tensors import TensorManifest
-from compliance.records import AnyMetrics, Bands, CohortDecision, Seconds
+from compliance.records import AnyMetrics, Bands, CohortDecision, LateCount, Seconds
 
 
 class ModelStart(Frozen):
@@ -60,6 +60,7 @@ class Candidate(Frozen):
     weight: float
     clipped: Annotated[int, Field(ge=0)]
     below: Bands = ()
+    late: LateCount = None
     train: CohortDecision
     survivors: DigestStr
     next_encoding: Encoding

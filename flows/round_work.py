@@ -45,6 +45,7 @@ from flows.desk import Desk
 from flows.engine import Reason
 from flows.masked_sum import MaskedSum, Ordered
 from flows.records import Candidate, Evaluated, Statistics
+from flows.selection import asked, pace_of
 from flows.store import audit, holdings, rounds, studies, witnessed
 from flows.store.database import reading, writing
 from flows.store.rounds import OpenRound
@@ -82,6 +83,7 @@ class RoundWork:
     model_in: BlobRef
     consenting: tuple[str, ...]
     encoding: Encoding
+    without: frozenset[str] = frozenset()  # who rests in this round's training if enough others remain
 
     @property
     def number(self) -> int:
@@ -119,13 +121,14 @@ class RoundWork:
         with writing(self.coordinator.store) as connection:
             studies.check(connection, self.reins)
             holdings.record(connection, model, owner=COORDINATOR, now=self.coordinator.now())
-            for silo in self.consenting:
+            for silo in asked(connection, self.desk, self.study.plan_digest, collection, self.consenting, self.without):
                 envelope = self.desk.tell(connection, silo, order)
                 orders[silo] = envelope.digest
                 if isinstance(envelope.message, WorkOrder):
                     order = envelope.message  # one that was posted before counts, its roster and deadline too
         watch = Watch(self.coordinator.store, self.desk, collection, dict(orders), self.coordinator.now)
-        ordered = Ordered(context_of(order), self.layout(phase), order.encoding, order.due)
+        pace = pace_of(self.study.plan, collection)
+        ordered = Ordered(context_of(order), self.layout(phase), order.encoding, order.due, pace.wanted, pace.grace)
         masked = MaskedSum(self.coordinator.store, self.reins, self.desk, watch, ordered)
         keeping = asyncio.create_task(watch.keep())
         try:
@@ -202,6 +205,7 @@ class RoundWork:
             weight=summed.weight,
             clipped=summed.clipped,
             below=summed.bands,
+            late=summed.late,
             train=gathered.decision,
             survivors=masked.survivors,
             next_encoding=next_encoding(plan, masked.ordered.encoding, largest=summed.largest, clipped=summed.clipped),
@@ -340,7 +344,8 @@ class RoundWork:
         train = candidate.train
         not_asked = {silo: "NOT_APPROVED" for silo in self.study.plan.silos if silo not in self.consenting}
         attempt = self.collection("train").model_copy(update={"attempt": train.attempt})
-        asked = rounds.decided(connection, attempt) or train
+        closed = rounds.decided(connection, attempt) or train
+        not_drawn = set(self.consenting) - {*closed.members, *closed.absent}
         rolled_back = candidate.refused or (None if evaluated is None else evaluated.rolled_back)
         found = None if evaluated is None else evaluated.metrics
         return RoundRecord(
@@ -349,9 +354,10 @@ class RoundWork:
             model_in=self.model_in.digest,
             model_out=candidate.model if rolled_back is None else self.model_in,
             registered=self.study.plan.silos,
-            ready=asked.members,
+            ready=closed.members,
             contributing=train.members,
             absent=not_asked | train.absent,
+            not_drawn=tuple(sorted(not_drawn)),
             train=train,
             transcript=transcript_of(candidate.survivors, candidate.model.digest),
             rolled_back=rolled_back,
@@ -364,6 +370,7 @@ class RoundWork:
             evaluate=None if evaluated is None else evaluated.decision,
             train_loss=candidate.train_loss,
             below=candidate.below,
+            late=candidate.late,
             metrics=found if rolled_back is None else None,
             tried_metrics=None if rolled_back is None else found,
             timing=Timing(

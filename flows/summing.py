@@ -78,7 +78,8 @@ class TrainSum:
 
     `bands` counts hospitals below each of `EPSILON_BANDS`, if the plan has a guarantee per patient; one that adds more
     than itself can at most make a count all hospitals. `largest` is the largest absolute weight of the sum, `clipped`
-    how many weights hospitals had to clip, and `shortened` how many changes, if the plan has a longest one.
+    how many weights hospitals had to clip, and `shortened` how many changes, if the plan has a longest one. `late` counts
+    deltas that were made in a round before, like `bands`; None where the plan has none such.
     """
 
     mean_delta: NDArray[np.float32]
@@ -89,6 +90,7 @@ class TrainSum:
     clipped: int
     bands: tuple[int, ...]
     shortened: int | None = None
+    late: int | None = None
 
 
 def read_train_sum(total: Total, *, hospitals: int) -> TrainSum:
@@ -96,7 +98,7 @@ def read_train_sum(total: Total, *, hospitals: int) -> TrainSum:
 
     Raises `BadTensors` if the weights or the steps do not add up.
     """
-    weight, loss, steps, bands = total.number("weight"), None, None, ()
+    weight, loss, steps, bands, late = total.number("weight"), None, None, (), None
     names = {section.name for section in total.layout.sections}
     if not weight > 0:
         raise BadTensors("the summed weight is not positive")
@@ -110,9 +112,11 @@ def read_train_sum(total: Total, *, hospitals: int) -> TrainSum:
             raise BadTensors("the summed number of steps is negative or not finite")
     if "bands" in names:
         bands = tuple(min(hospitals, max(0, round(count))) for count in total.numbers[total.layout.where("bands")])
-    shortened = min(hospitals, max(0, round(total.number("shortened")))) if "shortened" in names else None
+    shortened, late = (
+        min(hospitals, max(0, round(total.number(name)))) if name in names else None for name in ("shortened", "late")
+    )
     mean, largest = decode_mean(total.words, total.encoding, weight)
-    return TrainSum(mean, loss, steps, weight, largest, round(total.number("clipped")), bands, shortened)
+    return TrainSum(mean, loss, steps, weight, largest, round(total.number("clipped")), bands, shortened, late)
 
 
 def openers(vectors: Mapping[str, str], opened: Callable[[str], BinaryIO]) -> list[Opener]:

@@ -2,7 +2,7 @@
 
 Journal, mailroom, masked sums and outbox are the agent's own; what is left out is TLS, DICOM and training: a
 hospital's work is a function that gives its numbers and weights. Failures are verbs: `silence`, `refuse`, `restart`,
-`fall_silent_before`, `lie`.
+`fall_silent_before`, `dawdle`, `lie`.
 """
 
 import asyncio
@@ -41,6 +41,7 @@ from infra.hospitals.policy import put_in_force, wide_policy
 from silo_agent.config import Resources, starting_config
 from silo_agent.inbound import OwnSide
 from silo_agent.journal import Journal, KeptOrder, Parcel
+from silo_agent.late import offer
 from silo_agent.mailroom import Mailroom
 from silo_agent.outbound import Outbound
 from silo_agent.permission import Permission
@@ -79,6 +80,7 @@ class SimulatedHospital:
     refuses: dict[str, str] = field(default_factory=dict)  # phase -> code
     silent_before: str | None = None  # the kind of message it never says
     silent_before_attempt: int = 0  # it falls silent when it is ordered to try again
+    slow_in: set[int] = field(default_factory=set)  # rounds whose training is not ready before it is too late
     lies: dict[str, Lie] = field(default_factory=dict)  # kind -> what it says instead
     worked: list[str] = field(default_factory=list)
     orders: dict[str, str] = field(default_factory=dict)
@@ -153,20 +155,28 @@ class SimulatedHospital:
             self.outbound.refuse(order, collection, code, "a test", retryable=True)
             return
         folder = result_folder(self.folder, order.study, order.round, collection.phase, message.model.digest)
-        if not is_whole(folder):
+        now = self.coordinator.now()
+        if not is_whole(folder) and not offer(
+            self.journal, self.folder, order, message.model.digest, lambda: None, now
+        ):
             numbers, weights = self.work(collection)
             plan = self._plan(collection.study)
             if weights is not None:
                 count = plan.aggregation.summed_weights(len(weights))
                 weights = weights[selected(selection_key(collection, message.model.digest), len(weights), count)]
+            is_training = collection.phase == "train"
+            if plan.selection.keeps_late and is_training:
+                numbers = np.append(numbers, 0.0)
             write_vector(folder / "vector", numbers, weights)
             votes = 3 * plan.robustness.vote
             metrics = {"statistics": len(numbers) - 3, "train": 0, "evaluate": len(numbers) - votes}[collection.phase]
             size = 0 if weights is None else len(weights)
             identity = identity_of(collection, message.model.digest, secrets.token_bytes)
             layout = layout_in(plan, collection.phase, parameters=size, metrics=metrics)
-            StoredResult(identity, folder / "vector", layout).save(folder)
+            StoredResult(identity, folder / "vector", layout, order.round if is_training else 0).save(folder)
             self.worked.append(str(collection))
+        if collection.phase == "train" and collection.round in self.slow_in:
+            return
         self.sums.begin(order, folder)
 
     def _plan(self, study: str) -> StudyPlan:
@@ -252,6 +262,10 @@ class SimulatedHospital:
         self.journal.close()
         self._open()
         self.speak()
+
+    def dawdle(self, *numbers: int) -> None:
+        """Be too late with the trainings of these rounds, and alive all the time."""
+        self.slow_in.update(numbers)
 
     def refuse(self, phase: str, code: str = "NO_IMAGES") -> None:
         self.refuses[phase] = code

@@ -114,6 +114,8 @@ random_share = 0.25
 error_feedback = true
 lost_after_seconds = 45.5
 max_model_norm = 2500
+[selection]
+grace_minutes = 7.5
 [evidence]
 disclose = ["budget", "withdrawals"]
 """

@@ -230,6 +230,7 @@ class Agent:
             self._mail.take(delivery)
         self.journal.set_fact(CONTACT, timestamp(self._world.now()).encode())
         if answer.deliveries:
+            self._bench.say_busy()
             self._wake_work.set()
             self._wake_send.set()
 

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from boundary.canonical import parse_json
 from boundary.plan import plan_from_json
-from compliance.events import RoundReceived, TrainingStarted
+from compliance.events import LateUpdateOffered, RoundReceived, TrainingStarted
 from compliance.trail import read_leaf
 from silo_agent.intake.withdrawn import numbers_of, read_known, tag_of
 from silo_agent.journal import Journal
@@ -13,7 +13,7 @@ from silo_agent.private_trail import Effect, Withdrawal
 from silo_agent.trainer import study_key
 
 _LAST_ROUND = 10_000  # boundary.names.RoundNumber: a study that is there has no next round
-Kind = TypeVar("Kind", TrainingStarted, RoundReceived)
+Kind = TypeVar("Kind", TrainingStarted, LateUpdateOffered, RoundReceived)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ def side_of(journal: Journal, master: bytes, study: str, reference: str) -> bool
 def first_without(journal: Journal, study: str) -> int:
     """The round after the last one that is over or that work here has begun on. Counting images is not such work."""
     begun = [one.round for one in _events(journal, study, TrainingStarted) if one.phase != "statistics"]
+    begun += [one.round for one in _events(journal, study, LateUpdateOffered)]
     return min(_LAST_ROUND, 1 + max([journal.committed_round(study), *begun]))
 
 
@@ -64,7 +65,11 @@ def _exposure(journal: Journal, master: bytes, silo: str, reference: str, effect
     started = _events(journal, effect.study, TrainingStarted)
     over = [one for one in _events(journal, effect.study, RoundReceived) if one.round < effect.round]
     phase = "evaluate" if holdout else "train"
-    rounds = sorted({one.round for one in started if one.phase == phase and one.round < effect.round})
+    begun = {one.round for one in started if one.phase == phase and one.round < effect.round}
+    if not holdout:  # into which round what was made with them went, if it came too late for its own
+        offered = _events(journal, effect.study, LateUpdateOffered)
+        begun |= {one.round for one in offered if one.made_in in begun and one.round < effect.round}
+    rounds = sorted(begun)
     models = [(one.round, one.model) for one in over if silo in one.contributing and one.round in rounds]
     return Exposure(
         label=plan.label,

@@ -126,6 +126,9 @@ def check_closing(closed: CohortClosed, order: KeptOrder, plan: StudyPlan, own: 
     named = (*closed.members, *closed.absent)
     if set(named) - set(plan.silos) or len(set(named)) != len(named):
         raise UnknownMember("the cohort names a hospital twice or one that is not in the plan")
+    most = plan.selection.most_asked
+    if closed.collection.phase == "train" and most is not None and len(named) > most:
+        raise NotApproved(f"{len(named)} hospitals were asked to train, the plan has at most {most} of them drawn")
     if own.silo not in closed.members:
         return False
     own.roster.alive(own.now)

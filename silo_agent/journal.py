@@ -450,6 +450,12 @@ class Journal:
         wanted = "SELECT 1 FROM outbox WHERE position = ? AND state = 'waiting'"
         return self._db.execute(wanted, (parcel.position,)).fetchone() is not None
 
+    def has_put_out(self, slots: str) -> bool:
+        """Whether anything whose slot begins so was ever put into the outbox, whatever became of it."""
+        behind = slots[:-1] + chr(ord(slots[-1]) + 1)
+        wanted = "SELECT 1 FROM outbox WHERE slot >= ? AND slot < ?"
+        return self._db.execute(wanted, (slots, behind)).fetchone() is not None
+
     def left(self) -> list[tuple[str, str, str, int | None]]:
         """What has left or is leaving: (slot, kind, state, blob bytes), for the status page."""
         return list(self._db.execute("SELECT slot, kind, state, blob_size FROM outbox ORDER BY position"))

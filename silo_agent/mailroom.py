@@ -14,6 +14,7 @@ from boundary.errors import BadSignature, PeerFault
 from boundary.messages import (
     AgreementShown,
     CohortClosed,
+    Collection,
     HeadsShown,
     PlanProposed,
     RoundCommitted,
@@ -26,6 +27,7 @@ from boundary.names import COORDINATOR
 from boundary.plan import digest_of, to_json
 from boundary.protocol import IN_MEMORY, Heard, Step
 from compliance.events import DataPurged, PlanReceived, RoundReceived, StudyEnded
+from silo_agent import late
 from silo_agent.errors import WrongCoordinator
 from silo_agent.inbound import OwnSide, check_order, check_proposal
 from silo_agent.journal import Journal, KeptOrder
@@ -93,7 +95,7 @@ class Mailroom:
                 self._order(order, envelope)
             case CohortClosed() | SharesRouted() | SurvivorsNamed() | AgreementShown() as told:
                 if not self.sums.hear(told):
-                    self.unwanted(str(told.collection))
+                    self._left_out(told.collection)
             case RoundCommitted() as committed:
                 self._committed(committed)
             case HeadsShown() as heads:
@@ -108,7 +110,9 @@ class Mailroom:
         match envelope.message:
             case RoundCommitted() as committed if committed.round == self.journal.committed_round(committed.study):
                 carry_over(self.folder, self.journal, committed.study)
-                forget_rounds(self.folder, committed.study, committed.round, keep_model=committed.model.digest)
+                spared = late.spared(self.journal, committed.study, committed.round)
+                keep = committed.model.digest
+                forget_rounds(self.folder, committed.study, committed.round, keep_model=keep, spared=spared)
             case StudyClosed() as closed:
                 files, size = forget_study(self.folder, closed.study)
                 if files:
@@ -156,7 +160,7 @@ class Mailroom:
         for old in earlier:  # nothing of an older try is wanted any more, but this one's work: on the same model
             is_earlier_attempt = (old.round, old.phase) == (kept.round, kept.phase)
             if is_earlier_attempt or old.step is Step.WORKING or old.step in IN_MEMORY:
-                self._end(old, goes_on=is_earlier_attempt)
+                self._end(old, goes_on=is_earlier_attempt or late.goes_on(self.journal, old, kept.round))
         _log.info("order for %s accepted", collection)
 
     def _committed(self, committed: RoundCommitted) -> None:
@@ -164,7 +168,9 @@ class Mailroom:
             return
         for order in self.journal.orders_of(committed.study):
             if order.round <= committed.round:
-                self._end(order)
+                self._end(order, goes_on=late.goes_on(self.journal, order, committed.round + 1))
+        for order in late.outdated(self.journal, committed.study, committed.round + 1):
+            self.unwanted(order.collection)
         self.journal.set_fact(
             f"progress {committed.study}", canonical_bytes({"round": committed.round, "absent": [*committed.absent]})
         )
@@ -188,6 +194,12 @@ class Mailroom:
         if committed.tried is not None:
             _log.warning("round %s of %s was rolled back: its model does not count", committed.round, committed.study)
 
+    def _left_out(self, collection: Collection) -> None:
+        """The sum goes on without us. A training may still be finished for the next round."""
+        order = self.journal.order(str(collection))
+        if order is None or not late.goes_on(self.journal, order, order.round + 1):
+            self.unwanted(str(collection))
+
     def _study_closed(self, closed: StudyClosed) -> None:
         for order in self.journal.orders_of(closed.study):
             self._end(order)
@@ -199,7 +211,8 @@ class Mailroom:
     def _end(self, order: KeptOrder, *, goes_on: bool = False) -> None:
         """Nobody waits for this order any more: stop the work, and what has not left by now stays here.
 
-        With `goes_on` the work is let be finished: a new attempt wants the very result (docs/adr/0006).
+        With `goes_on` the work is let be finished: a new attempt wants the very result (docs/adr/0006), or the next
+        round does (docs/adr/0021).
         """
         if order.step is not Step.OVER:
             self.journal.advance(order.collection, Heard.ROUND_OVER)

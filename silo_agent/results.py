@@ -25,15 +25,21 @@ BASE = ".base."  # in the name of the network as a study begins, where not all o
 
 @dataclass(frozen=True, slots=True)
 class StoredResult:
-    """`vector` is its file, `layout` where things lie in it, and `identity` what it is remembered by."""
+    """`vector` is its file, `layout` where things lie in it, and `identity` what it is remembered by.
+
+    `made_in` is the round of a training. The vector lies beside the description, also where the folder was moved since
+    (`silo_agent.late`).
+    """
 
     identity: str
     vector: Path
     layout: VectorLayout
+    made_in: int = 0
 
     def save(self, folder: Path) -> None:
         """Write the description last: a folder with it is complete."""
-        content = {"identity": self.identity, "vector": str(self.vector), "layout": self.layout.model_dump(mode="json")}
+        layout = self.layout.model_dump(mode="json")
+        content = {"identity": self.identity, "vector": str(self.vector), "layout": layout, "made_in": self.made_in}
         write_private(folder / "result.json", json.dumps(content).encode())
 
     @classmethod
@@ -44,9 +50,9 @@ class StoredResult:
         except (OSError, ValueError) as why:
             raise StoredFileLost(f"the result in {folder} cannot be read: {why}") from why
         match content:
-            case {"identity": str(name), "vector": str(vector), "layout": dict(layout)}:
+            case {"identity": str(name), "vector": str(vector), "layout": dict(layout), "made_in": int(made_in)}:
                 with suppress(ValidationError):
-                    return cls(name, Path(vector), VectorLayout.model_validate(layout))
+                    return cls(name, folder / Path(vector).name, VectorLayout.model_validate(layout), made_in)
         raise StoredFileLost(f"{folder / 'result.json'} is not a result's description")
 
 
@@ -115,11 +121,15 @@ def forget_carried(folder: StateFolder, study: str) -> None:
         carried(folder, study, suffix).unlink(missing_ok=True)
 
 
-def forget_rounds(folder: StateFolder, study: str, upto: int, *, keep_model: str) -> None:
-    """Remove vectors of rounds that are over, and global models that were replaced."""
+def forget_rounds(
+    folder: StateFolder, study: str, upto: int, *, keep_model: str, spared: frozenset[int] = frozenset()
+) -> None:
+    """Remove vectors of rounds that are over, and global models that were replaced; not trainings of rounds spared."""
     for done in (folder.work / study).glob("*-*-*"):
-        number = done.name.partition("-")[0]
+        number, _, phase = done.name.partition("-")
         if number.isdecimal() and int(number) <= upto:
+            if int(number) in spared and phase.startswith("train-"):
+                continue
             shutil.rmtree(done, ignore_errors=True)
     for model in folder.models.glob(f"{study}.*"):
         if BASE not in model.name and keep_model.removeprefix("sha256:") not in model.name:

@@ -178,6 +178,7 @@ def lines(file: Dossier) -> list[tuple[str, str]]:
          f"{dataset.max_images_per_patient} images per patient, {dataset.holdout_share:.0%} of the patients held back"),
         *_series(plan),
         ("How often", f"{training.rounds} rounds" + ("" if plan.bands else f" of {training.local_epochs} epoch(s)")),
+        *_selection(plan),
         *guarantee_lines(plan, file.cost),
         ("What leaves", f"per round: {parameters}, {loss}, and counts of right and wrong {answers}, in one "
          "vector under masks: only the sum over the hospitals can be read, by anybody. The plan approval; fresh keys "
@@ -217,6 +218,27 @@ def _parts(plan: StudyPlan) -> list[tuple[str, str]]:
     if choice.home:
         said.append(f"those called {' or '.join(choice.home)} are our own: they are kept here and never sent")
     return [("Which part of it", "; ".join(said))] if said else []
+
+
+def _selection(plan: StudyPlan) -> list[tuple[str, str]]:
+    """Whether all hospitals train in every round, and what becomes of a training that comes too late."""
+    selection, said = plan.selection, []
+    if selection.hospitals is not None:
+        more = f" and {selection.over} more are asked, in case some are slow" if selection.over else ""
+        of = f"{selection.hospitals} of the {len(plan.hospitals)} hospitals"
+        said.append(
+            ("Who trains", f"in each round {of} are drawn{more}. "
+             "The draw follows from this plan: the coordinator cannot change it, and `wardround verify` repeats it. "
+             "All hospitals evaluate")
+        )  # fmt: skip
+    if selection.keeps_late:
+        weights = ", ".join(f"{selection.factor(stale):.0%}" for stale in range(1, selection.most_stale + 1))
+        said.append(
+            ("If we are late", f"a training that is not ready in time is finished and goes into one of the next "
+             f"{selection.most_stale} round(s) that ask us, once, counted at {weights} of its weight; while it lasts "
+             "we do not evaluate. If somebody withdraws consent first, it is thrown away")
+        )  # fmt: skip
+    return said
 
 
 def _series(plan: StudyPlan) -> list[tuple[str, str]]:

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from boundary.drawing import passed_over
 from boundary.envelope import open_envelope
 from boundary.errors import OutOfTurn, PeerFault, UnknownMember
 from boundary.messages import AgreementShown, BlobRef, CohortClosed, Collection, SharesRouted, SurvivorsNamed, WorkOrder
 from boundary.names import COORDINATOR
-from boundary.plan import StudyPlan
+from boundary.plan import StudyPlan, digest_of
 from boundary.protocol import FINAL, IN_MEMORY, Step
 from boundary.secagg.context import context_of
 from boundary.secagg.errors import ResultSpent
@@ -25,6 +26,7 @@ from silo_agent.aside import aside
 from silo_agent.errors import EgressRefused, StoredFileLost, disk_code
 from silo_agent.inbound import OwnSide, approved_plan, check_closing
 from silo_agent.journal import Journal, KeptOrder
+from silo_agent.late import staleness
 from silo_agent.outbound import Outbound
 from silo_agent.permission import Permission
 from silo_agent.policy.errors import PolicyRefused
@@ -136,7 +138,9 @@ class Sums:
             raise OutOfTurn(f"{told.kind} for another order")
         match told:
             case CohortClosed():
-                if not check_closing(told, order, plan, own):
+                stays = check_closing(told, order, plan, own)
+                _tell_draw(told, plan)
+                if not stays:
                     return False
                 self._share(told, order, plan)
             case SharesRouted():
@@ -177,13 +181,15 @@ class Sums:
         if not result.vector.exists():
             raise StoredFileLost(f"{result.vector} is gone")
         layout, encoding = result.layout, order_of(order, own).encoding
+        stale = staleness(plan, routed.collection, result)
+        late_by = plan.selection.factor(stale) if stale else None
         masked = result.vector.with_suffix(f".{routed.collection.attempt}.masked")
         seed = self.entropy(32)
 
         def write() -> dict[str, Any]:
             from silo_agent.vector import write_masked  # NumPy stays out of the daemon
 
-            return write_masked(result.vector, masked, layout, encoding, keys, seed).model_dump()
+            return write_masked(result.vector, masked, layout, encoding, keys, seed, late_by).model_dump()
 
         blob = BlobRef.model_validate(aside(write, MASKING_SECONDS))
         attempt.vector = blob.digest
@@ -199,6 +205,16 @@ class Sums:
         self.journal.spend(attempt.result.identity, order.collection, attempt.session.surviving)
         self.outbound.revealed(order, shown.collection, revealed)
         self.forget(order.collection)
+
+
+def _tell_draw(closed: CohortClosed, plan: StudyPlan) -> None:
+    """For our people: who was not asked although their lot came first. The reasons are in the coordinator's log."""
+    if closed.collection.phase != "train" or plan.selection.most_asked is None:
+        return
+    asked = (*closed.members, *closed.absent)
+    skipped = passed_over(digest_of(plan), closed.collection.round, plan.silos, asked)
+    if skipped:
+        _log.info("%s was drawn without %s: not approved there, or resting", closed.collection, ", ".join(skipped))
 
 
 def order_of(order: KeptOrder, own: OwnSide) -> WorkOrder:

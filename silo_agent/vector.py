@@ -22,6 +22,7 @@ from boundary.secagg.ring import Encoding
 from boundary.secagg.secrets import MaskKey
 
 THREADS = 2
+_BY_WEIGHT = ("loss_sum", "images", "weight")  # where there are late updates: `layout_for`
 Bytes = NDArray[np.uint8]
 
 
@@ -41,16 +42,18 @@ def write_vector(out: Path, numbers: NDArray[np.float64], weights: NDArray[np.fl
 
 
 def write_masked(
-    vector: Path, masked: Path, layout: VectorLayout, encoding: Encoding, keys: list[MaskKey], seed: bytes
-) -> BlobRef:
+    vector: Path, masked: Path, layout: VectorLayout, encoding: Encoding, keys: list[MaskKey], seed: bytes,
+    late_by: float | None = None,
+) -> BlobRef:  # fmt: skip
     """Write `vector` under its masks to `masked`, on the disk for good, and give its digest and size.
 
-    `seed` is 32 fresh bytes, for the rounding. Raises `BadTensors` for a vector that is not finite or not of the
-    layout's length, `OSError` when the disk fails; then no file is left.
+    `seed` is 32 fresh bytes, for the rounding. With `late_by` the weighted delta, its weight and what is counted by
+    weight are multiplied by that factor, and the vector counts as a late one. Raises `BadTensors` for a vector that is
+    not finite or not of the layout's length, `OSError` when the disk fails; then no file is left.
     """
     if vector.stat().st_size != layout.plain_bytes:  # not what the child wrote, or cut by a crash
         raise BadTensors("the vector has another length than the plan's layout")
-    numbers, weights = _read(vector, layout, encoding)
+    numbers, weights = _read(vector, layout, encoding, late_by)
     masking = Masking(keys, numbers_bytes=layout.numbers_bytes, ring=encoding.ring)
     hasher, size = hashlib.sha256(), 0
     try:
@@ -68,11 +71,18 @@ def write_masked(
     return BlobRef(digest=Digest("sha256:" + hasher.hexdigest()), size=size)
 
 
-def _read(vector: Path, layout: VectorLayout, encoding: Encoding) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
+def _read(
+    vector: Path, layout: VectorLayout, encoding: Encoding, late_by: float | None
+) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
     """Give the encoded numbers, with the count of weights that have to be clipped among them, and the plain weights."""
     plain = np.memmap(vector, np.uint8, mode="r")
     numbers = np.array(plain[: layout.numbers_bytes]).view("<f8")
     weights = plain[layout.numbers_bytes :].view("<f4")
+    if late_by is not None:
+        weights = weights * np.float32(late_by)
+        for name in _BY_WEIGHT:
+            numbers[layout.where(name)] *= late_by
+        numbers[layout.where("late")] = 1.0
     if layout.weights:
         numbers[layout.where("clipped")] = count_clipped(weights, encoding)
     return encode_numbers(numbers, encoding.most), weights

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from boundary.errors import MalformedMessage, PeerFault
 from boundary.layout import layout_in
 from boundary.messages import BlobRef, Collection, WorkOrder
 from boundary.plan import plan_from_json
-from boundary.protocol import Step
+from boundary.protocol import FINAL, Step
 from boundary.secagg.context import selection_key
 from compliance.events import IntakeCounted, TrainingStarted, in_tens
 from models.catalogue import check_model
 from models.errors import ModelError
+from silo_agent import late
 from silo_agent.budget import Terms, terms_of
 from silo_agent.config import AgentConfig
 from silo_agent.cost import TIGHT, question_of
@@ -57,6 +59,7 @@ from silo_agent.withdrawal import erase_from, finish
 from silo_agent.worker import OnProgress, Worker, untold
 
 _log = logging.getLogger("silo_agent.workbench")
+BUSY = "BUSY"  # with a training that came too late for its round
 MOST_STARTS = 5  # a work that killed its child five times will do so again
 _NO_MODEL = {"UNKNOWN_BLOB", "RANGE_NOT_SATISFIABLE"}  # asking again cannot help; everything else may pass
 
@@ -105,6 +108,18 @@ class Workbench:
         """Stop the work for this collection, whichever attempt began it, or the scan for this study."""
         if self.current is not None and _work_of(self.current) == _work_of(what):
             await self.worker.cancel()
+
+    def say_busy(self) -> None:
+        """While a training is finished for a later round, its study's other work is refused: nobody waits for it."""
+        if self.current is None or self.activity is None:
+            return
+        now = self.journal.order(self.current)
+        if now is None or now.phase != "train" or now.step not in FINAL:
+            return
+        for order in self.journal.open_orders():
+            if order.study == now.study and order.phase != "train" and order.step is Step.WORKING:
+                collection = Collection.parse(order.collection)
+                self.outbound.refuse(order, collection, BUSY, "a training goes on for the next round", retryable=True)
 
     async def drop_unapproved(self) -> None:
         """Stop what the steward has said no to meanwhile, in a process of their own."""
@@ -195,6 +210,10 @@ class Workbench:
         self.permission.excluded(self.permission.dataset(plan))
         patients = await self._same_data(kept)
         asked, terms = self.permission.ask(order, message, plan, patients)
+        begin = partial(self.permission.begin, asked)
+        if late.offer(self.journal, self.folder, order, message.model.digest, begin, self.own().now):
+            _log.info("%s: what an earlier round made is offered for it", collection)
+            return folder
         weights = await self._fetched(order, message, message.model)
         base = message.base and await self._fetched(order, message, message.base, BASE)
         control = message.control and await self._fetched(order, message, message.control)
@@ -231,7 +250,7 @@ class Workbench:
                     raise WorkCancelled("somebody withdrew meanwhile: nobody can tell whether it is with them or not")
                 identity = identity_of(collection, message.model.digest, self.outbound.entropy, withdrawn=gone)
                 layout = layout_in(plan, collection.phase, parameters=parameters, metrics=metrics)
-                StoredResult(identity, vector, layout).save(folder)
+                StoredResult(identity, vector, layout, order.round if collection.phase == "train" else 0).save(folder)
                 if release is not None:
                     release.commit(self.journal, self.own().now)
                 return folder

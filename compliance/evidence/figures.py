@@ -150,7 +150,7 @@ def _metric(
 
 
 def _cohort(title: str, data: dict[str, Any]) -> Drawing | None:
-    """A filled square contributed, a crossed one refused, an empty one was absent."""
+    """A filled square contributed, a crossed one refused, an empty one was absent, a dash was not drawn."""
     rows, numbers = data["rows"][:MOST_ROWS], data["rounds"][-MOST_COLUMNS:]
     if not rows or not numbers:
         return None
@@ -168,7 +168,8 @@ def _cohort(title: str, data: dict[str, Any]) -> Drawing | None:
             shapes += _mark(cell, left + (index + 0.5) * step - _CELL / 2, y)
     bottom = 24 + len(rows) * 20 + 10
     at = 4.0
-    for cell in ("contributed", "refused", "absent"):
+    told = {cell for row in rows for cell in row["cells"]}
+    for cell in ("contributed", "refused", "absent", *(["not drawn"] if "not drawn" in told else [])):
         shapes += [*_mark(cell, at, bottom), Word(at + 20, bottom + 11, cell)]
         at += 110
     if len(rows) < len(data["rows"]) or len(numbers) < len(data["rounds"]):
@@ -180,6 +181,8 @@ def _cohort(title: str, data: dict[str, Any]) -> Drawing | None:
 def _mark(cell: str, x: float, y: float) -> list[Shape]:
     if cell == "contributed":
         return [Box(x, y, _CELL, _CELL, COLOURS[0])]
+    if cell == "not drawn":
+        return [Line(((x + 3, y + _CELL / 2), (x + _CELL - 3, y + _CELL / 2)), GREY, 2)]
     empty: list[Shape] = [Box(x, y, _CELL, _CELL, WHITE, GREY)]
     if cell == "absent":
         return empty

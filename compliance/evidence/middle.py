@@ -186,12 +186,17 @@ def _cohort_figure(facts: Facts) -> Figure:
     rows = []
     for hospital in facts.hospitals:
         refused = {one.event.round for one in hospital.log.of(WorkRefused)}
-        cells = [
-            "contributed" if hospital.silo in one.contributing else "refused" if one.number in refused else "absent"
-            for one in facts.rounds
-        ]
+        cells = [_cell(hospital.silo, one, refused) for one in facts.rounds]
         rows.append({"name": hospital.silo, "cells": cells})
     return figure("cohort", "Who contributed to which round", rounds=[one.number for one in facts.rounds], rows=rows)
+
+
+def _cell(silo: str, one: RoundFacts, refused: set[int]) -> str:
+    if silo in one.contributing:
+        return "contributed"
+    if one.record is not None and silo in one.record.not_drawn:
+        return "not drawn"
+    return "refused" if one.number in refused else "absent"
 
 
 def egress(facts: Facts) -> Section:

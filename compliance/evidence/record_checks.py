@@ -5,6 +5,7 @@ from compliance.events import (
     CELL,
     ContributionReleased,
     IntakeCounted,
+    LateUpdateOffered,
     PatientWithdrawn,
     PlanApprovalGiven,
     RoundReceived,
@@ -173,6 +174,7 @@ def check_withdrawals(facts: Facts) -> Finding:
 def next_round(hospital: HospitalFacts, withdrawn: Entry[PatientWithdrawn]) -> int:
     """The first round after the one that was under way, as far as the entries that are shown tell."""
     over = [one.event.round for one in hospital.log.of(RoundReceived) if one.at < withdrawn.at]
+    over += [one.event.round for one in hospital.log.of(LateUpdateOffered) if one.at < withdrawn.at]
     for kind in (TrainingStarted, WorkDone, SecretsShared):
         entries: tuple[Entry[TrainingStarted | WorkDone | SecretsShared], ...] = hospital.log.of(kind)
         over += [one.event.round for one in entries if one.at < withdrawn.at and one.event.phase != "statistics"]

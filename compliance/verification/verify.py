@@ -10,7 +10,7 @@ from pathlib import Path
 
 from compliance.bundle import Trust
 from compliance.bundle_reading import Found, read_folder, without_collector
-from compliance.verification import budgets, files, gates, logs, members, rounds, sums, witnesses
+from compliance.verification import budgets, files, gates, logs, members, rounds, selection, sums, witnesses
 from compliance.verification.case import Case, Check, open_case
 from compliance.verification.files import Rebuild
 from compliance.verification.findings import Checked, Finding, Severity, Verification, incomplete
@@ -28,6 +28,8 @@ CHECKS: tuple[tuple[str, str, Check], ...] = (
     ("receipts", "the coordinator and every contributing hospital signed every round", rounds.receipts),
     ("received", "the hospitals were told what the coordinator logged", rounds.received),
     ("cohorts", "no sum is over too few hospitals, or over different ones twice", sums.cohorts),
+    ("draws", "every training asked the hospitals that the plan's draw gives", selection.draws),
+    ("late", "an update that came late is in one sum", selection.late),
     ("models", "every model comes out of one sum over those it names", sums.models),
     ("hospitals", "the hospitals' logs have their part in every sum", sums.hospitals),
     ("gates", "every work began after all gates of the hospital's policy had passed", gates.gates),

@@ -343,4 +343,5 @@ def _round_summary(record: RoundRecord) -> dict[str, Any]:
         "contributing": len(record.contributing),
         "absent": record.absent,
         "rolled_back": record.rolled_back,
+        "not_drawn": list(record.not_drawn),
     }

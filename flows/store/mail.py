@@ -130,6 +130,12 @@ def said(connection: Connection, recipient: str, kind: str, slot: str) -> dict[s
     return {sender: bytes(data) for sender, data in found}
 
 
+def posted_at(connection: Connection, digests: list[str]) -> list[datetime]:
+    """When each of these envelopes was posted, by our own clock; in no order."""
+    found = connection.execute(select(envelopes.c.posted_at).where(envelopes.c.digest.in_(digests)))
+    return list(found.scalars())
+
+
 def since(
     connection: Connection, recipient: str, kinds: tuple[str, ...], study: str | None, after: int
 ) -> list[tuple[int, str, bytes]]:  # fmt: skip

@@ -83,8 +83,15 @@ class Trial:
             made.replace(self._own()["home"])
         bands, steps = self.plan.bands if self.noise else 0, self.plan.counts_steps
         clipping = self.plan.robustness.clip is not None
+        late = self.plan.selection.keeps_late
         return layout_for(
-            "train", parameters=int(said["parameters"]), metrics=0, bands=bands, steps=steps, clipping=clipping
+            "train",
+            parameters=int(said["parameters"]),
+            metrics=0,
+            bands=bands,
+            steps=steps,
+            clipping=clipping,
+            late=late,
         )
 
     async def evaluate(self, weights: Path, out: Path) -> VectorLayout:

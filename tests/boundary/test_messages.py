@@ -128,6 +128,8 @@ ANYTHING_GOES = {  # free text and free numbers of a plan: other values are othe
     "delta_bound",
     "clip",
     "tolerance",
+    "grace_minutes",
+    "staleness",
     "lost_after_seconds",
     "title",
     "statement",

@@ -435,7 +435,7 @@ OTHER_VALUES: dict[type, Any] = {
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of values that no plan could have
-@pytest.mark.parametrize(("which", "leaves"), [("plan", 63), ("private_plan", 69), ("segmentation_plan", 71)])
+@pytest.mark.parametrize(("which", "leaves"), [("plan", 69), ("private_plan", 75), ("segmentation_plan", 77)])
 def test_every_leaf_is_in_the_digest(fed: ModuleType, which: str, leaves: int) -> None:
     plan: StudyPlan = getattr(golden, which)()
     places = leaf_places(plan)

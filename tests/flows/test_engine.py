@@ -1,6 +1,7 @@
 """The engine's decisions, as a table and as laws."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,11 +26,20 @@ LATER, EARLIER = NOW + timedelta(hours=1), NOW - timedelta(seconds=1)
 ALL = frozenset("abcde")
 
 
+GRACE = timedelta(minutes=10)
+
+
 def view(
-    answered: str = "", refused: str = "", silent: str = "", due: datetime = LATER, quorum: int = 3
+    answered: str = "", refused: str = "", silent: str = "", due: datetime = LATER, quorum: int = 3, **more: Any
 ) -> CollectionView:
     codes = dict.fromkeys(refused, "NO_IMAGES")
-    return CollectionView(ALL, frozenset(answered), codes, frozenset(silent), due, quorum)
+    return CollectionView(ALL, frozenset(answered), codes, frozenset(silent), due, quorum, **more)
+
+
+def wanting(answered: str, minutes_ago: int | None, *, wanted: int = 3, **more: Any) -> CollectionView:
+    """Five were asked, `wanted` of them are wanted, and so many had answered some minutes ago."""
+    full_at = None if minutes_ago is None else NOW - timedelta(minutes=minutes_ago)
+    return view(answered, wanted=wanted, grace=GRACE, full_at=full_at, **more)
 
 
 DECISIONS = {
@@ -47,7 +57,26 @@ DECISIONS = {
     "the deadline passed at this very instant": (view("abc", due=NOW), Next.GO_ON, Reason.DEADLINE),
     "the deadline passed without the quorum": (view("ab", due=EARLIER), Next.GIVE_UP, Reason.BELOW_QUORUM),
     "everybody answered but the quorum is higher": (view("abcde", quorum=6), Next.GIVE_UP, Reason.BELOW_QUORUM),
-}
+    "fewer than are wanted": (wanting("ab", None), Next.WAIT, Reason.WAITING),
+    "as many as are wanted, and the grace goes on": (wanting("abc", 9), Next.WAIT, Reason.WAITING),
+    "as many as are wanted, and the grace is over": (wanting("abc", 10), Next.GO_ON, Reason.WANTED_THERE),
+    "more than are wanted, by the grace of the first ones": (wanting("abcd", 10), Next.GO_ON, Reason.WANTED_THERE),
+    "all that were asked, before the grace is over": (wanting("abcde", 1), Next.GO_ON, Reason.ALL_THERE),
+    "the deadline ends the grace": (wanting("abc", 1, due=NOW), Next.GO_ON, Reason.WANTED_THERE),
+    "the deadline with fewer than are wanted gives grace": (
+        wanting("abc", None, wanted=4, due=EARLIER), Next.WAIT, Reason.WAITING,
+    ),
+    "as many as are wanted within the grace of the deadline": (
+        wanting("abcd", 0, wanted=4, due=EARLIER), Next.GO_ON, Reason.WANTED_THERE,
+    ),
+    "the grace of the deadline is over": (
+        wanting("abc", None, wanted=4, due=NOW - GRACE), Next.GO_ON, Reason.DEADLINE,
+    ),
+    "so it is for a plan that wants all": (view("abc", due=EARLIER, grace=GRACE), Next.WAIT, Reason.WAITING),
+    "and then the quorum decides": (view("ab", due=NOW - GRACE, grace=GRACE), Next.GIVE_UP, Reason.BELOW_QUORUM),
+    "no grace for those that are silent": (view("abc", "", "de", due=EARLIER, grace=GRACE), Next.GO_ON, Reason.REST_SILENT),
+    "as many as are wanted are below the quorum": (wanting("abc", 20, quorum=4), Next.WAIT, Reason.WAITING),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", DECISIONS)
@@ -76,6 +105,30 @@ def test_laws(
     assert (said.next is Next.WAIT) == (said.reason is Reason.WAITING)
 
 
+@given(
+    answered=sets, silent=sets, due=st.integers(-20, 20), full=st.integers(0, 30), wanted=st.integers(1, 5),
+    grace=st.integers(0, 15), quorum=st.integers(3, 5),
+)  # fmt: skip
+def test_laws_of_grace(
+    answered: frozenset[str], silent: frozenset[str], due: int, full: int, wanted: int, grace: int, quorum: int
+) -> None:
+    full_at = NOW - timedelta(minutes=full) if len(answered) >= wanted else None
+    pause, at = timedelta(minutes=grace), NOW + timedelta(minutes=due)
+    known = CollectionView(ALL, answered, {}, silent, at, quorum, wanted, pause, full_at)
+    said = next_action(known, NOW)
+    if said.next is Next.GO_ON:
+        assert len(answered) >= quorum, "never below the quorum"
+    if said.next is Next.WAIT:
+        assert NOW < at + pause, "never past the deadline and its grace"
+        assert not (full_at and len(answered) >= max(wanted, quorum) and full >= grace), "never past the grace"
+    if said.reason is Reason.WANTED_THERE:
+        assert len(answered) >= wanted
+        assert full >= grace or due <= 0
+    without = next_action(CollectionView(ALL, answered, {}, silent, at, quorum), NOW)
+    if said.next is Next.GIVE_UP:
+        assert without.next is Next.GIVE_UP, "grace never loses a round"
+
+
 def test_a_hospital_that_lives_is_waited_for_until_the_deadline() -> None:
     known = view("abcd", "", "")
     assert next_action(known, NOW).next is Next.WAIT
@@ -89,6 +142,10 @@ STANDINGS = {
     "working": (view(), NOW, Standing.WORKING),
     "late": (view(), LATER, Standing.LATE),
     "ready before the deadline stays ready": (view("a"), LATER, Standing.READY),
+    "at work in the grace behind the deadline": (view(due=NOW, grace=GRACE), NOW, Standing.WORKING),
+    "late behind the grace": (view(due=NOW, grace=GRACE), NOW + GRACE, Standing.LATE),
+    "not needed any more": (wanting("bcd", 10), NOW, Standing.NOT_NEEDED),
+    "still waited for in the grace": (wanting("bcd", 9), NOW, Standing.WORKING),
 }
 
 

@@ -101,6 +101,9 @@ def events() -> dict[str, audit.AnyEvent]:
         audit.PlanDeclineGiven(study=study(), plan_digest=digest_of(plan()), silo="ucl", code="DECLINED_BY_STEWARD"),
         audit.StudyDriven(study=study(), fence=2),
         audit.RoundOpened(study=study(), round=2, model=sha("model")),
+        audit.HospitalsDrawn(
+            study=study(), round=2, attempt=1, consenting=SILOS, resting=("ucl",), drawn=("charite", "st-olavs")
+        ),
         audit.CohortDecided(**at, attempt=1, members=("charite", "ucl"), absent=("st-olavs",), reason="QUORUM_AT_DUE"),
         audit.AttemptFailed(**at, attempt=1, reason="TOO_FEW_READY"),
         audit.RoundClosed(
@@ -145,6 +148,7 @@ def events() -> dict[str, audit.AnyEvent]:
             excluded={"NO_LABEL": 10},
         ),
         audit.TrainingStarted(**at, order=sha("order"), start=1),
+        audit.LateUpdateOffered(study=study(), round=2, made_in=1, order=sha("order")),
         audit.PolicyAdopted(number=3, policy=sha("policy"), how="signed"),
         audit.GatesPassed(**at, order=sha("order"), policy=sha("policy"), gates=("signature", "hours", "budget")),
         audit.GateRefused(**at, order=sha("order"), policy=sha("policy"), gate="hours", code="OUT_OF_HOURS"),

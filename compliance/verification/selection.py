@@ -1,0 +1,83 @@
+"""Who was drawn for a round's training, and updates that came late: by the draw anybody can repeat, and once each."""
+
+from collections.abc import Iterator
+
+from boundary.drawing import drawn
+from boundary.names import COORDINATOR
+from compliance.events import (
+    CohortDecided,
+    ContributionReleased,
+    HospitalsDrawn,
+    LateUpdateOffered,
+    PlanApprovalGiven,
+    PlanDeclineGiven,
+)
+from compliance.verification.case import Case, Entry, Log
+from compliance.verification.findings import Finding, at, broken, incomplete, names
+
+_CHOSEN = "the coordinator chose who trains"
+
+
+def draws(case: Case) -> Iterator[Finding]:
+    """Every training of a plan with a sample asked those whom the draw gives, out of all that had approved."""
+    log = case.logs.get(COORDINATOR)
+    if log is None:
+        return  # told as a missing log
+    selection = case.bundle.plan.selection
+    told = {(one.event.round, one.event.attempt): one for one in reversed(log.of(HospitalsDrawn, case.study))}
+    for entry in log.of(HospitalsDrawn, case.study):
+        said, where = entry.event, at(COORDINATOR, entry.number)
+        wanted = drawn(
+            case.plan_digest,
+            said.round,
+            said.consenting,
+            selection.most_asked,
+            without=frozenset(said.resting),
+            least=case.bundle.plan.aggregation.quorum,
+        )
+        if said.drawn != wanted:
+            yield broken(where, f"round {said.round}: {names(said.drawn)} instead of {names(wanted)}", _CHOSEN)
+        yield from _out_of_all(case, log, entry, where)
+    for decided in log.of(CohortDecided, case.study):
+        about = decided.event
+        if about.phase != "train":
+            continue
+        where, found = at(COORDINATOR, decided.number), told.get((about.round, about.attempt))
+        if found is not None and {*about.members, *about.absent} != set(found.event.drawn):
+            yield broken(where, f"round {about.round}: the cohort is not of those that were drawn", _CHOSEN)
+        elif found is None and selection.most_asked is not None:
+            yield broken(where, f"round {about.round}: nothing tells whom the draw gave", _CHOSEN)
+
+
+def _out_of_all(case: Case, log: Log, entry: Entry[HospitalsDrawn], where: str) -> Iterator[Finding]:
+    """Out of all that had approved, and of nobody else; who has said no since may be missing."""
+    given = log.of(PlanApprovalGiven, case.study)
+    approved = {one.event.silo for one in given if one.number < entry.number}
+    number, consenting = entry.event.round, set(entry.event.consenting)
+    if strangers := consenting - approved:
+        yield broken(where, f"round {number}: {names(strangers)} had not approved the plan", _CHOSEN)
+    for silo in sorted(approved - consenting):
+        own = case.logs.get(silo)
+        if own is None:
+            yield incomplete(
+                where, f"round {number} was drawn without {silo}", "its log, which may say why, is missing"
+            )
+        elif not own.of(PlanDeclineGiven, case.study):
+            yield broken(where, f"round {number} was drawn without {silo}, which had approved", _CHOSEN)
+
+
+def late(case: Case) -> Iterator[Finding]:
+    """An update that came too late for its round is in one later sum, as soon as the plan says, and in none before."""
+    selection = case.bundle.plan.selection
+    for silo, log in case.logs.items():
+        sent = {one.event.round for one in log.of(ContributionReleased, case.study) if one.event.phase == "train"}
+        into: dict[int, int] = {}
+        for entry in log.of(LateUpdateOffered, case.study):
+            said, where = entry.event, at(silo, entry.number)
+            found = f"what round {said.made_in} made was offered for round {said.round}"
+            if not selection.keeps_late or not 0 < said.round - said.made_in <= selection.most_stale:
+                yield broken(where, found, "the plan does not let it come so late")
+            elif said.made_in in sent:
+                yield broken(where, found, "it had been given to its own round: one update in two sums")
+            elif said.round in sent and into.setdefault(said.made_in, said.round) != said.round:
+                yield broken(where, found, "it had been given to another round: one update in two sums")
