@@ -16,6 +16,7 @@ from compliance.verification.case import Case, Entry, Log
 from compliance.verification.findings import Finding, at, broken, incomplete, names
 
 _CHOSEN = "the coordinator chose who trains"
+_TWICE = "one update in two sums: of the two a hospital's own part can be worked out"
 
 
 def draws(case: Case) -> Iterator[Finding]:
@@ -76,8 +77,8 @@ def late(case: Case) -> Iterator[Finding]:
             said, where = entry.event, at(silo, entry.number)
             found = f"what round {said.made_in} made was offered for round {said.round}"
             if not selection.keeps_late or not 0 < said.round - said.made_in <= selection.most_stale:
-                yield broken(where, found, "the plan does not let it come so late")
+                yield broken(where, f"{found}, later than the plan lets it", "work that nobody had approved so")
             elif said.made_in in sent:
-                yield broken(where, found, "it had been given to its own round: one update in two sums")
+                yield broken(where, f"{found}, and had been given to its own", _TWICE)
             elif said.round in sent and into.setdefault(said.made_in, said.round) != said.round:
-                yield broken(where, found, "it had been given to another round: one update in two sums")
+                yield broken(where, f"{found}, and had been given to another", _TWICE)

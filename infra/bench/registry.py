@@ -14,6 +14,7 @@ from infra.bench import (
     private,
     robustness,
     rounds,
+    stragglers,
     strategies,
     tiny,
     upload,
@@ -46,6 +47,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "privacy-audit": Benchmark(audit.privacy_audit, "membership inference without noise and at epsilon 8", 4),
     "strategies": Benchmark(strategies.strategies, "AUROC of every strategy on five hospitals that differ", 10),
     "robustness": Benchmark(robustness.robustness, "what one hospital that spoils rounds can do to a study", 6),
+    "stragglers": Benchmark(
+        stragglers.stragglers, "AUROC with a sample of five hospitals, and with one always late", 2
+    ),
     "verification": Benchmark(verification.verification, "verifying 100,000 entries; appending one to a log", 2),
     "agent-footprint": Benchmark(footprint.agent_footprint, "the hospital's daemon: start-up and memory", 0.5),
     "intake": Benchmark(intake.intake, "an archive's headers and images beside bare pydicom; all of it once more", 3),

@@ -12,6 +12,7 @@ from compliance.events import (
     Event,
     GateRefused,
     GatesPassed,
+    LateUpdateOffered,
     PolicyAdopted,
     TrainingStarted,
     WorkDone,
@@ -125,6 +126,19 @@ def test_what_was_asked_in_time_may_begin(events: list[Event]) -> None:
 def test_what_was_not_asked_is_found(events: list[Event], fault: str) -> None:
     *_, found = judged(events)
     assert (found.fault, found.is_sure) == (fault, True)
+
+
+def offered(order: str = "first") -> LateUpdateOffered:
+    return LateUpdateOffered(study=STUDY, round=2, made_in=1, order=sha(order))
+
+
+def test_what_an_earlier_round_made_is_offered_behind_gates_of_its_own() -> None:
+    begun = [adopted(), passed(), started()]
+    asked = [*begun, passed(number=2), offered(), done(number=2), sent(number=2)]
+    assert faults(asked) == [None, None]
+    assert faults([*begun, offered(), done(number=2)]) == [None, "no gates were passed for this start"]
+    another = [*begun, passed(number=2), offered("another")]
+    assert faults(another) == [None, "its gates were passed for another order"]
 
 
 def test_work_that_never_began_is_told_once() -> None:

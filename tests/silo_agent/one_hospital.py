@@ -333,7 +333,7 @@ class Site:
         if not is_whole(folder):
             identity = identity_of(self.collection(number, phase), MODEL.digest, secrets.token_bytes)
             layout = layout_in(self.plan, phase, parameters=PARAMETERS, metrics=METRICS)  # type: ignore[arg-type]
-            result = StoredResult(identity, folder / "vector", layout)
+            result = StoredResult(identity, folder / "vector", layout, number if phase == "train" else 0)
             write_vector(result.vector, np.arange(layout.numbers) + 0.5, np.arange(layout.weights, dtype="<f4") / 1024)
             result.save(folder)
         return folder

@@ -88,6 +88,15 @@ def test_no_message_advises_to_delete_data(site: Any) -> None:
         say_yes(site)
 
 
+def test_the_steward_reads_who_trains_and_what_becomes_of_what_is_late(make_site: Any) -> None:
+    section = {"hospitals": 3, "over": 1, "late": "next-round", "most_stale": 2}
+    site = make_site(changes={"selection": section, "training__weighting": "equal"})
+    site.propose()
+    said = dict(lines(dossier(site.journal, site.folder, find_plan(site.journal, site.study), site.now)))
+    assert said["Who trains"].startswith("in each round 3 of the 4 hospitals are drawn and 1 more are asked")
+    assert "one of the next 2 round(s) that ask us, once, counted at 71%, 58% of its weight" in said["If we are late"]
+
+
 def test_declining_is_possible_before_and_after_an_approval(site: Any) -> None:
     site.approve()
     decline(site.journal, site.outbound, site.study, "we changed our mind")

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from boundary.canonical import digest
 from boundary.messages import StudyClosed
 from boundary.plan import study_id
-from compliance.events import IntakeCounted, PatientWithdrawn, TrainingStarted, WithdrawalEffective
+from compliance.events import IntakeCounted, LateUpdateOffered, PatientWithdrawn, TrainingStarted, WithdrawalEffective
 from compliance.trail import read_leaf
 from infra.hospitals.writing import Identity, LabelRow, write_image, write_labels
 from silo_agent import trainer
@@ -69,6 +69,7 @@ class Child:
         self.before: Callable[[str], object] = lambda _do: None
         self.after: Callable[[str], object] = lambda _do: None
         self.given: list[set[str]] = []
+        self.numbers = 4  # in a training's vector
 
     def progress(self, _step: int, _steps: int) -> None:
         pass
@@ -88,7 +89,7 @@ class Child:
                 self.given.append(in_cache(Path(command["cache"]), holdout=command["do"] == "evaluate"))
                 out = Path(command["out"])
                 out.parent.mkdir(parents=True, exist_ok=True)
-                out.write_bytes(bytes(8 * 4 + 4 * 7))
+                out.write_bytes(bytes(8 * self.numbers + 4 * 7))
                 said = {"parameters": 7, "metrics": 3 * (command["do"] == "evaluate")}
         self.after(command["do"])
         return said
@@ -306,6 +307,42 @@ def test_a_training_under_way_may_finish_and_the_next_round_is_without(ward: War
     assert ward.events(WithdrawalEffective)[0].round == 2
     ward.commit(1)
     assert who not in ward.train(2)
+
+
+LATE = {"selection": {"late": "next-round"}, "training__weighting": "equal"}
+
+
+@pytest.fixture
+def late_ward(make_site: Any, archive: Path) -> Ward:
+    """Whose training of round 1 was ready too late, and may go into round 2."""
+    ward = Ward(make_site(changes=LATE), archive)
+    ward.child.numbers = 5
+    ward.approve()
+    ward.train(1)
+    ward.site.hear(ward.site.closing(ward.site.kept(1), members=OTHERS, absent=(SILO,)))
+    ward.commit(1, OTHERS)
+    return ward
+
+
+def test_what_came_too_late_is_thrown_away_when_somebody_withdraws_before_it_is_offered(late_ward: Ward) -> None:
+    who = late_ward.one(holdout=False)
+    late_ward.withdraw(who)
+    assert who not in late_ward.train(2), "it is trained anew, without them"
+    assert late_ward.events(LateUpdateOffered) == []
+    assert [one.round for one in late_ward.events(WithdrawalEffective)] == [2]
+
+
+def test_what_came_too_late_is_among_the_models_that_a_patient_is_in(late_ward: Ward) -> None:
+    who = late_ward.one(holdout=False)
+    late_ward.site.ordered(2)
+    late_ward.work()
+    assert [(one.made_in, one.round) for one in late_ward.events(LateUpdateOffered)] == [(1, 2)]
+    (told,) = late_ward.told(who)
+    assert (told.effect.round, told.rounds, told.under_way) == (3, (1, 2), (2,)), "round 2 had begun with them"
+    late_ward.commit(2)
+    (told,) = late_ward.told(who)
+    assert [number for number, _ in told.models] == [2], "of round 1 nothing of ours is in the model"
+    assert who not in late_ward.train(3)
 
 
 def test_what_was_ordered_and_not_begun_is_without_them_already(ward: Ward) -> None:

@@ -151,6 +151,9 @@ FIGURES = {
     "a small matrix": matrix(3, 2),
     "many hospitals": matrix(90, 4),
     "many rounds": matrix(3, 300),
+    "a matrix of a sample": figure(
+        "cohort", "c", rounds=[1, 2], rows=[{"name": "ucl", "cells": ["not drawn", "contributed"]}]
+    ),
     "many bytes": figure("bytes", "b", bars=[[f"silo-{at}", 10**at] for at in range(1, 12)]),
     "many bars": figure("bytes", "b", bars=[[f"silo-{at:02}", 500 + at] for at in range(60)]),
     "auroc below a coin": figure("auroc", "a", points=[[1, 0.31], [2, 0.44]]),
