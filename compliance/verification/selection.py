@@ -11,6 +11,7 @@ from compliance.events import (
     LateUpdateOffered,
     PlanApprovalGiven,
     PlanDeclineGiven,
+    WorkDone,
 )
 from compliance.verification.case import Case, Entry, Log
 from compliance.verification.findings import Finding, at, broken, incomplete, names
@@ -48,6 +49,19 @@ def draws(case: Case) -> Iterator[Finding]:
             yield broken(where, f"round {about.round}: the cohort is not of those that were drawn", _CHOSEN)
         elif found is None and selection.most_asked is not None:
             yield broken(where, f"round {about.round}: nothing tells whom the draw gave", _CHOSEN)
+    yield from _trained_undrawn(case, told)
+
+
+def _trained_undrawn(case: Case, told: dict[tuple[int, int], Entry[HospitalsDrawn]]) -> Iterator[Finding]:
+    """By the hospitals' logs: who was asked beside the draw, so that the coordinator could take whom it liked."""
+    asked: dict[int, set[str]] = {}
+    for (number, _), entry in told.items():
+        asked.setdefault(number, set()).update(entry.event.drawn)
+    for silo, log in case.logs.items():
+        for done in log.of(WorkDone, case.study):
+            said = done.event
+            if said.phase == "train" and silo not in asked.get(said.round, {silo}):
+                yield broken(at(silo, done.number), f"trained in round {said.round}, and was not drawn", _CHOSEN)
 
 
 def _out_of_all(case: Case, log: Log, entry: Entry[HospitalsDrawn], where: str) -> Iterator[Finding]:

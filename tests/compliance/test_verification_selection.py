@@ -22,6 +22,7 @@ from compliance.events import (
     PlanApprovalGiven,
     PlanDeclineGiven,
     RosterTrusted,
+    WorkDone,
 )
 from compliance.verification import selection
 from compliance.verification.case import Check
@@ -132,6 +133,19 @@ LIES: dict[str, tuple[Callable[[StudyPlan], list[AnyEvent]], str]] = {
 def test_a_coordinator_that_chooses_is_found(lie: str) -> None:
     plan, (events, said) = plan_of(**DRAWS), LIES[lie]
     only(selection.draws, told(plan, coordinator=events(plan)), BROKEN, said)
+
+
+def test_who_was_asked_beside_the_draw_says_so_itself() -> None:
+    plan = plan_of(**DRAWS)
+    chosen = drawn(digest_of(plan), 5, SILOS, 4)
+    beside = next(silo for silo in SILOS if silo not in chosen)
+    about: dict[str, Any] = {"study": study_id(plan), "order": sha("order")}
+    done = [WorkDone(**about, round=5, phase="train")]
+    rightly = [WorkDone(**about, round=5, phase="evaluate"), WorkDone(**about, round=4, phase="train")]
+    events = story(plan)
+    assert finds(selection.draws, told(plan, coordinator=events, **{chosen[0]: done, beside: rightly})) == {}
+    lie = told(plan, coordinator=events, **{beside: done})
+    only(selection.draws, lie, BROKEN, "trained in round 5, and was not drawn")
 
 
 def test_who_has_said_no_since_is_rightly_left_out() -> None:
