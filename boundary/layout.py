@@ -80,7 +80,7 @@ def layout_in(plan: StudyPlan, phase: Phase, *, parameters: int, metrics: int) -
     )
 
 
-def layout_for(
+def layout_for(  # noqa: PLR0913 - one for each thing a plan may have reported
     phase: Phase, *, parameters: int, metrics: int, bands: int = 0, steps: bool = False, clipping: bool = False,
     vote: bool = False, late: bool = False,
 ) -> VectorLayout:  # fmt: skip

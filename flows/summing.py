@@ -78,8 +78,8 @@ class TrainSum:
 
     `bands` counts hospitals below each of `EPSILON_BANDS`, if the plan has a guarantee per patient; one that adds more
     than itself can at most make a count all hospitals. `largest` is the largest absolute weight of the sum, `clipped`
-    how many weights hospitals had to clip, and `shortened` how many changes, if the plan has a longest one. `late` counts
-    deltas that were made in a round before, like `bands`; None where the plan has none such.
+    how many weights hospitals had to clip, and `shortened` how many changes, if the plan has a longest one. `late`
+    counts deltas that were made in a round before, like `bands`; None where the plan has none such.
     """
 
     mean_delta: NDArray[np.float32]
