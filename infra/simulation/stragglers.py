@@ -5,7 +5,7 @@ training in the round after, if it is drawn then, and trains anew in the one aft
 its work is in no sum.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from boundary.drawing import drawn
@@ -33,17 +33,17 @@ def learned_with(simulation: Simulation, late: frozenset[str] = frozenset()) -> 
     names, kept, used = [hospital.silo for hospital in plan.hospitals], dict[str, _Kept](), 0
     for number in range(1, plan.training.rounds + 1):
         asked = set(drawn(digest_of(plan), number, names, plan.selection.most_asked))
-        changes = list[LocalChange]()
+        changes = dict[int, LocalChange]()
         for at, silo in enumerate(names):
             if silo not in asked:
                 continue
             found = kept.pop(silo, None)
             if found is not None and number - found.made_in <= plan.selection.most_stale:
                 factor = plan.selection.factor(number - found.made_in)
-                changes.append(replace(found.change, weight=found.change.weight * factor))
+                changes[at] = replace(found.change, weight=found.change.weight * factor)
                 used += 1
             elif silo not in late:
-                changes.append(_change(simulation, number, at, state.weights, home))
+                changes[at] = _change(simulation, number, at, state.weights, home)
             elif plan.selection.keeps_late:
                 kept[silo] = _Kept(_change(simulation, number, at, state.weights, home), number)
         mean, encoding = _mean(simulation, changes, encoding, number)
@@ -57,7 +57,7 @@ def _change(simulation: Simulation, number: int, at: int, moving: Vector, home: 
 
 
 def _mean(
-    simulation: Simulation, changes: Sequence[LocalChange], encoding: Encoding, number: int
+    simulation: Simulation, changes: Mapping[int, LocalChange], encoding: Encoding, number: int
 ) -> tuple[Mean, Encoding]:
     """What the sum gives, and the encoding of the next round."""
     summed = simulation.sum(changes, encoding, number - 1)
