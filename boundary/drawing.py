@@ -110,14 +110,14 @@ def check_selection(plan: "StudyPlan") -> None:
         raise ValueError("selection.hospitals: fewer than aggregation.quorum, which every sum needs")
     elif selection.hospitals + selection.over > count:
         raise ValueError("selection: hospitals and over come to more than there are hospitals")
-    if not selection.varies:
+    if not plan.varies:
         return
     if plan.training.weighting in {"images", "patients"}:
         raise ValueError(
             "training.weighting: sums over other hospitals in each round would tell how many images or patients each "
             "of them has; take equal or declared"
         )
-    if plan.training.strategy not in WITHOUT_MEMORY:
+    if selection.varies and plan.training.strategy not in WITHOUT_MEMORY:
         raise ValueError(
             f"training.strategy: {plan.training.strategy} needs the same hospitals in every round, and [selection] "
             f"gives others; take one of {', '.join(sorted(WITHOUT_MEMORY))}"

@@ -93,7 +93,7 @@ def layout_for(  # noqa: PLR0913 - one for each thing a plan may have reported
     epsilon that the hospital has not reached (`boundary.guarantee.EPSILON_BANDS`). With `steps` (for FedNova) also how
     many it took times its weight, and the delta is divided by them. With `clipping` a 1 for a change that had to be
     shortened (`boundary.robustness`). With `late` (a plan whose late updates go into a later round) also a 1 if the
-    delta is one. Where a plan has other hospitals in each sum (`Selection.varies`), the loss is the mean one times the
+    delta is one. Where a plan has other hospitals in each sum (`StudyPlan.varies`), the loss is the mean one times the
     weight and the images are the weight: true counts could be solved for. evaluate: the additive metrics of the plan's
     task, as `models.measuring.layout_of` lays them out; with `vote` then a 1 for a vote against the model, one for a
     vote, and by how much its summed loss is above that of the model before.

@@ -393,6 +393,11 @@ class StudyPlan(Frozen):
         return usual if self.server.learning_rate is None else self.server.learning_rate
 
     @property
+    def varies(self) -> bool:
+        """Whether it is the plan's own wish that not the same hospitals are in every sum."""
+        return self.selection.varies or self.robustness.leave_out
+
+    @property
     def has_controls(self) -> bool:
         """Whether hospitals correct their steps by control variates, one of which they are sent."""
         return self.training.strategy == "scaffold"

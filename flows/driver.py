@@ -20,6 +20,7 @@ from compliance.records import RoundRecord
 from flows.coordinator import DRIVER_LEASE, Coordinator
 from flows.desk import Desk
 from flows.records import Statistics
+from flows.rotation import left_out
 from flows.round_work import RoundWork
 from flows.store import audit, holdings, rounds, studies
 from flows.store.database import reading, writing
@@ -116,8 +117,17 @@ class StudyDriver:
         records = self.records()
         encoding = records[-1].next_encoding if records else first_encoding(self.study.plan)
         return RoundWork(
-            self.coordinator, self.study, self.reins, self.desk, roster, heads, opened, model, consenting, encoding
-        )
+            self.coordinator, self.study, self.reins, self.desk, roster, heads, opened, model, consenting, encoding,
+            self._resting(records[: number - 1]),
+        )  # fmt: skip
+
+    def _resting(self, before: list[RoundRecord]) -> frozenset[str]:
+        """Whom the plan leaves out after rounds that were rolled back."""
+        plan = self.study.plan
+        if not plan.robustness.leave_out:
+            return frozenset()
+        rolled_back = [record.rolled_back is not None for record in before]
+        return left_out(self.study.study, plan.silos, plan.aggregation.quorum, rolled_back)
 
     async def witness_end(self) -> tuple[str, ...]:
         """After the last round: have everybody's log shown and cosigned once more; returns who did not answer."""

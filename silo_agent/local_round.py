@@ -220,7 +220,7 @@ def train_round(
         _store(work.out.with_suffix(CONTROL), np.empty(0), control)
     delta *= np.float32(weight / steps)
     before, after = said
-    if before and work.plan.selection.varies:  # a true count would be solved for, from sums over other hospitals
+    if before and work.plan.varies:  # a true count would be solved for, from sums over other hospitals
         before = (weight * before[0] / before[1], weight)
     counted = [weight * steps] if work.plan.counts_steps else []
     counted += [float(shortened)] if work.plan.robustness.clip is not None else []

@@ -73,7 +73,10 @@ def run(archive: str, case: Case, seed: int) -> Outcome:
     """One study."""
     federation, arms = split(Archive.read(ARCHIVES[archive]), seed), {arm.name: arm for arm in RATES[archive].arms}
     chosen = Robustness(clip=CLIP[archive], vote=True, leave_out=case.leave_out) if case.defended else Robustness()
-    plan = plan_of(replace(arms["fedavg"], robustness=chosen), [one.name for one in federation.hospitals], seed)
+    # sums over changing hospitals may not tell true counts: there weights are what hospitals declare
+    training = arms["fedavg"].training.model_copy(update={"weighting": "declared"} if case.leave_out else {})
+    arm = replace(arms["fedavg"], training=training, robustness=chosen)
+    plan = plan_of(arm, [one.name for one in federation.hospitals], seed)
     spoiler = None
     if case.every:
         spoiler = Spoiler(seed % len(federation.hospitals), SCALE, partial(_is_due, case.every), case.clipped)

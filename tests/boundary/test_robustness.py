@@ -91,3 +91,14 @@ def test_a_plan_with_a_guarantee_clips_patients_and_not_hospitals() -> None:
     parse_plan(private | {"robustness": {"vote": True}})
     with pytest.raises(InvalidPlan, match="every patient's part is clipped already"):
         parse_plan(private | {"robustness": {"clip": 1.0}})
+
+
+def test_hospitals_are_left_out_only_where_something_is_rolled_back_and_no_true_count_is_summed() -> None:
+    with pytest.raises(InvalidPlan, match="nothing is ever rolled back"):
+        robust(leave_out=True)
+    with pytest.raises(InvalidPlan, match="take equal or declared"):
+        robust(leave_out=True, vote=True)
+    plan = golden.plan().model_dump(mode="json")
+    plan["training"]["weighting"] = "equal"
+    assert parse_plan(plan | {"robustness": {"leave_out": True, "vote": True}}).varies
+    assert not parse_plan(plan | {"robustness": {"vote": True}}).varies

@@ -12,10 +12,11 @@ import pytest
 from boundary.errors import CallerFault
 from boundary.messages import Collection, RoundCommitted, WorkOrder
 from boundary.robustness import RolledBack, Vote
-from compliance.events import RoundClosed
+from compliance.events import HospitalsDrawn, RoundClosed
 from compliance.records import RoundRecord, current
 from flows import pages
 from flows.driver import StudyDriver
+from flows.rotation import left_out
 from flows.store import rounds, witnessed
 from flows.store.database import reading, writing
 from flows.trails import receipt_of
@@ -265,3 +266,24 @@ def test_without_a_vote_numbers_that_are_no_metrics_are_an_error(make: Made) -> 
 
     with pytest.raises(NoImages):
         run(make(*(blind(n) for n in (1, 2, 3)), robustness={}), one_round)
+
+
+def test_after_a_rollback_a_hospital_rests_and_all_are_told_of_it(tmp_path: Path) -> None:
+    works = {f"h{n}": voting(n, no_in(1)) for n in range(1, 5)}
+    changes = {"robustness": VOTE | {"leave_out": True}, "training": {"rounds": 3, "weighting": "equal"}}
+    federation = make_federation(tmp_path, works, parameters=PARAMETERS, changes=changes, rounds=3)
+
+    async def story(driver: StudyDriver) -> list[RoundRecord]:
+        return [await one_round(driver, 1), await one_round(driver, 2)]
+
+    first, second = run(federation, story)
+    assert (first.rolled_back, first.not_drawn) == (RolledBack.VOTED_DOWN, ())
+    resting = left_out(federation.study.study, federation.plan.silos, 3, [True])
+    assert (set(second.not_drawn), len(resting)) == (resting, 1)
+    assert second.rolled_back is None
+    assert not set(second.contributing) & resting
+    assert second.evaluate is not None
+    assert set(second.evaluate.members) == set(works), "who rests still votes"
+    events = [event for event in trail(federation) if isinstance(event, HospitalsDrawn)]
+    assert [(event.round, set(event.resting)) for event in events] == [(2, resting)]
+    federation.close()

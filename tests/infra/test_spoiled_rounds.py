@@ -16,7 +16,7 @@ from models.training import LocalData
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("north", "south", "west", "east")
-TRAINING = Training(rounds=6, batch_size=8, learning_rate=1e-2)
+TRAINING = Training(rounds=6, batch_size=8, learning_rate=1e-2, weighting="equal")
 VOTE = Robustness(vote=True)
 
 
