@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from boundary.errors import BadTensors, InvalidPlan
+from boundary.low_rank import check_adapters
 from boundary.plan import ModelChoice
 from boundary.tensors import TensorManifest, Vector, flatten, unflatten
 
@@ -58,7 +59,10 @@ class Parts:
 
 
 def parts_of(choice: ModelChoice, whole: TensorManifest) -> Parts:
-    """Part a network as the plan says. Raises `InvalidPlan` where a pattern fits no parameter, or nothing moves."""
+    """Part a network as the plan says. Raises `InvalidPlan` where a pattern fits no parameter, or nothing moves.
+
+    Also where adapters could not learn, or what they adapt would be trained (`boundary.low_rank`).
+    """
     names = [spec.name for spec in whole.tensors]
     for which, patterns in (("trained", choice.trained), ("home", choice.home)):
         for pattern in patterns:
@@ -69,6 +73,7 @@ def parts_of(choice: ModelChoice, whole: TensorManifest) -> Parts:
                 )
     trained = _fitting(names, choice.trained)
     home = trained & _fitting(names, choice.home)
+    check_adapters(names, trained)
     if not trained - home:
         raise InvalidPlan("model.home: every trained parameter stays home, so there is nothing to learn together")
     return Parts(whole, _only(whole, trained - home), _only(whole, home), choice.moves_whole)

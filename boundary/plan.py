@@ -17,10 +17,13 @@ from boundary.drawing import Selection, check_selection
 from boundary.errors import InvalidPlan, MalformedMessage
 from boundary.guarantee import EPSILON_BANDS, MECHANISMS, NoPrivacy, Privacy
 from boundary.identity import PublicIdentity
+from boundary.low_rank import ADAPTERS, LowRank
 from boundary.names import Frozen, SiloId, StudyName, VersionOne, list_in, whole
+from boundary.pretrained import Pretrained
 from boundary.robustness import Robustness
 from boundary.series import SeriesRule
 from boundary.strategies import ADAPTIVE, Strategy
+from boundary.tensors import Dtype
 
 SMALLEST_COHORT = 3  # hospitals in one sum; two could subtract themselves from it (secure-aggregation.md)
 MAX_HOSPITALS = 200
@@ -110,6 +113,9 @@ class ModelChoice(Frozen):
     what matches `trained` is trained; all else stays as the study begins and is sent to a hospital once. Of the trained
     ones, those that match `home` are every hospital's own and never leave it: normalisation for FedBN (Li et al. 2021),
     a head for FedPer (Arivazhagan et al. 2019). What is left moves: it alone is summed and sent in each round.
+
+    `pretrained` is a file that every party has, with which the network begins in the place of the seed's draw. With
+    `lora` linear layers get adapters, parameters of their own that `trained` has to name; the layers stay as they are.
     """
 
     name: StudyName
@@ -117,6 +123,19 @@ class ModelChoice(Frozen):
     initial_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     trained: Names = ("*",)
     home: Names = ()
+    pretrained: Pretrained | None = None
+    lora: LowRank | None = None
+
+    @model_validator(mode="after")
+    def _sane(self) -> Self:
+        if self.lora is not None and "*" in self.trained:
+            raise ValueError(f'trained: with lora say what is trained, ["{ADAPTERS}"] and for example the head')
+        return self
+
+    @property
+    def needs_a_look(self) -> bool:
+        """Whether a hospital has to build the network before it can say whether the plan fits here."""
+        return self.pretrained is not None or self.lora is not None
 
     @property
     def moves_whole(self) -> bool:
@@ -248,6 +267,7 @@ class Aggregation(Frozen):
     `delta_bound` times `max_weight`, in later rounds to 16 times the largest of the last sum. `ring` is how many bits
     that has in the sum. With `random_share` below 1 only that share of the weights, drawn anew for each round and the
     same for all hospitals, is in it; with `error_feedback` a hospital adds what it did not send to its next change.
+    `downlink` is how the weights of a round's model come down: in `bfloat16` they are half the bytes, and rounded.
     """
 
     quorum: Annotated[int, Field(ge=SMALLEST_COHORT, le=MAX_HOSPITALS)] = SMALLEST_COHORT
@@ -259,6 +279,7 @@ class Aggregation(Frozen):
     max_weight: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
     random_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     error_feedback: bool = False
+    downlink: Dtype = "float32"
     lost_after_seconds: Annotated[float, Field(ge=2, le=60 * 60 * 24)] = 120.0
     max_model_norm: Annotated[float, Field(gt=0, le=1e12)] = 1e4
 
@@ -361,6 +382,8 @@ class StudyPlan(Frozen):
                 raise ValueError("aggregation.random_share: scaffold's control variates are made of whole changes")
             if training.weighting != "equal":
                 raise ValueError("training.weighting: scaffold's control variates have to average out; take equal")
+            if self.aggregation.downlink != "float32":
+                raise ValueError("aggregation.downlink: scaffold's control variates come down in float32; take that")
         if not self.model.trained:
             raise ValueError("model.trained: nothing to train")
         if self.robustness.leave_out and not self.robustness.may_roll_back:

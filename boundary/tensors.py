@@ -1,10 +1,13 @@
 """Model weights on the wire: named float32 tensors in a safetensors file, nothing else.
 
+On the way down they may be bfloat16, where the plan says so; then that and nothing else is let in.
+
 safetensors carries no code. The header is still a peer's data, so it is read by our own strict parser before
 any allocation: the names, shapes and offsets must be exactly those of the manifest the plan's model gives.
 Format: https://github.com/huggingface/safetensors#format (u64 little-endian header length, JSON, data).
 """
 
+import json
 import math
 import struct
 from collections.abc import Mapping
@@ -16,16 +19,18 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from boundary import bfloat16
 from boundary.canonical import parse_json
 from boundary.errors import BadTensors, BoundaryError
 from boundary.names import Frozen, list_in
 
 Vector = NDArray[np.float32]
+Dtype = Literal["float32", "bfloat16"]  # on the wire; in memory all is float32
 
 MAX_HEADER_BYTES = 1024 * 1024
 MAX_ELEMENTS = 2**29  # 2 GiB of float32; the largest catalogue network has 7 M
 _PIECE = 2**20  # elements
-_ITEM = 4  # bytes in a float32
+_STORED: dict[Dtype, tuple[str, int]] = {"float32": ("F32", 4), "bfloat16": ("BF16", bfloat16.BYTES)}  # name, bytes
 
 
 class TensorSpec(Frozen):
@@ -42,7 +47,7 @@ class TensorSpec(Frozen):
 class _Entry(Frozen):
     """What a safetensors header says of one tensor; strict, so that `true` is no 1 and 2.0 is no 2."""
 
-    dtype: Literal["F32"]
+    dtype: Literal["F32", "BF16"]
     shape: Annotated[tuple[int, ...], BeforeValidator(list_in)]
     data_offsets: Annotated[tuple[Annotated[int, Field(ge=0)], int], BeforeValidator(list_in)]
 
@@ -95,37 +100,62 @@ def unflatten(vector: Vector, manifest: TensorManifest) -> dict[str, Vector]:
     return views
 
 
-def pack(vector: Vector, manifest: TensorManifest) -> bytes:
-    """The safetensors bytes of a flat vector. The same values give the same bytes."""
+def pack(vector: Vector, manifest: TensorManifest, dtype: Dtype = "float32") -> bytes:
+    """The safetensors bytes of a flat vector, rounded to `dtype`. The same values give the same bytes."""
+    if dtype == "bfloat16":
+        return _packed_words(bfloat16.to_words(vector), manifest)
     # safetensors reads as many bytes as a tensor has from its address on, whatever its strides say
     return safetensors.numpy.save(unflatten(np.ascontiguousarray(vector), manifest))
 
 
-def packed_size(manifest: TensorManifest) -> int:
+def _packed_words(words: NDArray[np.uint16], manifest: TensorManifest) -> bytes:
+    """The library knows bfloat16 only with another one; the header is padded to 8 bytes as its own is."""
+    if words.shape != (manifest.size,):
+        raise BadTensors(f"{words.shape}, not ({manifest.size},)")
+    header, at = {}, 0
+    for spec in manifest.tensors:
+        end = at + bfloat16.BYTES * spec.size
+        header[spec.name] = {"dtype": "BF16", "shape": list(spec.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + words.astype("<u2").tobytes()
+
+
+def stored_bits(dtype: Dtype) -> int:
+    """Of one weight on the wire."""
+    return 8 * _STORED[dtype][1]
+
+
+def packed_size(manifest: TensorManifest, dtype: Dtype = "float32") -> int:
     """An upper bound in bytes for what `pack` makes, known before anything arrives."""
     names = sum(len(spec.name) + 20 * len(spec.shape) + 120 for spec in manifest.tensors)
-    return 8 + 1024 + names + _ITEM * manifest.size
+    return 8 + 1024 + names + _STORED[dtype][1] * manifest.size
 
 
-def unpack(data: bytes | memoryview, manifest: TensorManifest) -> Vector:
-    """Read safetensors into one flat vector; raises `BadTensors` unless it is exactly the manifest."""
+def unpack(data: bytes | memoryview, manifest: TensorManifest, dtype: Dtype = "float32") -> Vector:
+    """Read safetensors into one flat vector, float32 [size]; raises `BadTensors` unless it is exactly the manifest."""
     view = memoryview(data).cast("B")
-    starts, body = _layout(view, manifest)
+    starts, body = _layout(view, manifest, dtype)
+    item = _STORED[dtype][1]
     vector = np.empty(manifest.size, dtype=np.float32)
     at = 0
     for spec in manifest.tensors:
         begin = body + starts[spec.name]
-        vector[at : at + spec.size] = np.frombuffer(view[begin : begin + _ITEM * spec.size], dtype="<f4")
+        held = view[begin : begin + item * spec.size]
+        vector[at : at + spec.size] = (
+            np.frombuffer(held, "<f4") if dtype == "float32" else bfloat16.from_words(np.frombuffer(held, "<u2"))
+        )
         at += spec.size
     return vector
 
 
-def unpack_file(path: Path, manifest: TensorManifest) -> Vector:
+def unpack_file(path: Path, manifest: TensorManifest, dtype: Dtype = "float32") -> Vector:
     """As `unpack`, of a file; its size is checked before it is read."""
-    size, most = path.stat().st_size, packed_size(manifest)
+    size, most = path.stat().st_size, packed_size(manifest, dtype)
     if size > most:
         raise BadTensors(f"the file has {size} bytes, this model needs at most {most}")
-    return unpack(path.read_bytes(), manifest)
+    return unpack(path.read_bytes(), manifest, dtype)
 
 
 def check_values(vector: Vector, max_norm: float) -> float:
@@ -142,7 +172,7 @@ def check_values(vector: Vector, max_norm: float) -> float:
     return norm
 
 
-def _layout(view: memoryview, manifest: TensorManifest) -> tuple[dict[str, int], int]:
+def _layout(view: memoryview, manifest: TensorManifest, dtype: Dtype) -> tuple[dict[str, int], int]:
     """Start of each tensor in the data section, and the section's own offset."""
     if manifest.size > MAX_ELEMENTS:
         raise BadTensors(f"more than {MAX_ELEMENTS} elements")
@@ -158,7 +188,7 @@ def _layout(view: memoryview, manifest: TensorManifest) -> tuple[dict[str, int],
     body = 8 + header_size
     if not isinstance(header, dict) or set(header) != {spec.name for spec in manifest.tensors}:
         raise BadTensors("the names are not those of the plan's model")
-    spans = {spec.name: _span(header[spec.name], spec) for spec in manifest.tensors}
+    spans = {spec.name: _span(header[spec.name], spec, dtype) for spec in manifest.tensors}
     end = 0
     for begin, stop in sorted(spans.values()):
         if begin != end:
@@ -169,12 +199,13 @@ def _layout(view: memoryview, manifest: TensorManifest) -> tuple[dict[str, int],
     return {name: begin for name, (begin, _) in spans.items()}, body
 
 
-def _span(raw: object, spec: TensorSpec) -> tuple[int, int]:
+def _span(raw: object, spec: TensorSpec, dtype: Dtype) -> tuple[int, int]:
+    stored, item = _STORED[dtype]
     try:
         entry = _Entry.model_validate(raw)
     except ValidationError as why:
-        raise BadTensors(f"{spec.name}: not the header of a float32 tensor") from why
+        raise BadTensors(f"{spec.name}: not the header of a {dtype} tensor") from why
     begin, end = entry.data_offsets
-    if entry.shape != spec.shape or end - begin != _ITEM * spec.size:
-        raise BadTensors(f"{spec.name}: not float32{spec.shape}")
+    if entry.dtype != stored or entry.shape != spec.shape or end - begin != item * spec.size:
+        raise BadTensors(f"{spec.name}: not {dtype}{spec.shape}")
     return begin, end

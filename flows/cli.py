@@ -166,8 +166,9 @@ def plan_check(plan: PlanFile, home: HomeOption = DEFAULT_HOME) -> None:
     from flows.coordinator import load
     from flows.publication import checked_tensors, pinned
 
-    parsed = pinned(load(home), plan.read_text("utf-8"))
-    _, parts = checked_tensors(parsed)
+    coordinator = load(home)
+    parsed = pinned(coordinator, plan.read_text("utf-8"))
+    _, parts = checked_tensors(parsed, coordinator.weights)
     typer.echo(f"{parsed.label}: study {study_id(parsed)}, {len(parsed.hospitals)} hospitals")
     if not parts.moves_whole:
         typer.echo(

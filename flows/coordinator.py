@@ -51,6 +51,8 @@ class Settings(Frozen):
     relay: RelaySettings
     prefect_url: str | None = None
     mlflow_url: str | None = None
+    weights: str | None = None
+    """The folder of pretrained weights that plans may begin with; without it `weights` in the home folder."""
     officers: dict[StudyName, PublicKeyStr] = Field(default_factory=dict)
     """Who may decide about releasing a model, by name."""
 
@@ -89,6 +91,11 @@ class Coordinator:
     @property
     def card(self) -> KeyCard:
         return make_card(COORDINATOR, self.key, self.unsealing.public)
+
+    @property
+    def weights(self) -> Path:
+        """Where files of pretrained weights are, by the names that plans have."""
+        return self.home / "weights" if self.settings.weights is None else Path(self.settings.weights)
 
     @property
     def keys(self) -> Path:
@@ -150,6 +157,7 @@ store = "sqlite:///{home / "store.sqlite"}"     # in production: postgresql://us
 blobs = "{home / "blobs"}"                      # in production: s3://bucket/prefix
 # prefect_url = "http://127.0.0.1:4200/api"
 # mlflow_url = "http://127.0.0.1:5000"
+# weights = "/srv/wardround/weights"         # files of pretrained weights that plans begin with; else weights/ in here
 
 [relay]
 url = "{url}"          # what hospitals dial

@@ -1,15 +1,16 @@
 """From a study.toml to a published study: keys pinned, model built once, plan offered to the hospitals."""
 
 import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from boundary.errors import InvalidPlan
+from boundary.errors import BadTensors, InvalidPlan
 from boundary.messages import PlanProposed
 from boundary.names import COORDINATOR
 from boundary.parts import Parts, parts_of
 from boundary.plan import StudyPlan, parse_plan, plan_from_toml
 from boundary.roster import read_roster
-from boundary.tensors import Vector, flatten, manifest_of, pack
+from boundary.tensors import Vector, check_values, flatten, manifest_of, pack
 from flows.coordinator import Coordinator
 from flows.desk import Desk
 from flows.records import ModelStart
@@ -47,7 +48,7 @@ def publish(coordinator: Coordinator, plan: StudyPlan) -> studies.Study:
 
     Raises `InvalidPlan` for a network that is not for the plan's task and images.
     """
-    tensors, parts = checked_tensors(plan)
+    tensors, parts = checked_tensors(plan, coordinator.weights)
     with reading(coordinator.store) as connection:
         Desk(coordinator.key, coordinator.now, plan).roster(connection)
         known = {study.label for study in studies.every(connection)}
@@ -61,23 +62,28 @@ def publish(coordinator: Coordinator, plan: StudyPlan) -> studies.Study:
     return study
 
 
-def checked_tensors(plan: StudyPlan) -> tuple["Tensors", Parts]:
-    """The initial weights by name, and which of them move. Raises `InvalidPlan` for what no hospital could train."""
+def checked_tensors(plan: StudyPlan, weights: Path) -> tuple["Tensors", Parts]:
+    """The initial weights by name, and which of them move. Raises `InvalidPlan` for what no hospital could train.
+
+    `weights` is the coordinator's folder of pretrained files.
+    """
     from models.catalogue import check_model
     from models.errors import ModelError
     from models.parameters import initial_tensors
 
     try:
         check_model(plan)
-        tensors = initial_tensors(plan.model, len(plan.labels.classes))
-    except ModelError as why:
+        tensors = initial_tensors(plan.model, len(plan.labels.classes), weights)
+        shapes = manifest_of(tensors)
+        check_values(flatten(tensors, shapes), plan.aggregation.max_model_norm)
+    except (ModelError, BadTensors) as why:
         raise InvalidPlan(f"model: {why}") from why
-    return tensors, parts_of(plan.model, manifest_of(tensors))
+    return tensors, parts_of(plan.model, shapes)
 
 
 def begin_study(coordinator: Coordinator, plan: StudyPlan, weights: Vector, parts: Parts) -> studies.Study:
     """Keep a new study with the weights it begins with, float32 [parts.whole.size]. Raises `AlreadyPublished`."""
-    start, now = _model_start(coordinator, weights, parts), coordinator.now()
+    start, now = _model_start(coordinator, plan, weights, parts), coordinator.now()
     with writing(coordinator.store) as connection:
         for blob in (start.initial, start.first):
             holdings.record(connection, blob, owner=COORDINATOR, now=now)
@@ -85,12 +91,13 @@ def begin_study(coordinator: Coordinator, plan: StudyPlan, weights: Vector, part
         return studies.find(connection, plan.label)
 
 
-def _model_start(coordinator: Coordinator, weights: Vector, parts: Parts) -> ModelStart:
-    """The initial weights as a blob, and apart what of them moves."""
-    initial = coordinator.blobs.put_bytes(pack(weights, parts.whole))
+def _model_start(coordinator: Coordinator, plan: StudyPlan, weights: Vector, parts: Parts) -> ModelStart:
+    """The initial weights as a blob, and apart what of them moves, which alone may be rounded."""
+    blobs, downlink = coordinator.blobs, plan.aggregation.downlink
     if parts.moves_whole:
-        return ModelStart(manifest=parts.whole, initial=initial)
-    moving = coordinator.blobs.put_bytes(pack(parts.moving_of(weights), parts.moving))
+        return ModelStart(manifest=parts.whole, initial=blobs.put_bytes(pack(weights, parts.whole, downlink)))
+    initial = blobs.put_bytes(pack(weights, parts.whole))
+    moving = blobs.put_bytes(pack(parts.moving_of(weights), parts.moving, downlink))
     return ModelStart(manifest=parts.whole, initial=initial, moving=moving)
 
 

@@ -40,7 +40,7 @@ def final_weights(study: Study, record: RoundRecord, open_blob: Callable[[str], 
     """The whole network after a round, float32 [n]; what stays home in hospitals is as the study began."""
     parts, base = study.parts, None
     with open_blob(record.model_out.digest) as source:
-        moving = unpack(source.read(), parts.moving)
+        moving = unpack(source.read(), parts.moving, study.plan.aggregation.downlink)
     if not parts.moves_whole:
         with open_blob(study.model.initial.digest) as source:
             base = unpack(source.read(), parts.whole)
@@ -56,6 +56,7 @@ def log_global_model(
     import torch
 
     from models.catalogue import build
+    from models.low_rank import merge
     from models.networks import Normalised
     from models.parameters import load_tensors
 
@@ -67,6 +68,7 @@ def log_global_model(
     weights = final_weights(study, record, open_blob)
     module = build(plan.model, len(plan.labels.classes))
     load_tensors(module, unflatten(weights, study.model.manifest))
+    merge(module)  # who loads it finds the catalogue's plain network, and nothing of adapters
     if study.statistics is not None:  # the released model takes images as the plan's window leaves them
         scale = study.statistics.normalisation
         module = Normalised(module, scale.mean, scale.deviation)

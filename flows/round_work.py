@@ -192,7 +192,7 @@ class RoundWork:
         summed = replace(summed, mean_delta=np.empty(0, np.float32))
         del mean  # and the delta with it
         refused = verdict.of_sum(plan, update_norm, state.weights)
-        model = self.coordinator.blobs.put_bytes(pack(state.weights, manifest))
+        model = self.coordinator.blobs.put_bytes(pack(state.weights, manifest, plan.aggregation.downlink))
         is_remembered = bool(state.memory) and refused is None
         memory = self.coordinator.blobs.put_bytes(packed(state.memory)) if is_remembered else None
         candidate = Candidate(
@@ -298,7 +298,7 @@ class RoundWork:
 
     def _weights(self, model: BlobRef) -> Vector:
         with self.coordinator.blobs.open(model.digest) as source:
-            return unpack(source.read(), self.study.parts.moving)
+            return unpack(source.read(), self.study.parts.moving, self.study.plan.aggregation.downlink)
 
     # --- the end -------------------------------------------------------------------------------------
     def must_be_voted_on(self, candidate: Candidate) -> bool:

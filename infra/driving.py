@@ -139,7 +139,7 @@ async def train_only(driver: StudyDriver, number: int = 1) -> RoundRecord:
 
 def weights(federation: SimulatedFederation, record: RoundRecord) -> NDArray[np.float32]:
     with federation.coordinator.blobs.open(record.model_out.digest) as source:
-        return unpack(source.read(), federation.study.parts.moving)
+        return unpack(source.read(), federation.study.parts.moving, federation.plan.aggregation.downlink)
 
 
 def trail(federation: SimulatedFederation) -> list[Any]:

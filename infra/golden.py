@@ -112,6 +112,7 @@ delta_bound = 0.5
 max_weight = 2000
 random_share = 0.25
 error_feedback = true
+downlink = "float32"
 lost_after_seconds = 45.5
 max_model_norm = 2500
 [selection]
@@ -159,6 +160,33 @@ take_secondary = true
         .replace('column = "contrast"\nclasses = ["no", "yes"]', 'classes = ["background", "liver", "tumour"]')
         .replace("[training]", f"{series}[training]")
     )
+
+
+def adapted_toml() -> str:
+    """The same plan, begun with a file of weights and with adapters."""
+    tables = f"""[model.pretrained]
+file = "chest-vit.safetensors"
+sha256 = "{"5e" * 32}"
+strip = "encoder."
+leave_out = ["head.*", "norm.*"]
+[model.lora]
+rank = 4
+alpha = 8
+targets = ["blocks.*.attention.*", "blocks.*.mlp.0"]
+"""
+    return (
+        plan_toml()
+        .replace('name = "densenet-small"\nversion = 2', 'name = "vit-small"\nversion = 1')
+        .replace('trained = ["features.*", "class_layers.*"]', 'trained = ["*.lora_*", "head.*"]')
+        .replace('home = ["*norm*"]', 'home = ["head.*"]')
+        .replace("[preprocessing]", f"{tables}[preprocessing]")
+        .replace('downlink = "float32"', 'downlink = "bfloat16"')
+    )
+
+
+@cache
+def adapted_plan() -> StudyPlan:
+    return plan_from_toml(adapted_toml())
 
 
 @cache

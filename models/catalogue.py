@@ -162,9 +162,15 @@ def _use(task: Task, dimensions: int) -> str:
 def build(choice: ModelChoice, classes: int) -> "nn.Module":
     """Make the network on the CPU, with weights drawn from torch's global generator; raises `UnknownModel`.
 
+    With the adapters that the choice asks for, drawn after all else; raises `UnfitAdapters` where they fit nothing.
     For reproducible weights use `models.parameters.initial_tensors`.
     """
     entry = entry_of(choice)
     if classes < 2:
         raise ValueError(f"{classes} classes: there are two or more")
-    return entry.make(classes)
+    network = entry.make(classes)
+    if choice.lora is not None:
+        from models.low_rank import adapt
+
+        adapt(network, choice.lora)
+    return network

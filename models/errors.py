@@ -55,6 +55,38 @@ def _sides(size: tuple[int, ...]) -> str:
     return " x ".join(map(str, size))
 
 
+class UnfitAdapters(ModelError):
+    """Low-rank adapters for layers that the network does not have, or of a rank that is not low."""
+
+    code = "UNFIT_ADAPTERS"
+
+
+class PretrainedMissing(ModelError):
+    """The file of weights that a plan begins with is not where this party keeps such files."""
+
+    code = "PRETRAINED_MISSING"
+
+    def __init__(self, name: str, sha256: str, reason: str) -> None:
+        super().__init__(f"the plan begins with {name} (SHA-256 {sha256}), and {reason}")
+        self.name, self.sha256 = name, sha256
+
+
+class PretrainedDiffers(ModelError):
+    """A file of that name is there, and it is not the one that the plan pins."""
+
+    code = "PRETRAINED_DIFFERS"
+
+    def __init__(self, name: str, wanted: str, found: str) -> None:
+        super().__init__(f"{name} has SHA-256 {found}, the plan pins {wanted}: put that file in its place")
+        self.name, self.wanted, self.found = name, wanted, found
+
+
+class PretrainedUnfit(ModelError):
+    """The pinned file does not hold what the plan's network needs of it."""
+
+    code = "PRETRAINED_UNFIT"
+
+
 class UnsharedState(ModelError):
     """A network keeps state that an exchange of its parameters alone would lose, or not carry exactly."""
 

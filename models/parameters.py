@@ -1,6 +1,7 @@
 """Networks as named float32 arrays: what is exchanged between hospitals, and how a study begins."""
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from boundary.plan import ModelChoice
 from boundary.tensors import TensorManifest, manifest_of
 from models.catalogue import build
 from models.errors import UnsharedState, WrongTensors
+from models.pretrained import begun_from
 
 Tensors = dict[str, NDArray[np.float32]]
 
@@ -60,16 +62,22 @@ def train_only(module: nn.Module, names: Collection[str]) -> None:
         parameter.requires_grad_(parameter.requires_grad and name in names)
 
 
-def initial_tensors(choice: ModelChoice, classes: int) -> Tensors:
+def initial_tensors(choice: ModelChoice, classes: int, weights: Path | None = None) -> Tensors:
     """The weights a study begins with: a function of the plan alone, on one version of torch and MONAI.
 
-    Leaves torch's global generators as they were. Raises `UnknownModel`.
+    `weights` is the folder where this party has files of pretrained weights. Leaves torch's global generators as they
+    were. Raises `UnknownModel`, `UnfitAdapters`, or as `models.pretrained.begun_from` where the plan pins a file.
     """
-    with torch.random.fork_rng(devices=[]):  # networks are built on the CPU and draw there
-        torch.default_generator.manual_seed(choice.initial_seed)
-        return to_tensors(build(choice, classes))
+    drawn = _drawn(choice, classes)
+    return drawn if choice.pretrained is None else begun_from(choice.pretrained, drawn, weights)
 
 
 def manifest(choice: ModelChoice, classes: int) -> TensorManifest:
-    """Names and shapes of the choice's tensors, in wire order; raises `UnknownModel`."""
-    return manifest_of(initial_tensors(choice, classes))
+    """Names and shapes of the choice's tensors, in wire order; raises `UnknownModel` or `UnfitAdapters`."""
+    return manifest_of(_drawn(choice, classes))
+
+
+def _drawn(choice: ModelChoice, classes: int) -> Tensors:
+    with torch.random.fork_rng(devices=[]):  # networks are built on the CPU and draw there
+        torch.default_generator.manual_seed(choice.initial_seed)
+        return to_tensors(build(choice, classes))

@@ -25,6 +25,7 @@ class Errand:
     cache: Path
     resources: Resources
     devices: int  # GPUs that the policy allows; with none the child computes on processors
+    weights: str | None = None  # the folder of pretrained weights that the policy names
 
     def command(self, do: str) -> dict[str, Any]:
         return self.dataset.told(self.state) | {
@@ -36,6 +37,7 @@ class Errand:
             "device": device_of(self.resources, self.devices),
             "at_once": self.resources.images_at_once,
             "declared": self.dataset.caps.most_patients,
+            "weights": self.weights,
         }
 
 

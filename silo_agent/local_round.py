@@ -31,13 +31,14 @@ from models.errors import NonFiniteLogits, TrainingCancelled
 from models.losses import mean_loss
 from models.measuring import layout_of, mean_loss_of
 from models.metrics import LARGEST_LOSS
-from models.parameters import initial_tensors, load_tensors, manifest, to_tensors, train_only
+from models.parameters import load_tensors, manifest, to_tensors, train_only
 from models.preprocessing import normalised
 from models.private.keystream import KEY_BYTES
 from models.private.proof import class_labels, prove, voxel_labels
 from models.private.training import PrivateSteps, PrivateTraining
 from models.training import LocalData, evaluate, next_control, planned_steps, shorten, train, weight_of
 from models.weiszfeld import weight_beside
+from silo_agent.beginning import check_first, checked_base
 from silo_agent.errors import WorkCancelled, WorkFailed
 from silo_agent.intake.cache import load_cache
 from silo_agent.intake.errors import CacheUnreadable
@@ -58,9 +59,6 @@ class Private:
         return cls(PrivateSteps(**numbers), tuple(said["bands"]))
 
 
-BASE_TOLERANCE = 1e-5  # another processor rounds the same draw otherwise; weights begin at about 1e-2
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Controls:
     """SCAFFOLD's control variates c and c_i, float32 [parts.moving.size] each."""
@@ -70,7 +68,6 @@ class Controls:
 
 
 _parts: dict[tuple[ModelChoice, int], Parts] = {}
-_bases: dict[tuple[ModelChoice, int], Vector] = {}
 _tried: set[tuple[ModelChoice, tuple[int, ...], int, str, int]] = set()
 _proven: set[tuple[ModelChoice, tuple[int, ...], int]] = set()
 
@@ -97,6 +94,8 @@ class LocalRound:
     private: Private | None = None  # of a training with a guarantee per patient
     declared: int = 0  # the most patients the hospital declares
     at_once: int = 16  # images through the network in a private training
+    weights: Path | None = None  # the hospital's folder of pretrained weights, if its policy names one
+    begins: bool = False  # whether the model that came is the one the study begins with
 
     @classmethod
     def of(cls, command: dict[str, Any]) -> Self:
@@ -124,17 +123,24 @@ class LocalRound:
             None if before is None else Path(before), home_before, private,
             command.get("declared") or 0,
             command.get("at_once", 16),
+            None if command.get("weights") is None else Path(command["weights"]), command.get("begins", False),
         )  # fmt: skip
 
     def incoming(self) -> Vector:
-        """What moves, float32 [parts.moving.size]. Raises `BadTensors`."""
-        weights = unpack_file(self.model, self.parts.moving)
-        check_values(weights, self.plan.aggregation.max_model_norm)
-        return weights
+        """What moves, float32 [parts.moving.size]. Raises as `silo_agent.beginning.check_first`."""
+        aggregation = self.plan.aggregation
+        moving = unpack_file(self.model, self.parts.moving, aggregation.downlink)
+        check_values(moving, aggregation.max_model_norm)
+        if self.begins:
+            check_first(moving, self.plan, self.parts, self.weights)
+        return moving
 
     def whole(self, moving: Vector) -> Vector:
-        """The whole network, float32 [parts.whole.size], with our own parameters in it. Raises `BadTensors`."""
-        base = None if self.base is None else self._checked_base(self.base)
+        """The whole network, float32 [parts.whole.size], with our own parameters in it.
+
+        Raises as `silo_agent.beginning.checked_base`.
+        """
+        base = None if self.base is None else checked_base(self.base, self.plan, self.parts, self.weights)
         home = None
         if self.parts.home.tensors:
             with suppress(FileNotFoundError):  # none yet, or somebody who had a share in it has just withdrawn consent
@@ -159,26 +165,8 @@ class LocalRound:
         check_values(common, self.plan.aggregation.max_model_norm)
         return Controls(common, own)
 
-    def _checked_base(self, path: Path) -> Vector:
-        """What the study begins with is what the plan's seed gives, and not what somebody chose to have us train upon.
-
-        Weights that are made for it tell more of an image than any training would (Fowl et al. 2022, "Robbing the
-        Fed"). What is trained is ours to change, what is frozen stays: so it is compared with our own draw.
-        """
-        base, wanted = unpack_file(path, self.parts.whole), (self.plan.model, len(self.plan.labels.classes))
-        if wanted not in _bases:
-            _bases.clear()
-            _bases[wanted] = flatten(initial_tensors(*wanted), self.parts.whole)
-        if not np.allclose(base, _bases[wanted], rtol=0, atol=BASE_TOLERANCE):
-            path.unlink(missing_ok=True)  # a right one may still come
-            raise BadTensors(
-                "what is not trained is not what the plan's seed gives here: the coordinator has another version of "
-                "torch or MONAI, or has exchanged it"
-            )
-        return base
-
     def network(self, weights: Vector) -> torch.nn.Module:
-        """With what moves as it came, float32 [parts.moving.size]. Raises `BadTensors`."""
+        """With what moves as it came, float32 [parts.moving.size]. Raises as `whole`."""
         module = build(self.plan.model, len(self.plan.labels.classes))
         load_tensors(module, unflatten(self.whole(weights), self.parts.whole))
         train_only(module, self.parts.trained)

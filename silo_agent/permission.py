@@ -13,6 +13,7 @@ from pathlib import Path
 from boundary.canonical import canonical_bytes, digest, parse_json
 from boundary.messages import Phase, WorkOrder
 from boundary.plan import StudyPlan
+from boundary.tensors import stored_bits
 from compliance.errors import ComplianceError
 from compliance.events import CELL, BudgetRefused, GateRefused, GatesPassed, PolicyAdopted, WorkPaused, WorkResumed
 from silo_agent.budget import Terms, terms_of
@@ -235,7 +236,7 @@ def _leaving(message: WorkOrder, plan: StudyPlan) -> Leaving:
     """At most so much leaves: a masked word of the plan's ring for each weight, and everything else that is sent."""
     phase, vector = message.collection.phase, 0
     if phase == "train":
-        vector = message.model.size * plan.aggregation.ring // 32
+        vector = message.model.size * plan.aggregation.ring // stored_bits(plan.aggregation.downlink)
     metrics = frozenset() if phase == "train" and plan.bands else _metrics(phase, plan)
     return Leaving(vector + _MOST_MESSAGES, metrics, CELL)
 

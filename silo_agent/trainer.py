@@ -116,8 +116,8 @@ def _end_soon() -> None:
 
 def serve(conversation: Conversation, threads: int) -> None:
     commands: dict[str, Command] = {
-        "scan": _scan, "survey": _survey, "cost": _cost, "warm": _warm, "initial": _initial, "check": _check,
-        "statistics": _statistics, "train": _train, "evaluate": _evaluate,
+        "scan": _scan, "survey": _survey, "cost": _cost, "warm": _warm, "initial": _initial, "begin": _begin,
+        "check": _check, "statistics": _statistics, "train": _train, "evaluate": _evaluate,
     }  # fmt: skip
     while (command := conversation.next()) is not None:
         try:
@@ -236,18 +236,28 @@ def _warm(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]
 
 def _initial(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
     """Write the model that a study begins with, as the coordinator makes it from the plan alone."""
-    from boundary.tensors import flatten, pack
-    from models.parameters import initial_tensors
+    from boundary.tensors import pack
+    from silo_agent.beginning import beginning
     from silo_agent.local_round import LocalRound
 
     conversation.progress(0, 1)
     work = LocalRound.of(command)
     parts = work.parts
-    first = flatten(initial_tensors(work.plan.model, len(work.plan.labels.classes)), parts.whole)
-    work.model.write_bytes(pack(parts.moving_of(first), parts.moving))
+    first = beginning(work.plan, parts, work.weights)
+    work.model.write_bytes(pack(parts.moving_of(first), parts.moving, work.plan.aggregation.downlink))
     if work.base is not None:
         work.base.write_bytes(pack(first, parts.whole))
     return {"parameters": parts.moving.size}
+
+
+def _begin(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
+    """Make what the study begins with, from the plan and our own file, before anybody is asked to approve it."""
+    from silo_agent.beginning import beginning
+    from silo_agent.local_round import LocalRound
+
+    conversation.progress(0, 1)
+    work = LocalRound.of(command)
+    return {"parameters": len(beginning(work.plan, work.parts, work.weights))}
 
 
 def _check(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:

@@ -231,6 +231,7 @@ class Workbench:
             "own_control": str(carried(self.folder, order.study, CONTROL)),
             "before": None if before is None else str(before),
             "home_before": str(carried(self.folder, order.study, HOME)),
+            "begins": collection.round == 1 and collection.phase == "train",
         }  # fmt: skip
         terms = terms if collection.phase == "train" else None  # nothing else is paid for
         if terms is not None:
@@ -351,6 +352,8 @@ class Workbench:
             report = await self._scan(kept, known)
             patients = (self.folder.cache / kept.study / KNOWN).read_bytes()
             problems = "; ".join([*report["problems"], *_too_many(report, terms)])
+            if not problems and plan.model.needs_a_look:
+                await self.worker.run(self._command("begin", kept), untold)
             if terms is not None and not problems:
                 await self._second_opinion(kept, terms)
         except WorkCancelled:
@@ -434,6 +437,7 @@ class Workbench:
             cache=self.folder.cache / kept.study,
             resources=self.config.resources,
             devices=policy.resources.devices,
+            weights=policy.weights_folder,
         )
         return errand.command(do)
 

@@ -11,6 +11,7 @@ from flows.aggregation.fedavgm import fedavgm
 from flows.aggregation.fednova import fednova
 from flows.aggregation.fedyogi import fedyogi
 from flows.aggregation.rfa import rfa
+from flows.aggregation.rounding import with_master
 from flows.aggregation.scaffold import scaffold
 from flows.aggregation.state import Mean, ServerState, ServerStrategy
 
@@ -30,4 +31,6 @@ STRATEGIES: Mapping[StrategyName, Callable[[float, Server], ServerStrategy]] = {
 
 
 def strategy_of(plan: StudyPlan) -> ServerStrategy:
-    return STRATEGIES[plan.training.strategy](plan.server_learning_rate, plan.server)
+    """The plan's, on float32 weights of its own where the model comes down rounded."""
+    strategy = STRATEGIES[plan.training.strategy](plan.server_learning_rate, plan.server)
+    return strategy if plan.aggregation.downlink == "float32" else with_master(strategy)

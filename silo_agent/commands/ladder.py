@@ -177,7 +177,7 @@ def _trial(state: Path, wanted: str) -> Iterator[tuple[Any, dict[str, list[str]]
         worker = Worker(folder.root / "trial.log", config.resources.threads)
         trial = Trial(
             plan, dataset, worker, scratch, folder.root, folder.dataset_key_file, config, secrets.token_bytes,
-            devices=policy.resources.devices,
+            devices=policy.resources.devices, weights=policy.weights_folder,
         )  # fmt: skip
         yield trial, {"before": gone, "after": []}
     (folder.root / "trial.log").unlink(missing_ok=True)  # kept after a failure only: it may name paths

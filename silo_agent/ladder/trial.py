@@ -42,6 +42,7 @@ class Trial:
     entropy: Callable[[int], bytes]
     noise: bool = True
     devices: int = 0  # GPUs, by the policy
+    weights: str | None = None  # the folder of pretrained weights, by the policy
 
     @property
     def terms(self) -> Terms | None:
@@ -109,6 +110,7 @@ class Trial:
 
     def _command(self, do: str, *, steps: int | None = None) -> dict[str, Any]:
         plan: dict[str, Any] = parse_json(to_json(self.plan), limit=len(to_json(self.plan)))
+        plan["aggregation"]["downlink"] = "float32"  # nothing comes down: we go on from our own weights as they are
         private = None
         if not self.noise:
             plan["privacy"], plan["training"]["weighting"] = {"mechanism": "none"}, "images"
@@ -125,6 +127,7 @@ class Trial:
             cache=self.scratch / "cache",
             resources=self.config.resources,
             devices=self.devices,
+            weights=self.weights,
         )
         return errand.command(do) | {"private": private}
 

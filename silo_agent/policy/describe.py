@@ -31,6 +31,8 @@ def lines(policy: Policy) -> list[tuple[str, str]]:
         ("When", f"{', '.join(hours.windows) or 'never'} ({hours.timezone}); at the end a step is finished, then "
          "the round waits"),
         *(line for name, rules in policy.dataset.items() for line in _dataset(name, rules, policy)),
+        ("Pretrained weights", f"files in {policy.weights.folder}, those that a plan pins by SHA-256" if policy.weights
+         else "none: plans that begin with a file of weights are turned down"),
         ("Privacy", _privacy(policy)),
         *(_study(heading, rules) for heading, rules in policy.study.items()),
         *([] if policy.study else [("Studies", "none: no plan can run here")]),

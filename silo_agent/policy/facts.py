@@ -89,6 +89,7 @@ class Request:
     spending: Spending | Unguarded | NothingSpent
     leaving: Leaving
     using: Using
+    pretrained: str | None = None  # the file that the plan begins with, if there is one
 
     @classmethod
     def of(  # noqa: PLR0913 - one fact each
@@ -115,4 +116,5 @@ class Request:
             spending=spending,
             leaving=leaving,
             using=using,
+            pretrained=None if plan.model.pretrained is None else plan.model.pretrained.file,
         )

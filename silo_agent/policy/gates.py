@@ -110,11 +110,17 @@ def check_cohort(request: Request, policy: Policy, _now: datetime) -> None:
 
 
 def check_incoming(request: Request, policy: Policy, _now: datetime) -> None:
-    """The model that comes in is not larger than allowed."""
+    """The model that comes in is not larger than allowed, and nothing begins with a file where none may."""
     most = policy.network.max_model_mb
     if not request.model_size <= most * MB:
         raise PolicyRefused(
             PolicyCode.MODEL_TOO_LARGE, f"the incoming model has {request.model_size} bytes, max_model_mb is {most}"
+        )
+    if request.pretrained is not None and policy.weights is None:
+        raise PolicyRefused(
+            PolicyCode.WEIGHTS_NOT_ALLOWED,
+            f"the plan begins with the file {request.pretrained}, and the policy names no folder of such files: add "
+            "[weights] with folder, and put the file there",
         )
 
 

@@ -26,6 +26,7 @@ from silo_agent.policy.sections import (
     ResourceRules,
     StudyRules,
     Validity,
+    WeightsRules,
 )
 
 MAX_POLICY_BYTES = 512 * 1024
@@ -50,6 +51,7 @@ class Policy(Frozen):
     network: Network
     hours: Hours
     dataset: Annotated[dict[StudyName, DatasetRules], Field(max_length=100)]
+    weights: WeightsRules | None = None
     privacy: PrivacyRules
     release: ReleaseRules
     study: Annotated[dict[StudyHeading, StudyRules], Field(max_length=1000, default_factory=dict)]
@@ -65,6 +67,11 @@ class Policy(Frozen):
         if len(set(plans)) != len(plans):
             raise ValueError("study: a plan_digest stands twice: one plan belongs to one study")
         return self
+
+    @property
+    def weights_folder(self) -> str | None:
+        """Where files of pretrained weights are, None if plans may not begin with any."""
+        return None if self.weights is None else self.weights.folder
 
     def study_of(self, plan_name: str) -> StudyRules | None:
         """The rules of the study whose plans have this name, None if the policy does not name it."""

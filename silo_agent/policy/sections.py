@@ -171,6 +171,15 @@ class DatasetRules(Frozen):
         return self
 
 
+class WeightsRules(Frozen):
+    """Where this hospital keeps files of pretrained weights, by whatever way they came: never from the coordinator.
+
+    Which of them a study may begin with stands in its plan, by SHA-256, and with it in `study.X.plan_digest`.
+    """
+
+    folder: LocalPath
+
+
 class PrivacyRules(Frozen):
     """What patients may be exposed to. Epsilons are at each data set's delta, which `max_delta` bounds.
 

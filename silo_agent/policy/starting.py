@@ -82,6 +82,9 @@ population = "everybody"   # data sets of one population may share patients: wha
 lossy = "refuse"
 burned_in = "refuse"
 
+# [weights]   # without it plans that begin with a file of pretrained weights are turned down
+# folder = "/srv/wardround/weights"   # files that this hospital put there itself; plans pin them by SHA-256
+
 [privacy]   # what a patient may be exposed to; epsilons are at delta = 1 / (10 * n_max_patients)
 max_epsilon_per_study = 6.0
 max_epsilon_lifetime = 10.0

@@ -22,6 +22,7 @@ from silo_agent.policy.sections import (
     ResourceRules,
     StudyRules,
     Validity,
+    WeightsRules,
 )
 
 Direction = Callable[[Any, Any], bool]  # (new, old) -> whether new allows at most what old allows
@@ -68,6 +69,7 @@ DIRECTIONS: dict[type[Frozen], dict[str, Direction]] = {
         "burned_in": _refuses,
     },
     Exclusions: {"path": _same, "max_age_hours": _at_most},
+    WeightsRules: {"folder": _same},
     PrivacyRules: {
         "max_epsilon_per_study": _at_most,
         "max_epsilon_lifetime": _at_most,
@@ -121,6 +123,8 @@ def _between(old: Frozen, new: Frozen, place: str) -> list[Change]:
             found += _tables(before, after, where)
         elif isinstance(before, Frozen) and type(before) is type(after):
             found += _between(before, after, f"{where}.")
+        elif isinstance(before, Frozen) and after is None:  # without a table of its kind nothing of it is allowed
+            found.append(Change(where, before, after, "tighter"))
         else:
             found.append(Change(where, before, after, "looser"))
     return found

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from boundary import plan as plans
 from boundary.checkpoint import Checkpoint, Cosignature
 from boundary.guarantee import NoPrivacy, PatientPrivacy
+from boundary.low_rank import LowRank
 from boundary.messages import (
     PHASES,
     REGISTRY,
@@ -30,6 +31,7 @@ from boundary.messages import (
     ShownHead,
 )
 from boundary.names import encode_base64
+from boundary.pretrained import Pretrained
 from boundary.secagg.ring import Encoding
 from boundary.series import SeriesRule
 
@@ -135,6 +137,21 @@ def of_masks(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+patterns = st.lists(
+    st.text("abz019_.*?[]", min_size=1, max_size=12), min_size=1, max_size=3, unique=True
+).map(tuple)  # fmt: skip
+pretrained = st.builds(
+    Pretrained,
+    file=st.from_regex(r"[a-z][a-z0-9_-]{0,8}", fullmatch=True).map(lambda name: f"{name}.safetensors"),
+    sha256=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
+    strip=st.text("abz.", max_size=8),
+    leave_out=st.just(()) | patterns,
+)
+adapters = st.builds(
+    LowRank, rank=st.integers(1, 256), alpha=fractions(0, 1000, exclude_min=True), targets=patterns
+)  # fmt: skip
+
+
 @st.composite
 def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
     members = draw(st.lists(names, min_size=3, max_size=6, unique=True))
@@ -151,6 +168,7 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
     strategies += ("scaffold",) if is_fit and weighting == "equal" else ()
     smoothing = draw(fractions(1e-6, 1000))
     strategies += ("rfa",) if most / smoothing * 6 < plans.LARGEST_SUM else ()
+    strategy = draw(st.sampled_from(strategies))
     purpose = dict(zip(("title", "statement", "legal_basis", "ethics_reference"), draw(four_sentences), strict=True))
     return plans.StudyPlan(
         version=1,
@@ -167,8 +185,12 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
             name=draw(names),
             version=draw(st.integers(1, 1_000_000)),
             initial_seed=draw(st.integers(0, 2**32 - 1)),
-            trained=draw(st.lists(words, min_size=1, max_size=3, unique=True).map(tuple)),
+            trained=draw(
+                st.lists(words.filter(lambda word: word != "*"), min_size=1, max_size=3, unique=True).map(tuple)
+            ),
             home=draw(st.lists(words, max_size=3, unique=True).map(tuple)),
+            pretrained=draw(st.none() | pretrained),
+            lora=draw(st.none() | adapters),
         ),
         preprocessing=plans.Preprocessing(
             size=kind["size"], spacing=kind.get("spacing"), intensity="window", low=low, high=high
@@ -188,7 +210,7 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
             holdout_share=draw(fractions(0, 1, exclude_min=True, exclude_max=True)),
         ),
         training=plans.Training(
-            strategy=draw(st.sampled_from(strategies)),
+            strategy=strategy,
             rounds=draw(rounds),
             local_epochs=draw(st.integers(1, 100)),
             max_steps=steps,
@@ -214,6 +236,7 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
             ring=draw(rings),
             delta_bound=draw(fractions(0, 1e6, exclude_min=True)),
             max_weight=most,
+            downlink=draw(st.sampled_from(("float32", "bfloat16") if strategy != "scaffold" else ("float32",))),
             lost_after_seconds=draw(fractions(2, 86400)),
             max_model_norm=draw(fractions(0, 1e12, exclude_min=True)),
         ),

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boundary.errors import BadTensors, InvalidPlan
+from boundary.low_rank import LowRank
 from boundary.parts import parts_of
 from boundary.plan import ModelChoice
 from boundary.tensors import TensorManifest, TensorSpec, flatten, unflatten
@@ -107,3 +108,48 @@ def test_what_has_another_size_is_refused() -> None:
             parts.joined(base, some, own)
     with pytest.raises(BadTensors):
         parts_of(choice(), WHOLE).joined(VECTOR, VECTOR[1:])
+
+
+# --- adapters -----------------------------------------------------------------------------------------
+LORA = LowRank(rank=1, alpha=2.0, targets=("body",))
+ADAPTED = TensorManifest(
+    tensors=tuple(
+        TensorSpec(name=name, shape=shape)
+        for name, shape in {
+            "body.bias": (3,), "body.lora_a.weight": (1, 4), "body.lora_b.weight": (3, 1), "body.weight": (3, 4),
+            "head.weight": (2, 3),
+        }.items()
+    )
+)  # fmt: skip
+
+
+def adapted(*trained: str, home: tuple[str, ...] = ()) -> ModelChoice:
+    return ModelChoice(name="net", version=1, trained=trained, home=home, lora=LORA)
+
+
+def test_adapters_and_a_head_are_all_that_moves() -> None:
+    parts = parts_of(adapted("*.lora_*", "head.*"), ADAPTED)
+    assert names(parts.moving) == ["body.lora_a.weight", "body.lora_b.weight", "head.weight"]
+    assert not parts.moves_whole
+
+
+def test_one_factor_may_be_frozen_or_stay_home() -> None:
+    assert names(parts_of(adapted("*.lora_b.weight"), ADAPTED).moving) == ["body.lora_b.weight"]  # FFA-LoRA
+    shared = parts_of(adapted("*.lora_*", home=("*.lora_b.*",)), ADAPTED)  # FedSA-LoRA
+    assert (names(shared.moving), names(shared.home)) == (["body.lora_a.weight"], ["body.lora_b.weight"])
+
+
+SENSELESS = {
+    "adapters that stay zero": (("head.*",), "begins as zero and would stay so"),
+    "only the factor that has no effect alone": (("*.lora_a.*", "head.*"), "begins as zero and would stay so"),
+    "the adapted weight is trained too": (("body.*",), "body.weight belongs to a layer that model.lora adapts"),
+    "or its bias": (("*.lora_*", "*.bias"), "body.bias belongs to a layer"),
+}
+
+
+@pytest.mark.parametrize(("trained", "reason"), SENSELESS.values(), ids=SENSELESS)
+def test_adapters_that_cannot_learn_or_are_beside_what_learns_are_refused(
+    trained: tuple[str, ...], reason: str
+) -> None:
+    with pytest.raises(InvalidPlan, match=reason):
+        parts_of(adapted(*trained), ADAPTED)

@@ -117,6 +117,12 @@ REFUSED: dict[str, tuple[str, Any]] = {
     "a pattern of no characters": ("model.trained", [""]),
     "a pattern with a line break": ("model.trained", ["*\n"]),
     "one pattern that is no list": ("model.trained", "features.*"),
+    "adapters of nothing": ("model.lora", {"rank": 4, "alpha": 8.0, "targets": []}),
+    "adapters of rank 0": ("model.lora", {"rank": 0, "alpha": 8.0, "targets": ["*"]}),
+    "adapters by an invisible name": ("model.lora", {"rank": 4, "alpha": 8.0, "targets": ["a\u200b*"]}),
+    "pretrained weights by their path": ("model.pretrained", {"file": "/tmp/a.safetensors", "sha256": "0" * 64}),
+    "pretrained weights by name alone": ("model.pretrained", {"file": "a.safetensors"}),
+    "a downlink of another kind": ("aggregation.downlink", "float16"),
     "a server's rate of nothing": ("server.learning_rate", 0),
     "a server's rate beyond all measure": ("server.learning_rate", 101),
     "all momentum": ("server.momentum", 1),
@@ -233,6 +239,7 @@ def test_scaffold_corrects_plain_steps_and_has_no_noise(fed: ModuleType) -> None
         ("training", {"proximal": 0.1}, "without a pull"),
         ("training", {"weighting": "patients"}, "have to average out; take equal"),
         ("aggregation", {"random_share": 0.5}, "made of whole changes"),
+        ("aggregation", {"downlink": "bfloat16"}, "aggregation.downlink: scaffold's control variates come down in"),
     ):
         with pytest.raises(InvalidPlan, match=says):
             parse_plan(value | {section: value[section] | changed})
@@ -434,8 +441,17 @@ OTHER_VALUES: dict[type, Any] = {
 }
 
 
+def test_adapters_want_to_be_told_what_is_trained(fed: ModuleType) -> None:
+    value: dict[str, Any] = json.loads(to_json(golden.adapted_plan()))
+    assert parse_plan(value).model.lora is not None
+    with pytest.raises(InvalidPlan, match=r"model: trained: with lora say what is trained, \[\"\*.lora_\*\"\]"):
+        parse_plan(value | {"model": value["model"] | {"trained": ["*"]}})
+
+
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of values that no plan could have
-@pytest.mark.parametrize(("which", "leaves"), [("plan", 69), ("private_plan", 75), ("segmentation_plan", 77)])
+@pytest.mark.parametrize(
+    ("which", "leaves"), [("plan", 72), ("private_plan", 78), ("segmentation_plan", 80), ("adapted_plan", 77)]
+)
 def test_every_leaf_is_in_the_digest(fed: ModuleType, which: str, leaves: int) -> None:
     plan: StudyPlan = getattr(golden, which)()
     places = leaf_places(plan)

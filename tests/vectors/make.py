@@ -38,6 +38,7 @@ from compliance.privacy import PoissonGaussian
 from infra.golden import (
     NOW,
     SILOS,
+    adapted_toml,
     approval,
     card,
     key,
@@ -61,7 +62,7 @@ DEFAULTED = {
     "task", "retain_years", "initial_seed", "normalise", "column", "minimum_per_class", "max_images_per_patient",
     "min_patients", "max_excluded_share", "holdout_share", "strategy", "local_epochs", "max_steps", "batch_size",
     "optimizer", "learning_rate", "proximal", "weighting", "mechanism", "quorum", "ready_minutes", "step_minutes",
-    "attempts", "ring", "delta_bound", "max_weight", "random_share", "error_feedback", "lost_after_seconds",
+    "attempts", "ring", "delta_bound", "max_weight", "random_share", "error_feedback", "downlink", "lost_after_seconds",
     "max_model_norm", "disclose",
 }  # fmt: skip
 DEFAULTED_IN_A_SERIES = {
@@ -268,7 +269,7 @@ def _plan() -> Any:
     }
     return {
         **_read(plan_toml()), "study": study(), "shortest": _read(shortest), "private": private,
-        "segmentation": segmentation,
+        "segmentation": segmentation, "adapted": _read(adapted_toml()),
     }  # fmt: skip
 
 
@@ -307,6 +308,7 @@ def _tensors() -> Any:
         "manifest": manifest.model_dump(mode="json"),
         "vector": base64.b64encode(vector.astype("<f4").tobytes()).decode(),
         "safetensors": base64.b64encode(tensors.pack(vector, manifest)).decode(),
+        "bfloat16": base64.b64encode(tensors.pack(vector, manifest, "bfloat16")).decode(),
         "layout": {phase: layout_for(phase, parameters=9, metrics=5).model_dump() for phase in PHASES},
         "layout with a vote": layout_for("evaluate", parameters=9, metrics=5, vote=True).model_dump(),
         "layout with clipping": layout_for("train", parameters=9, metrics=5, clipping=True).model_dump(),

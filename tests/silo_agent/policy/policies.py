@@ -89,7 +89,7 @@ def changed(changes: Changes) -> dict[str, Any]:
         for table in tables:
             at = at[table]
         if new is GONE:
-            del at[last]
+            at.pop(last, None)
         else:
             at[last] = new
     return value
@@ -163,6 +163,7 @@ VALUES: dict[str, list[Any]] = {
     "network.allow": [[], [_HERE], [_THERE, _HERE], [_HERE, _THERE], [_THERE]],
     "network.max_egress_mb_per_round": [100, 200, 300],
     "network.max_model_mb": [100, 200, 300],
+    "weights": [{"folder": "/srv/weights"}, {"folder": "/srv/other"}, GONE],
     "hours.timezone": ["Europe/Oslo", "Europe/Berlin"],
     "hours.windows": [
         [],
@@ -273,6 +274,7 @@ def requests(draw: st.DrawFn, policy: Policy) -> Request:
             pick(50, 150, 250) * 1_000_000, frozenset(pick(["loss"], ["loss", "auroc"], ["dice"], [])), pick(10, 20)
         ),
         using=Using(pick(0, 1, 2), pick(0.1, 1.0, 3.0)),
+        pretrained=pick(None, None, "chest.safetensors"),
     )
 
 
@@ -306,6 +308,7 @@ _ASKED: dict[str, list[Any]] = {
     "cell": [20],
     "devices": [0, 2],
     "hours": [0.1, 3.0],
+    "pretrained": ["chest.safetensors"],
 }
 
 

@@ -85,6 +85,9 @@ REFUSED: dict[str, Row] = {
     "more patients than the mechanism was told": ("cohort", "DATASET_TOO_LARGE", {}, {"patients": 2001}),
     "a model that is too large": ("incoming", "MODEL_TOO_LARGE", {}, {"model_size": 200_000_001}),
     "a smaller limit for models": ("incoming", "MODEL_TOO_LARGE", {"network.max_model_mb": 149}, {}),
+    "weights where no folder of such is named": (
+        "incoming", "WEIGHTS_NOT_ALLOWED", {}, {"pretrained": "chest.safetensors"},
+    ),
     "no guarantee": ("budget", "GUARANTEE_REQUIRED", {}, {"spending": Unguarded()}),
     "an epsilon over the study's": ("budget", "STUDY_EPSILON", {}, {"epsilon_study": 6.01}),
     "a study's epsilon that is no number": ("budget", "STUDY_EPSILON", {}, {"epsilon_study": NAN}),
@@ -124,6 +127,11 @@ def test_no_refusal_tells_a_number_of_patients(gate: str, code: str, changes: Ch
         judge(request, policy, NOW)
     assert not {str(PATIENTS), "49", "2001"} & set(str(refused.value).replace(":", " ").split())
     assert f"{asked['patients']}" not in repr(request.data)
+
+
+def test_weights_may_begin_a_study_where_the_policy_names_their_folder() -> None:
+    policy = a_policy({"weights": {"folder": "/srv/weights"}})
+    assert len(judge(a_request(policy, pretrained="chest.safetensors"), policy, NOW)) == len(ORDER)
 
 
 def test_every_code_is_reached_by_some_test() -> None:

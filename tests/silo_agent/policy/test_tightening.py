@@ -43,6 +43,7 @@ TABLE: dict[str, tuple[Any, Any]] = {
     "network.allow": ([], VALUES["network.allow"][2]),
     "network.max_egress_mb_per_round": (199, 201),
     "network.max_model_mb": (199, 201),
+    "weights": (None, {"folder": "/srv/weights"}),
     "hours.timezone": (None, "Europe/Berlin"),
     "hours.windows": (["Sat 00:00-24:00"], ["Mon-Sun 00:00-24:00"]),
     f"{CT}": (GONE, None),
@@ -138,6 +139,15 @@ EQUAL: dict[str, Changes] = {
     },
     "metrics in another order": {"release.metrics": ["auroc", "loss"]},
 }
+
+
+def test_who_takes_the_folder_of_weights_away_tightens_and_who_names_another_does_not() -> None:
+    without, one, other = (a_policy(how) for how in ({}, {"weights": {"folder": "/a"}}, {"weights": {"folder": "/b"}}))
+    assert is_tightening(one, without)
+    assert not is_tightening(without, one)
+    assert not is_tightening(one, other)
+    (found,) = changes(one, without)
+    assert (found.field, found.kind) == ("weights", "tighter")
 
 
 @pytest.mark.parametrize("after", EQUAL.values(), ids=EQUAL)
