@@ -40,6 +40,14 @@ class Pretrained(Frozen):
         return not is_adapter(parameter) and not fits(parameter, self.leave_out)
 
 
+class _Listed(Frozen):
+    """What a header says of any tensor."""
+
+    dtype: Annotated[str, Field(pattern=r"^[A-Z0-9_]{1,12}$")]
+    shape: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(list_in)]
+    data_offsets: Annotated[tuple[int, int], BeforeValidator(list_in)]
+
+
 class _Entry(Frozen):
     """What a header says of a tensor that is taken; strict, so that `true` is no 1 and 2.0 is no 2."""
 
@@ -58,6 +66,16 @@ def read_pretrained(data: bytes | memoryview, whole: TensorManifest, how: Pretra
     view = memoryview(data).cast("B")
     header, body = _header(view)
     return {spec.name: _tensor(view[body:], header, spec, how) for spec in whole.tensors if how.takes(spec.name)}
+
+
+def listed_tensors(data: bytes | memoryview) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """(name, dtype, shape) of every tensor in a file, for people. Raises `BadTensors` for what is not safetensors."""
+    header, _ = _header(memoryview(data).cast("B"))
+    try:
+        entries = {name: _Listed.model_validate(entry) for name, entry in header.items() if name != "__metadata__"}
+    except ValidationError as why:
+        raise BadTensors("the header is no table of tensors") from why
+    return tuple((name, entries[name].dtype, entries[name].shape) for name in sorted(entries))
 
 
 def _check_patterns(names: Iterable[str], how: Pretrained) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from boundary.errors import BoundaryError
 from flows.coordinator import DEFAULT_HOME, SettingsError
+from flows.weights import weights_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,6 +29,7 @@ plan_app = typer.Typer(no_args_is_help=True, help="Check and publish study plans
 roster_app = typer.Typer(no_args_is_help=True, help="Who is in the federation.")
 app.add_typer(plan_app, name="plan")
 app.add_typer(roster_app, name="roster")
+app.add_typer(weights_app, name="weights")
 incidents_app = typer.Typer(help="Logs that are not what they were: look into one, close it.")
 app.add_typer(incidents_app, name="incidents")
 officer_app = typer.Typer(no_args_is_help=True, help="The compliance officer's key and signature.")

@@ -10,6 +10,7 @@ from typing import Any
 from boundary.approval import Approval, sign_approval
 from boundary.canonical import parse_json
 from boundary.plan import StudyPlan, plan_from_json
+from silo_agent.beginning_view import beginning_lines
 from silo_agent.cost import Cost, cost_here, guarantee_lines
 from silo_agent.errors import ConfigError, ContractNotMet, WorkFailed
 from silo_agent.journal import Journal, KeptPlan
@@ -171,6 +172,7 @@ def lines(file: Dossier) -> list[tuple[str, str]]:
         ("Valid until", f"{purpose.expires}; records are kept {purpose.retain_years} years"),
         ("Hospitals", f"{hospitals} (at least {plan.aggregation.quorum} in every sum)"),
         ("What is trained", f"{plan.model.name}@{plan.model.version}, {plan.aim}"),
+        *beginning_lines(plan),
         *_parts(plan),
         *_normalisation(plan),
         *_robustness(plan),

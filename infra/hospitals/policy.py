@@ -37,6 +37,7 @@ def wide_policy(  # noqa: PLR0913 - one fact each
     least: int = 3,
     relay: Sequence[Destination] = (),
     windows: Sequence[str] = ("Mon-Sun 00:00-24:00",),
+    weights: Path | None = None,
 ) -> dict[str, Any]:
     """The value of a policy.toml that lets these plans run at any hour."""
     return {
@@ -59,6 +60,7 @@ def wide_policy(  # noqa: PLR0913 - one fact each
                 "burned_in": "refuse",
             }
         },
+        **({} if weights is None else {"weights": {"folder": str(weights)}}),
         "privacy": {
             "max_epsilon_per_study": study_epsilon,
             "max_epsilon_lifetime": lifetime_epsilon,

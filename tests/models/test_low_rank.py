@@ -47,7 +47,7 @@ def begun() -> nn.Module:
 
 
 def without_noise(module: nn.Module, data: LocalData) -> None:
-    plan = Training(rounds=1, local_epochs=4, batch_size=6, learning_rate=1e-2)
+    plan = Training(rounds=1, local_epochs=2, batch_size=6, learning_rate=1e-2)
     train(module, data, plan, seed=1, on_step=quiet)
 
 
@@ -163,13 +163,3 @@ def test_the_strength_is_alpha_over_rank() -> None:
     merge(layer)
     assert type(layer[0]) is nn.Linear
     torch.testing.assert_close(layer(x), wanted)
-
-
-def test_a_released_one_is_exported_as_the_plain_one() -> None:
-    module = begun().eval()
-    merge(module)
-    images, batch = torch.rand(2, 1, 32, 32), {0: torch.export.Dim.AUTO}
-    exported = torch.export.export(module, (images,), dynamic_shapes=(batch,))
-    assert not any("lora" in name for name in exported.state_dict)
-    more = torch.rand(5, 1, 32, 32)
-    torch.testing.assert_close(exported.module()(more), module(more))

@@ -1,5 +1,6 @@
 """The child itself, as a real process: a scan, a training and an evaluation on small DICOM files."""
 
+import hashlib
 import io
 import json
 import secrets
@@ -12,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from boundary.errors import BadTensors
 from boundary.layout import layout_for
 from boundary.parts import Parts, parts_of
-from boundary.plan import StudyPlan, parse_plan, study_id
+from boundary.plan import ModelChoice, StudyPlan, parse_plan, study_id
 from boundary.secagg.selection import selected
-from boundary.tensors import TensorManifest, TensorSpec, flatten, manifest_of, pack, unpack
+from boundary.tensors import TensorManifest, TensorSpec, flatten, manifest_of, pack, unflatten, unpack
 from compliance.accountant import epsilon
 from compliance.privacy import PoissonGaussian, event_bytes
 from models.errors import NoImages, NonFiniteLoss
@@ -282,6 +284,58 @@ def test_what_stays_home_is_trained_kept_and_used(child: Child, work: dict[str, 
     home[1:].tofile(ours["home"])
     damaged, _ = child.outcome(do="evaluate", **ours)
     assert (damaged["event"], damaged["code"]) == ("failed", "BAD_TENSORS")
+
+
+def test_adapters_upon_the_hospitals_own_file_and_a_model_in_half_the_bytes(
+    child: Child, work: dict[str, Any], tmp_path: Path
+) -> None:
+    """Everything that makes a round small, as a real child does it: what leaves is the adapters' change alone."""
+    body = initial_tensors(ModelChoice(name="vit-small", version=1, initial_seed=5), 2)
+    data = safetensors.numpy.save({f"vit.{name}": tensor for name, tensor in body.items()})
+    (tmp_path / "chest.safetensors").write_bytes(data)
+    pin = {"file": "chest.safetensors", "sha256": hashlib.sha256(data).hexdigest(), "strip": "vit."}
+    lora = {"rank": 2, "alpha": 4.0, "targets": ["blocks.*.attention.*"]}
+    model = {"name": "vit-small", "version": 1, "trained": ["*.lora_*", "head.*"], "pretrained": pin, "lora": lora}
+    plan = work["plan"] | {"model": model, "aggregation": work["plan"]["aggregation"] | {"downlink": "bfloat16"}}
+    chosen = parse_plan(plan).model
+    tensors = initial_tensors(chosen, 2, tmp_path)
+    parts, first = parts_of(chosen, manifest_of(tensors)), flatten(tensors, manifest_of(tensors))
+    (tmp_path / "base").write_bytes(pack(first, parts.whole))
+    (tmp_path / "moving").write_bytes(pack(parts.moving_of(first), parts.moving, "bfloat16"))
+    ours = work | {
+        "plan": plan, "weights": str(tmp_path), "base": str(tmp_path / "base"), "model": str(tmp_path / "moving"),
+        "out": str(tmp_path / "vector"), "begins": True,
+    }  # fmt: skip
+    child.outcome(do="scan", **work)
+    begun, _ = child.outcome(do="begin", **ours)
+    assert begun["event"] == "done", begun
+    trained, _ = child.outcome(do="train", **ours)
+    assert trained["event"] == "done", trained
+    moving = 6 * 2 * ((192 + 576) + (192 + 192)) + 2 * 192 + 2
+    assert trained["result"]["parameters"] == parts.moving.size == moving < 0.006 * parts.whole.size
+    assert Path(ours["model"]).stat().st_size < 2 * moving + 8192
+    layout = layout_for("train", parameters=moving, metrics=0)
+    change = unflatten(np.fromfile(ours["out"], "<f4", offset=layout.numbers_bytes), parts.moving)
+    assert all(tensor.any() for name, tensor in change.items() if not name.endswith("lora_a.weight")), "A waits for B"
+
+    (tmp_path / "moving").write_bytes(pack(parts.moving_of(first), parts.moving))
+    plain, _ = child.outcome(do="train", **ours)
+    assert (plain["event"], plain["code"]) == ("failed", "BAD_TENSORS"), "the plan says bfloat16"
+    (tmp_path / "moving").write_bytes(pack(parts.moving_of(first) + 0.01, parts.moving, "bfloat16"))
+    crafted, _ = child.outcome(do="train", **ours)
+    assert (crafted["event"], crafted["code"]) == ("failed", "BAD_TENSORS")
+    assert "the first round's model" in crafted["detail"]
+    later, _ = child.outcome(do="train", **ours | {"begins": False})
+    assert later["event"] == "done", "from then on all have changed it"
+
+    other = plan | {"model": model | {"pretrained": pin | {"sha256": "0" * 64}}}
+    for where, code in ((str(tmp_path), "PRETRAINED_DIFFERS"), (None, "PRETRAINED_MISSING")):
+        for do in ("begin", "train"):
+            refused, _ = child.outcome(do=do, **ours | {"plan": other, "weights": where})
+            assert (refused["event"], refused["code"]) == ("failed", code)
+    nowhere = plan | {"model": model | {"pretrained": None, "lora": lora | {"targets": ["decoder.*"]}}}
+    refused, _ = child.outcome(do="begin", **ours | {"plan": nowhere})
+    assert (refused["event"], refused["code"]) == ("failed", "UNFIT_ADAPTERS")
 
 
 def test_fednova_divides_by_the_steps_and_says_how_many(child: Child, work: dict[str, Any], tmp_path: Path) -> None:
