@@ -1,13 +1,19 @@
 """The released model: the catalogue's network with the last global weights, exported without any pickle."""
 
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from boundary.messages import Normalisation
 from boundary.plan import StudyPlan
 from boundary.tensors import Vector, unflatten, unpack
 from compliance.records import RoundRecord
 from flows import pages
 from flows.store.studies import Study
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from models.parameters import Tensors
 
 # what one needs to load the exported program; given, because inferring them takes MLflow half a minute
 REQUIREMENTS = ["torch==2.13.0"]
@@ -47,6 +53,24 @@ def final_weights(study: Study, record: RoundRecord, open_blob: Callable[[str], 
     return parts.joined(base, moving)
 
 
+def released(plan: StudyPlan, tensors: "Tensors", scale: Normalisation | None) -> "nn.Module":
+    """The network that is registered: the catalogue's plain one, which takes images as the plan's window leaves them.
+
+    Adapters are merged into the weights that they adapt, so who loads it needs to know nothing of them.
+    """
+    from models.catalogue import build
+    from models.low_rank import merge
+    from models.networks import Normalised
+    from models.parameters import load_tensors
+
+    module = build(plan.model, len(plan.labels.classes))
+    load_tensors(module, tensors)
+    merge(module)
+    if scale is not None:
+        module = Normalised(module, scale.mean, scale.deviation)
+    return module.eval()
+
+
 def log_global_model(
     client: Any, run: str, study: Study, record: RoundRecord, open_blob: Callable[[str], BinaryIO]
 ) -> str:
@@ -55,24 +79,13 @@ def log_global_model(
     import numpy as np
     import torch
 
-    from models.catalogue import build
-    from models.low_rank import merge
-    from models.networks import Normalised
-    from models.parameters import load_tensors
-
     plan = study.plan
     known = client.search_model_versions(f"name = '{plan.name}'")
     for version in known:
         if version.tags.get("wardround.study") == study.study:
             return str(version.version)
-    weights = final_weights(study, record, open_blob)
-    module = build(plan.model, len(plan.labels.classes))
-    load_tensors(module, unflatten(weights, study.model.manifest))
-    merge(module)  # who loads it finds the catalogue's plain network, and nothing of adapters
-    if study.statistics is not None:  # the released model takes images as the plan's window leaves them
-        scale = study.statistics.normalisation
-        module = Normalised(module, scale.mean, scale.deviation)
-    module.eval()
+    scale = None if study.statistics is None else study.statistics.normalisation
+    module = released(plan, unflatten(final_weights(study, record, open_blob), study.model.manifest), scale)
     example = np.zeros((2, 1, *example_size(plan)), dtype=np.float32)
     with torch.inference_mode():
         output = module(torch.from_numpy(example)).numpy()

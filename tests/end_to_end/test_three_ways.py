@@ -119,6 +119,17 @@ def test_what_stays_home_is_in_no_model_of_a_round_and_the_server_remembers(stud
     assert final_weights(ours, records[-1], coordinator.blobs.open).shape == (ours.parts.whole.size,)
 
 
+def test_the_study_begins_with_the_file_that_everybody_has(study: tuple[Path, Any]) -> None:
+    coordinator = load(study[0] / "coordinator")
+    with reading(coordinator.store) as connection:
+        (ours,) = studies.every(connection)
+    file = safetensors.numpy.load_file(coordinator.weights / "elsewhere.safetensors")
+    with coordinator.blobs.open(ours.model.initial.digest) as source:
+        begun = safetensors.numpy.load(source.read())
+    same = {name for name, tensor in begun.items() if np.array_equal(tensor, file[f"net.{name}"])}
+    assert {name for name in begun if name not in same} == {"class_layers.out.weight"}  # biases begin as 0 anywhere
+
+
 def test_the_data_set_is_the_one_that_its_folder_holds(study: tuple[Path, Any], archive: Path, tmp_path: Path) -> None:
     """Read once more from the folder, with the hospital's own keys."""
     workdir, summary = study

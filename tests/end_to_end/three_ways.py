@@ -1,23 +1,30 @@
 """The demo, of which one hospital keeps its images in an archive over DICOMweb, and one goes out through a proxy.
 
-Normalisation stays home in each of them, and their steps are corrected as SCAFFOLD does.
+Normalisation stays home in each of them, their steps are corrected as SCAFFOLD does, and the network begins with a file
+of weights that each of them has.
 
     python three_ways.py WORKDIR ARCHIVE ORTHANC_URL PROXY_URL PROXY_CA LOGIN PREFECT_PORT MLFLOW_PORT RELAY_PORT
 
 The first hospital of ARCHIVE reads from Orthanc and the second is behind the proxy; both want LOGIN (user:password).
 """
 
+import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors.numpy
+
+from boundary.plan import ModelChoice
 from flows.demo import show
 from flows.demo.archive import DATASET, Site
 from flows.demo.stage import Stage
+from models.parameters import initial_tensors
 from silo_agent.config import CONFIG_NAME
 
 WORKDIR, ARCHIVE = (Path(word).resolve() for word in sys.argv[1:3])
 ORTHANC, PROXY, PROXY_CA, LOGIN = sys.argv[3:7]
+WEIGHTS = WORKDIR / "weights"  # the hospitals' own: one folder stands for three here
 PREFECT, MLFLOW, RELAY = (int(word) for word in sys.argv[7:10])
 
 
@@ -41,12 +48,12 @@ class ThreeWays(Stage):
                 file.write(f'proxy = "{PROXY}"\n{before}')
             _write_login(state / "proxy.credentials")
             (state / "proxy.pem").write_bytes(Path(PROXY_CA).read_bytes())
-        return text
+        return f"{text}\n[weights]\nfolder = '{WEIGHTS}'\n"
 
     def publish(self, plan: Path) -> str:
-        text = plan.read_text("utf-8")
+        text, pin = plan.read_text("utf-8"), _weights(self.workdir / "coordinator" / "weights")
         for before, after in (
-            ("initial_seed = 7", 'initial_seed = 7\nhome = ["*norm*"]'),
+            ("initial_seed = 7", f'initial_seed = 7\nhome = ["*norm*"]\n{pin}'),
             ("rounds = 2", 'rounds = 2\nstrategy = "scaffold"\nweighting = "equal"'),
             ('optimizer = "adam"\nlearning_rate = 0.001', 'optimizer = "sgd"\nlearning_rate = 0.02'),
         ):
@@ -55,6 +62,18 @@ class ThreeWays(Stage):
             text = text.replace(before, after)
         plan.write_text(text, "utf-8")
         return super().publish(plan)
+
+
+def _weights(coordinators: Path) -> str:
+    """The same file for everybody, each in a folder of their own; the lines of a plan that begins with it."""
+    WEIGHTS.mkdir()
+    tensors = initial_tensors(ModelChoice(name="densenet-small", version=1, initial_seed=99), 2)
+    data = safetensors.numpy.save({f"net.{name}": tensor for name, tensor in tensors.items()})
+    coordinators.mkdir()
+    for folder in (coordinators, WEIGHTS):
+        (folder / "elsewhere.safetensors").write_bytes(data)
+    pin = f'file = "elsewhere.safetensors", sha256 = "{hashlib.sha256(data).hexdigest()}"'
+    return f'pretrained = {{ {pin}, strip = "net.", leave_out = ["class_layers.*"] }}'
 
 
 def _write_login(path: Path) -> None:
