@@ -19,6 +19,8 @@ def run_audit(
     plan, privacy = private_plan(path.read_text("utf-8"))
     if plan.task != "classification":
         raise InvalidPlan("task: the audit gives patients a wrong class, so it is of plans for classification")
+    if plan.model.pretrained is not None:
+        raise InvalidPlan("model.pretrained: the audit begins with the seed's draw: audit the plan without this table")
     data = read_images(images, plan.preprocessing, effort[1])
     with Progress(console=console, transient=True) as bars:
         tasks = {}

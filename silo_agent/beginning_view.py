@@ -10,7 +10,8 @@ def beginning_lines(plan: StudyPlan) -> list[tuple[str, str]]:
         drawn = f"; those called {' or '.join(pinned.leave_out)} are drawn instead" if pinned.leave_out else ""
         said.append(
             ("What it begins with", f"the weights in {pinned.file} (SHA-256 {pinned.sha256}), a file that we have in "
-             f"our own folder of weights{drawn}. What the coordinator sends to begin with is compared with it")
+             f"our own folder of weights{drawn}. What the coordinator sends to begin with is compared with it. Take it "
+             "from who publishes it: weights can be made to tell of single images")
         )  # fmt: skip
     if lora is not None:
         said.append(

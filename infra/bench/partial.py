@@ -1,9 +1,11 @@
-"""How many bytes a round moves when only a part of DenseNet121 is trained: real relay, agents and masks, no images.
+"""How many bytes a round moves when only a part of a network is trained, or comes down rounded; no images.
 
-The child that stands in returns at once, so the seconds are what is left of a round without training.
+Real relay, agents and masks. The child that stands in returns at once, so the seconds are what is left of a round
+without training.
 """
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -12,37 +14,59 @@ from flows.demo.archive import DATASET
 from flows.publication import pinned, publish
 from infra.bench.federation import SILOS, federation, plan_text
 from infra.bench.rounds import drive, most_bytes, seconds_between
-from infra.bench.rows import Row, ratio_at_most
+from infra.bench.rows import Row, Target, ratio_at_most
 
 ROUNDS = 3  # measured, after the first, which also brings what is not trained
-NETWORK = "densenet121"
-PARTS = {
-    "its head": ["class_layers.*"],
-    "head and last block": ["class_layers.*", "features.denseblock4.*", "features.norm5.*"],
-    "all of it": ["*"],
-}
+DENSENET, VIT = "densenet121", "vit-small"
+LORA = """lora = { rank = 4, alpha = 8.0, targets = ["blocks.*.attention.*", "blocks.*.mlp.*"] }"""
+WHOLE = "all of it"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What of a network is trained, as its plan says it, and how models come down."""
+
+    network: str
+    part: str
+    trained: tuple[str, ...] = ("*",)
+    lora: bool = False
+    downlink: str = "float32"
+    target: Target | None = None
+
+
+CASES = (
+    Case(DENSENET, WHOLE),
+    Case(DENSENET, "all of it, bfloat16 down", downlink="bfloat16"),
+    Case(DENSENET, "head and last block", ("class_layers.*", "features.denseblock4.*", "features.norm5.*")),
+    Case(DENSENET, "its head", ("class_layers.*",), target=ratio_at_most(0.03)),
+    Case(VIT, WHOLE),
+    Case(VIT, "adapters of rank 4 and head", ("*.lora_*", "head.*"), lora=True),
+    Case(VIT, "adapters of rank 4 and head, bfloat16 down", ("*.lora_*", "head.*"), lora=True, downlink="bfloat16"),
+)
 
 
 def partial_training() -> list[Row]:
-    records = {part: _rounds(patterns) for part, patterns in PARTS.items()}
-    bytes_of = {part: most_bytes(rounds[1:]) for part, rounds in records.items()}
-    whole, every = bytes_of["all of it"], median(seconds_between(records["all of it"][1:]))
-    rows = []
-    for part, rounds in records.items():
-        target = ratio_at_most(0.03) if part == "its head" else None
-        rows.append(Row(f"{NETWORK}, {part}: bytes of one hospital in a round", bytes_of[part] / 1e6, "MB",
-                        "all of it, up and down", whole / 1e6, target))  # fmt: skip
-        rows.append(Row.of_runs(f"{NETWORK}, {part}: a round without training", seconds_between(rounds[1:]), "s",
-                                against="all of it", reference=every))  # fmt: skip
-    first = most_bytes(records["its head"][:1])
-    rows.append(Row(f"{NETWORK}, its head: bytes of the first round, with the base", first / 1e6, "MB"))
+    rows: list[Row] = []
+    whole, every = 0, 0.0
+    for case in CASES:
+        records = _rounds(case)
+        moved, seconds = most_bytes(records[1:]), seconds_between(records[1:])
+        if case.part == WHOLE:
+            whole, every = moved, median(seconds)
+        name = f"{case.network}, {case.part}"
+        rows.append(Row(f"{name}: bytes of one hospital in a round", moved / 1e6, "MB",
+                        "all of it, up and down", whole / 1e6, case.target))  # fmt: skip
+        rows.append(Row.of_runs(f"{name}: a round without training", seconds, "s", against=WHOLE, reference=every))
+        if case.trained != ("*",):
+            first = most_bytes(records[:1])
+            rows.append(Row(f"{name}: bytes of the first round, with the base", first / 1e6, "MB"))
     return rows
 
 
-def _rounds(patterns: list[str]) -> list[RoundRecord]:
-    text = plan_text(SILOS, DATASET, ROUNDS + 1).replace(
-        'name = "densenet-small"\nversion = 1', f'name = "{NETWORK}"\nversion = 1\ntrained = {patterns}'
-    )
+def _rounds(case: Case) -> list[RoundRecord]:
+    model = f'name = "{case.network}"\nversion = 1\ntrained = {list(case.trained)}\n{LORA if case.lora else ""}'
+    text = plan_text(SILOS, DATASET, ROUNDS + 1).replace('name = "densenet-small"\nversion = 1', model)
+    text = text.replace("[aggregation]\n", f'[aggregation]\ndownlink = "{case.downlink}"\n')
     with (
         tempfile.TemporaryDirectory(prefix="wardround-bench-") as folder,
         federation(Path(folder), prefect=False) as stage,

@@ -37,7 +37,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "round-100mb": Benchmark(rounds.round_100mb, "the same with a model of 100 MB", 2),
     "tiny-training": Benchmark(tiny.tiny_training, "a small network, federated and in one plain PyTorch process", 2),
     "partial-training": Benchmark(
-        partial.partial_training, "bytes of a round when a part of DenseNet121 is trained", 2
+        partial.partial_training, "bytes of a round: a part of DenseNet121, adapters on the ViT, bfloat16 down", 4
     ),
     "upload": Benchmark(upload.upload, "100 MB from a hospital to the relay beside a plain TLS copy; the long poll", 1),
     "memory": Benchmark(memory.memory, "the coordinator's memory for 3, 10 and 30 hospitals", 1),

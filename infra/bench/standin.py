@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from boundary.tensors import stored_bits
 from models.metrics import MetricLayout, measure
 from silo_agent.vector import write_vector
 
@@ -47,7 +48,7 @@ def _warm(_command: Command) -> dict[str, Any]:
 
 
 def _train(command: Command) -> dict[str, Any]:
-    parameters = _parameters(Path(command["model"]))
+    parameters = _parameters(command)
     write_vector(Path(command["out"]), np.array([0.0, 1.0, 1.0, 0.0]), np.zeros(parameters, dtype="<f4"))
     return {"parameters": parameters, "metrics": 0}
 
@@ -56,19 +57,21 @@ def _evaluate(command: Command) -> dict[str, Any]:
     layout = MetricLayout(len(command["plan"]["labels"]["classes"]))
     metrics = measure(np.eye(2, layout.classes, dtype=np.float32), np.arange(2), layout)
     write_vector(Path(command["out"]), metrics)
-    return {"parameters": _parameters(Path(command["model"])), "metrics": layout.size}
+    return {"parameters": _parameters(command), "metrics": layout.size}
 
 
-def _parameters(model: Path) -> int:
+def _parameters(command: Command) -> int:
     """From the length of the safetensors file and of its header."""
+    model, bits = Path(command["model"]), stored_bits(command["plan"]["aggregation"]["downlink"])
     with model.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
-    return (model.stat().st_size - 8 - header) // 4
+    return (model.stat().st_size - 8 - header) * 8 // bits
 
 
 _ANSWERS: dict[str, Callable[[Command], dict[str, Any]]] = {
     "scan": _scan,
     "warm": _warm,
+    "begin": _warm,
     "train": _train,
     "evaluate": _evaluate,
 }

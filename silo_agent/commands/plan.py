@@ -79,7 +79,7 @@ def plan_decline(
 
 @plan_app.command("rescan")
 def plan_rescan(plan: PlanArgument, state: StateOption = DEFAULT_STATE) -> None:
-    """Check our data against the plan again, after the label table or the policy was changed."""
+    """Check our data against the plan again, after the label table, the policy or a file of weights was changed."""
     from silo_agent.steward import forget_scan
 
     with opened_journal(state) as journal:

@@ -123,7 +123,7 @@ def test_a_target_reads_as_a_sentence() -> None:
 def test_the_stand_in_answers_as_the_real_child_would(tmp_path: Path) -> None:
     """A model of three numbers; the vectors have the layout that the coordinator expects."""
     (tmp_path / "model").write_bytes((2).to_bytes(8, "little") + b"{}" + bytes(4 * 3))
-    plan = {"labels": {"classes": ["0", "1"]}}
+    plan = {"labels": {"classes": ["0", "1"]}, "aggregation": {"downlink": "float32"}}
     commands: list[dict[str, Any]] = [
         {"do": "scan", "cache": str(tmp_path / "cache")},
         {"do": "warm"},
