@@ -41,11 +41,13 @@ async def next_round(driver: StudyDriver) -> RoundRecord:
 
 def master_of(federation: SimulatedFederation, number: int) -> Vector:
     with reading(federation.coordinator.store) as connection:
-        kept = rounds.candidate_of(connection, federation.study.study, number)
-    assert kept is not None
-    assert kept.memory is not None
+        last = rounds.last_kept(connection, federation.study.study)
+    assert last is not None
+    kept, candidate = last
+    assert kept == number
+    assert candidate.memory is not None
     like = {MASTER: np.zeros(PARAMETERS, np.float32)}
-    return recalled(kept.memory, like, number, federation.coordinator.blobs.open)[MASTER]
+    return recalled(candidate.memory, like, number, federation.coordinator.blobs.open)[MASTER]
 
 
 def test_each_driver_goes_on_from_the_weights_that_were_not_sent(federation: SimulatedFederation) -> None:

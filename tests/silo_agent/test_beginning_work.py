@@ -98,12 +98,16 @@ def test_a_plan_without_either_is_not_built_before_its_approval(site: Any, stub_
 
 def test_only_the_training_of_round_1_is_told_that_it_begins(pinned: Any, stub_child: Any, tmp_path: Path) -> None:
     approved(pinned)
-    asked = [("record", str(tmp_path / "asked")), ("vector", [4, 7]), DONE]
+    asked, measured = ("record", str(tmp_path / "asked")), {"parameters": 7, "metrics": 5}
+    script = {
+        "train": [asked, ("vector", [4, 7]), DONE],
+        "evaluate": [asked, ("vector", [5, 0]), ("say", {"event": "done", "result": measured})],
+    }
     for number, phase in ((1, "train"), (1, "evaluate"), (2, "train")):
         if number == 2:
             pinned.hear(pinned.committed(1))
         pinned.ordered(number, phase, base=BASE)
-        bench_of(pinned)(stub_child(train=asked, evaluate=asked))
+        bench_of(pinned)(stub_child(**script))
     told = [json.loads(line) for line in (tmp_path / "asked").read_text().splitlines()]
     assert [(one["do"], one["begins"]) for one in told] == [("train", True), ("evaluate", False), ("train", False)]
     assert {one["weights"] for one in told} == {str(pinned.root / "weights")}
