@@ -11,7 +11,7 @@ from numpy.testing import assert_array_equal
 from pydantic import ValidationError
 
 from boundary.errors import BadTensors
-from boundary.pretrained import Pretrained, read_pretrained
+from boundary.pretrained import Pretrained, listed_tensors, read_pretrained
 from boundary.tensors import MAX_HEADER_BYTES, TensorManifest, TensorSpec
 
 SHA = "ab" * 32
@@ -87,6 +87,19 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
 def test_a_file_that_is_not_what_it_should_be_is_refused(data: bytes, reason: str) -> None:
     with pytest.raises(BadTensors, match=reason):
         read_pretrained(data, NETWORK, how(leave_out=["head.*"]))
+
+
+def test_people_are_shown_every_tensor_of_whatever_dtype() -> None:
+    data = safetensors.numpy.save(
+        {"b": np.zeros((), np.int64), "a": np.zeros((2, 3), np.float16)}, {"made": "elsewhere"}
+    )
+    assert listed_tensors(data) == (("a", "F16", (2, 3)), ("b", "I64", ()))
+
+
+@pytest.mark.parametrize("entry", [7, {"dtype": "\x1b[2K", "shape": [], "data_offsets": [0, 0]}, {"dtype": "F32"}])
+def test_what_lists_something_else_is_refused(entry: Any) -> None:
+    with pytest.raises(BadTensors, match="no table of tensors"):
+        listed_tensors(file_of({"a": entry}, b""))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from flows.driver import StudyDriver
 from flows.release import final_weights
 from flows.store import rounds
 from flows.store.database import reading
-from infra.driving import EXACT, PARAMETERS, mean_of, one_round, run, weights, work_of
+from infra.driving import EXACT, PARAMETERS, mean_of, run, train_only, weights, work_of
 from infra.federation import SimulatedFederation, make_federation
 
 FROZEN = 1000
@@ -36,7 +36,7 @@ def federation(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Simul
 
 
 async def next_round(driver: StudyDriver) -> RoundRecord:
-    return await one_round(driver, len(driver.records()) + 1)
+    return await train_only(driver, len(driver.records()) + 1)
 
 
 def master_of(federation: SimulatedFederation, number: int) -> Vector:
@@ -66,5 +66,5 @@ def test_each_driver_goes_on_from_the_weights_that_were_not_sent(federation: Sim
         with blobs.open(record.model_in) as source:
             assert_array_equal(unpack(source.read(), moving, "bfloat16") == 0, np.full(PARAMETERS, number == 1))
     whole = final_weights(federation.study, record, blobs.open)
-    assert_array_equal(whole[-PARAMETERS:], rounded(master_of(federation, 2)), "what was evaluated is released")
+    assert_array_equal(whole[-PARAMETERS:], rounded(master_of(federation, 2)), "what was sent is released")
     assert_array_equal(whole[:-PARAMETERS], np.ones(federation.study.parts.whole.size - PARAMETERS))

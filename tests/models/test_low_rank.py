@@ -1,6 +1,7 @@
 """Adapters on the vision transformer: plain at the start, only they change, and plain again once they are merged."""
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from boundary.low_rank import ADAPTERS, LowRank, is_adapter
 from boundary.parts import parts_of
 from boundary.plan import ModelChoice, Training
+from boundary.tensors import manifest_of
 from models.catalogue import build
 from models.errors import UnfitAdapters
 from models.losses import mean_loss
@@ -39,10 +41,15 @@ def data() -> LocalData:
     return LocalData(images, labels.astype(np.int64), np.arange(12, dtype=np.int64))
 
 
+@cache
+def drawn() -> Tensors:
+    return initial_tensors(ADAPTED, 2)
+
+
 def begun() -> nn.Module:
     module = build(ADAPTED, 2)
-    load_tensors(module, initial_tensors(ADAPTED, 2))
-    train_only(module, parts_of(ADAPTED, manifest(ADAPTED, 2)).trained)
+    load_tensors(module, drawn())
+    train_only(module, parts_of(ADAPTED, manifest_of(drawn())).trained)
     return module
 
 
@@ -62,7 +69,7 @@ TRAININGS = {"without noise": without_noise, "with a guarantee per patient": wit
 
 
 def test_at_the_start_it_is_the_plain_network_to_the_bit(data: LocalData) -> None:
-    plain, own = initial_tensors(PLAIN, 2), initial_tensors(ADAPTED, 2)
+    plain, own = initial_tensors(PLAIN, 2), drawn()
     assert {name: own[name].tobytes() for name in plain} == {name: plain[name].tobytes() for name in plain}
     added = {name: tensor for name, tensor in own.items() if name not in plain}
     assert all(is_adapter(name) for name in added)
@@ -78,7 +85,7 @@ def test_at_the_start_it_is_the_plain_network_to_the_bit(data: LocalData) -> Non
 def test_only_adapters_and_the_head_change_and_merged_it_answers_the_same(
     training: Callable[[nn.Module, LocalData], None], data: LocalData
 ) -> None:
-    module, before = begun(), initial_tensors(ADAPTED, 2)
+    module, before = begun(), drawn()
     training(module, data)
     after = to_tensors(module)
     changed = {name for name, tensor in after.items() if not np.array_equal(tensor, before[name])}
@@ -107,12 +114,12 @@ def released(tensors: Tensors) -> nn.Module:
 
 def test_the_sizes_of_its_parts() -> None:
     """By hand: rank times (in + out) for each adapted layer of 6 blocks, and the head of 2 classes."""
-    parts = parts_of(ADAPTED, manifest(ADAPTED, 2))
+    parts = parts_of(ADAPTED, manifest_of(drawn()))
     layers = ((192, 576), (192, 192), (192, 768), (768, 192))
     adapters = 6 * sum(4 * (inputs + outputs) for inputs, outputs in layers)
     assert parts.moving.size == adapters + 2 * 192 + 2 == 74_114
     assert parts.whole.size == 2_719_298 + adapters
-    everything = parts_of(ADAPTED.model_copy(update={"trained": (ADAPTERS, "head.*")}), manifest(ADAPTED, 2))
+    everything = parts_of(ADAPTED.model_copy(update={"trained": (ADAPTERS, "head.*")}), manifest_of(drawn()))
     assert everything == parts
 
 
@@ -131,7 +138,7 @@ def test_a_network_that_nobody_parted_does_not_train_what_is_adapted() -> None:
 
 def test_building_twice_draws_the_same_and_leaves_the_generators() -> None:
     state = torch.get_rng_state()
-    first, second = initial_tensors(ADAPTED, 2), initial_tensors(ADAPTED, 2)
+    first, second = initial_tensors(ADAPTED, 2), drawn()
     assert {name: tensor.tobytes() for name, tensor in first.items()} == {
         name: tensor.tobytes() for name, tensor in second.items()
     }
