@@ -335,7 +335,7 @@ def test_who_pauses_while_the_model_is_fetched_has_nothing_begun(
         pause(site.journal, is_paused=True, now=site.now)
         return site.root / "model"
 
-    monkeypatch.setattr(Workbench, "_model", model)
+    monkeypatch.setattr(Workbench, "_fetched", model)
     bench_of(site)(stub_child(train=TRAINED))
     assert codes(site) == []
     assert not [event for event in trail(site) if isinstance(event, GatesPassed | TrainingStarted)]
