@@ -208,7 +208,7 @@ def test_the_dossier_says_what_is_done_against_bad_changes(site: Any, make_plan_
     site.propose()
     assert "Against bad changes" not in headed(site)
     robustness = {"clip": 2.5, "vote": True, "tolerance": 0.1, "leave_out": True}
-    site.plan = make_plan_for(site.cards, revision=2, robustness=robustness)
+    site.plan = make_plan_for(site.cards, revision=2, robustness=robustness, training__weighting="equal")
     site.study = study_id(site.plan)
     site.propose()
     said = headed(site)["Against bad changes"]
