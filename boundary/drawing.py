@@ -102,14 +102,14 @@ def passed_over(plan_digest: str, number: int, silos: Iterable[str], asked: Iter
 
 def check_selection(plan: "StudyPlan") -> None:
     """Raises `ValueError` for a selection that is unsafe or senseless with the rest of the plan."""
-    selection, count = plan.selection, len(plan.hospitals)
+    selection, count = plan.selection, sum(hospital.role == "train" for hospital in plan.hospitals)
     if selection.hospitals is None:
         if selection.over:
             raise ValueError("selection.over: asks more than a sample, and there is none; say selection.hospitals")
     elif selection.hospitals < plan.aggregation.quorum:
         raise ValueError("selection.hospitals: fewer than aggregation.quorum, which every sum needs")
     elif selection.hospitals + selection.over > count:
-        raise ValueError("selection: hospitals and over come to more than there are hospitals")
+        raise ValueError("selection: hospitals and over come to more than there are hospitals that train")
     if not plan.varies:
         return
     if plan.training.weighting in {"images", "patients"}:

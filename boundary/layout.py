@@ -10,6 +10,7 @@ from typing import Annotated, Self, assert_never
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from boundary.description import sizes
 from boundary.errors import CallerFault
 from boundary.messages import Phase
 from boundary.names import Frozen, list_in
@@ -77,34 +78,38 @@ def layout_in(plan: StudyPlan, phase: Phase, *, parameters: int, metrics: int) -
         clipping=plan.robustness.clip is not None,
         vote=plan.robustness.vote,
         late=plan.selection.keeps_late,
+        described=plan.dataset.described,
     )
 
 
 def layout_for(  # noqa: PLR0913 - one for each thing a plan may have reported
     phase: Phase, *, parameters: int, metrics: int, bands: int = 0, steps: bool = False, clipping: bool = False,
-    vote: bool = False, late: bool = False,
+    vote: bool = False, late: bool = False, described: bool = False,
 ) -> VectorLayout:  # fmt: skip
     """Give the layout of a phase, for a model with `parameters` weights and `metrics` additive metrics.
 
     statistics: the number of training images, the sums of their mean intensities and of their mean squared ones, and
-    (`metrics` counts) how many there are of each class or, with masks, show it. train: the summed training loss, the
-    number of images it is over, the weight, how many weights had to be clipped; then the weighted delta. With a
-    guarantee per patient (`bands` is not 0) neither loss nor images, which no noise covers, but a 1 in each band of
-    epsilon that the hospital has not reached (`boundary.guarantee.EPSILON_BANDS`). With `steps` (for FedNova) also how
-    many it took times its weight, and the delta is divided by them. With `clipping` a 1 for a change that had to be
-    shortened (`boundary.robustness`). With `late` (a plan whose late updates go into a later round) also a 1 if the
-    delta is one. Where a plan has other hospitals in each sum (`StudyPlan.varies`), the loss is the mean one times the
-    weight and the images are the weight: true counts could be solved for. evaluate: the additive metrics of the plan's
-    task, as `models.measuring.layout_of` lays them out; with `vote` then a 1 for a vote against the model, one for a
-    vote, and by how much its summed loss is above that of the model before.
+    (`metrics` counts) how many there are of each class or, with masks, show it; with `described` also the sections of
+    `boundary.description`. train: the summed training loss, the number of images it is over, the weight, how many
+    weights had to be clipped; then the weighted delta. With a guarantee per patient (`bands` is not 0) neither loss nor
+    images, which no noise covers, but a 1 in each band of epsilon that the hospital has not reached
+    (`boundary.guarantee.EPSILON_BANDS`). With `steps` (for FedNova) also how many it took times its weight, and the
+    delta is divided by them. With `clipping` a 1 for a change that had to be shortened (`boundary.robustness`). With
+    `late` (a plan whose late updates go into a later round) also a 1 if the delta is one. Where a plan has other
+    hospitals in each sum (`StudyPlan.varies`), the loss is the mean one times the weight and the images are the weight:
+    true counts could be solved for. evaluate: the additive metrics of the plan's task, as `models.measuring.layout_of`
+    lays them out; with `vote` then a 1 for a vote against the model, one for a vote, and by how much its summed loss is
+    above that of the model before. validate: the metrics alone.
     """
     match phase:
         case "statistics":
             sections = (*(Section(name=name, size=1) for name in ("images", "intensity", "squares")),
                         Section(name="labels", size=metrics))  # fmt: skip
-            return VectorLayout(sections=sections, weights=0)
-        case "evaluate":
-            votes = tuple(Section(name=name, size=1) for name in ("against", "voted", "rise")) if vote else ()
+            more = [Section(name=name, size=size) for name, size in sizes(metrics).items()] if described else []
+            return VectorLayout(sections=(*sections, *more), weights=0)
+        case "evaluate" | "validate":
+            said = ("against", "voted", "rise") if vote and phase == "evaluate" else ()
+            votes = tuple(Section(name=name, size=1) for name in said)
             return VectorLayout(sections=(Section(name="metrics", size=metrics), *votes), weights=0)
         case "train":
             names = ("weight", "clipped") if bands else ("loss_sum", "images", "weight", "clipped")

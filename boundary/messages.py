@@ -33,8 +33,9 @@ from boundary.secagg.ring import Encoding
 
 MAX_ENTRY_BYTES = 256 * 1024  # the heads of 200 hospitals, witnessed in one entry, are 40 kB
 MAX_SHOWN_ENTRIES = 4096
-Phase = Literal["statistics", "train", "evaluate"]
-PHASES: tuple[Phase, ...] = ("statistics", "train", "evaluate")
+Phase = Literal["statistics", "train", "evaluate", "validate"]
+PHASES: tuple[Phase, ...] = ("statistics", "train", "evaluate", "validate")
+MEASURING: tuple[Phase, ...] = ("evaluate", "validate")  # the second in hospitals that only validate, if it is apart
 
 
 def _one_form(key: str) -> str:

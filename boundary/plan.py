@@ -18,7 +18,7 @@ from boundary.errors import InvalidPlan, MalformedMessage
 from boundary.guarantee import EPSILON_BANDS, MECHANISMS, NoPrivacy, Privacy
 from boundary.identity import PublicIdentity
 from boundary.low_rank import ADAPTERS, LowRank
-from boundary.names import Frozen, SiloId, StudyName, VersionOne, list_in, whole
+from boundary.names import DigestStr, Frozen, SiloId, StudyName, VersionOne, list_in, whole
 from boundary.pretrained import Pretrained
 from boundary.robustness import Robustness
 from boundary.series import SeriesRule
@@ -30,6 +30,7 @@ MAX_HOSPITALS = 200
 MAX_PLAN_BYTES = 512 * 1024
 MOST_VOXELS = 2**24  # of one model input: 64 MB as float32
 MOST_IN_A_STEP = 2**27  # voxels of a segmentation's batch, or of one answer: 512 MB as float32
+MOST_MODELS = 20  # finished ones that one plan evaluates
 LARGEST_SUM = 2**39  # of the numbers of all hospitals (`boundary.secagg.encoding`)
 _REASONS = {
     "extra_forbidden": "unknown key",
@@ -100,10 +101,15 @@ class Purpose(Frozen):
 
 
 class Hospital(Frozen):
-    """A hospital by name *and* key, so that a coordinator cannot invent or swap a party."""
+    """A hospital by name *and* key, so that a coordinator cannot invent or swap a party.
+
+    One that only validates trains nothing: it holds all of its patients back and measures models on them
+    (`boundary.parties`).
+    """
 
     silo: SiloId
     signing_key: PublicKeyStr
+    role: Literal["train", "validate"] = "train"
 
 
 class ModelChoice(Frozen):
@@ -204,6 +210,8 @@ class Dataset(Frozen):
     """Which of a hospital's images take part. `name` is the data set in the hospital's own configuration.
 
     With `series` images are volumes, one of each imaging study, or their slices where the model is of two dimensions.
+    With `described` the cohort is counted once, in a masked sum: patients, images and classes on each side, images per
+    patient, intensities of the model's inputs (`boundary.description`).
     """
 
     name: StudyName
@@ -213,6 +221,7 @@ class Dataset(Frozen):
     max_excluded_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     holdout_share: Fraction = 0.2
     series: SeriesRule | None = None
+    described: bool = False
 
     @model_validator(mode="after")
     def _sane(self) -> Self:
@@ -229,11 +238,12 @@ class Training(Frozen):
 
     With a guarantee per patient (`PatientPrivacy`) a round is its `steps`, not epochs, and `batch_size` does not apply.
     `proximal` is the strength of FedProx's pull towards the round's model. A hospital's weight in the sum is its number
-    of training images or patients, 1, or what it declares as its most patients, which is public.
+    of training images or patients, 1, or what it declares as its most patients, which is public. With 0 `rounds`
+    nothing is trained: finished models are evaluated (`Evaluation`), or the data described.
     """
 
     strategy: Strategy = "fedavg"
-    rounds: Annotated[int, Field(ge=1, le=10_000)]
+    rounds: Annotated[int, Field(ge=0, le=10_000)]
     local_epochs: Annotated[int, Field(ge=1, le=100)] = 1
     max_steps: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
@@ -298,6 +308,17 @@ class Aggregation(Frozen):
         return 1 if training.weighting == "equal" else self.max_weight
 
 
+class Evaluation(Frozen):
+    """Finished models that a plan which trains nothing evaluates, by the digests of their weights, in this order.
+
+    A steward approves exactly these. They are of the plan's `model`, and all of a hospital's patients are held back.
+    """
+
+    models: Annotated[
+        tuple[DigestStr, ...], BeforeValidator(list_in), AfterValidator(_distinct), Field(max_length=MOST_MODELS)
+    ] = ()
+
+
 Task = Literal["classification", "segmentation"]
 Disclosed = Literal["budget", "intake", "withdrawals"]
 
@@ -332,6 +353,7 @@ class StudyPlan(Frozen):
     aggregation: Aggregation = Aggregation()
     robustness: Robustness = Robustness()
     selection: Selection = Selection()
+    evaluation: Evaluation = Evaluation()
     evidence: Evidence = Evidence()
 
     @model_validator(mode="after")
@@ -346,6 +368,7 @@ class StudyPlan(Frozen):
             self._check_guarantee()
         if self.aggregation.quorum > len(silos):
             raise ValueError("aggregation.quorum: more than there are hospitals")
+        self._check_roles()
         self._check_strategy()
         if self.training.strategy == "rfa":
             self._check_rfa()
@@ -366,8 +389,38 @@ class StudyPlan(Frozen):
             raise ValueError("training.strategy: with a guarantee per patient all hospitals take the same steps")
         if self.training.strategy == "scaffold":
             raise ValueError("training.strategy: scaffold's control variates are not covered by privacy noise")
+        if self.dataset.described:
+            raise ValueError("dataset.described: its counts are not covered by privacy noise; describe in another plan")
         if self.robustness.clip is not None:
             raise ValueError("robustness.clip: with a guarantee per patient every patient's part is clipped already")
+
+    def _check_roles(self) -> None:
+        if self.training.rounds == 0:
+            self._check_untrained()
+            return
+        if self.evaluation.models:
+            raise ValueError(
+                "evaluation.models: a plan that trains evaluates its own model; finished ones belong in another plan, "
+                "with training.rounds = 0"
+            )
+        training = [hospital for hospital in self.hospitals if hospital.role == "train"]
+        least = self.aggregation.quorum
+        if len(training) < least:
+            raise ValueError(f"hospitals: {len(training)} train, {least} are needed in every sum (aggregation.quorum)")
+        if len(training) < len(self.hospitals) and self.model.home:
+            raise ValueError("model.home: a hospital that only validates has trained no parameters of its own")
+
+    def _check_untrained(self) -> None:
+        if not self.evaluation.models and not self.dataset.described:
+            raise ValueError("training.rounds: 0, and there is neither evaluation.models nor dataset.described")
+        if self.privacy.mechanism != "none":
+            raise ValueError("privacy.mechanism: nothing is trained, so there is nothing to guarantee; take none")
+        if self.preprocessing.normalise != "none":
+            raise ValueError("preprocessing.normalise: nothing is trained, so there are no training images; take none")
+        if self.robustness.may_roll_back or self.robustness.clip is not None or self.selection.varies:
+            raise ValueError("robustness, selection: nothing is trained, so nothing to clip, to vote on or to draw for")
+        if not self.model.moves_whole:
+            raise ValueError("model.trained, model.home: nothing is trained, and a finished model is whole")
 
     def _check_strategy(self) -> None:
         training = self.training

@@ -169,6 +169,18 @@ class StatisticsTaken(Event):
     result: DigestStr
 
 
+class ModelMeasured(Event):
+    """A model was measured in a sum of its own; `result` is the digest of what came out."""
+
+    event: ClassVar[str] = "model-measured"
+    study: StudyId
+    round: RoundNumber
+    phase: Phase
+    model: DigestStr
+    survivors: DigestStr
+    result: DigestStr
+
+
 class StudyEnded(Event):
     """No more rounds."""
 
@@ -525,6 +537,7 @@ AnyEvent = (
     | AttemptFailed
     | RoundClosed
     | StatisticsTaken
+    | ModelMeasured
     | StudyEnded
     | WorkRefused
     | WorkDone

@@ -22,7 +22,7 @@ app = typer.Typer(
 
     [bold]See it work[/bold]: wardround demo.
     [bold]Set up[/bold]: init → relay and serve (keep both running) → invite and admit each hospital.
-    [bold]Each study[/bold]: plan check → plan publish → hospitals approve → run it from the Prefect UI.
+    [bold]Each study[/bold]: plan check → plan publish → hospitals approve → run it from the Prefect UI → compare.
     [bold]For reviewers[/bold]: evidence → verify.""",
 )
 plan_app = typer.Typer(no_args_is_help=True, help="Check and publish study plans.")
@@ -166,11 +166,12 @@ def plan_check(plan: PlanFile, home: HomeOption = DEFAULT_HOME) -> None:
     """Parse a plan, pin the hospitals' keys, look at its network, print its digest. Publishes nothing."""
     from boundary.plan import digest_of, study_id
     from flows.coordinator import load
-    from flows.publication import checked_tensors, pinned
+    from flows.publication import check_finished, checked_tensors, pinned
 
     coordinator = load(home)
     parsed = pinned(coordinator, plan.read_text("utf-8"))
     _, parts = checked_tensors(parsed, coordinator.weights)
+    check_finished(coordinator, parsed, parts)
     typer.echo(f"{parsed.label}: study {study_id(parsed)}, {len(parsed.hospitals)} hospitals")
     if not parts.moves_whole:
         typer.echo(
@@ -224,6 +225,41 @@ def parameters_of(name: str) -> list[tuple[str, int]]:
     wanted, _, version = name.partition("@")
     choice = ModelChoice(name=wanted, version=int(version or 1))
     return [(spec.name, spec.size) for spec in manifest(choice, 2).tensors]
+
+
+@plan_app.command("keep")
+def plan_keep(
+    weights: Annotated[Path, typer.Argument(help="A safetensors file.", exists=True, dir_okay=False)],
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Take in a finished model's weights, so that a plan can name them under [evaluation] models."""
+    from flows.coordinator import load
+
+    typer.echo(load(home).blobs.put_file(weights).digest)
+
+
+@app.command()
+def compare(
+    plans: Annotated[list[str], typer.Argument(help="Two studies or more, as NAME@REVISION.")],
+    out: Annotated[Path, typer.Option(help="Folder for the report: HTML, Markdown, figure.")] = Path("comparison"),
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Put studies side by side: results with 95 % intervals, traffic, guarantees, what differs in the plans."""
+    from flows.comparison.compare import compare as compare_studies
+    from flows.comparison.compare import publish
+    from flows.coordinator import load
+    from flows.mlflow_client import BookUnreachable
+
+    coordinator = load(home)
+    report = compare_studies(coordinator, plans)
+    report.write(out)
+    typer.echo(report.text)
+    typer.echo(f"wrote {out / 'comparison.html'}")
+    if (url := coordinator.settings.mlflow_url) is not None:
+        try:
+            typer.echo(f"in MLflow: {publish(report, url)}")
+        except BookUnreachable as why:
+            typer.echo(f"not in MLflow: {why}; run this again when it is back", err=True)
 
 
 @app.command()

@@ -37,10 +37,11 @@ PREFECT_ENVIRONMENT = {
 
 
 def offers(coordinator: Coordinator) -> tuple[list[str], list[str]]:
-    """(plans that can still run, all plans), newest first: the choices in the forms."""
+    """(plans that can still train, all plans), newest first: the choices in the forms."""
     with reading(coordinator.store) as connection:
-        known = [(study.label, study.state) for study in reversed(studies.every(connection))]
-    return [label for label, state in known if state != "finished"], [label for label, _ in known]
+        known = list(reversed(studies.every(connection)))
+    unfinished = [study.label for study in known if study.state != "finished" and study.plan.training.rounds]
+    return unfinished, [study.label for study in known]
 
 
 async def serve(coordinator: Coordinator) -> None:
@@ -89,6 +90,8 @@ async def _keep_form(runner: Any, coordinator: Coordinator, offered: tuple[list[
 
 async def _offer(runner: Any, unfinished: list[str], every: list[str]) -> None:
     """The flows that are about one plan, with these plans in their forms."""
+    from flows.federated_evaluation import federated_evaluation
+    from flows.federated_statistics import federated_statistics
     from flows.federated_training import federated_training
     from flows.review import compliance_review, model_release
 
@@ -102,7 +105,14 @@ async def _offer(runner: Any, unfinished: list[str], every: list[str]) -> None:
     release = _deployment(
         model_release, "gate", "Release a finished study's model, after an officer's signed decision."
     )  # fmt: skip
-    for deployment, offered in ((training, unfinished), (review, every), (release, every)):
+    evaluation = _deployment(
+        federated_evaluation, "study", "How good models are on held-back patients. Measure finished ones."
+    )  # fmt: skip
+    counting = _deployment(
+        federated_statistics, "study", "Describe the data of all hospitals together, in one masked sum."
+    )  # fmt: skip
+    forms = ((training, unfinished), (evaluation, every), (counting, every), (review, every), (release, every))
+    for deployment, offered in forms:
         schema = deployment._parameter_openapi_schema  # noqa: SLF001 - the form's choices are data, the flow's type is not
         schema.properties["plan"]["enum"] = offered or ["publish-a-plan-first@0"]
         await runner.aadd_deployment(deployment)

@@ -14,15 +14,16 @@ from sqlalchemy import Connection
 
 from boundary.messages import BlobRef, HeadsCosigned, PlanApproved, PlanDeclined, StudyClosed, TrailShown
 from boundary.names import COORDINATOR
+from boundary.parties import counts_images, trainers
 from boundary.secagg.ring import first_encoding
 from compliance.events import PlanApprovalGiven
 from compliance.records import RoundRecord
 from flows.coordinator import DRIVER_LEASE, Coordinator
 from flows.desk import Desk
-from flows.records import Statistics
+from flows.records import Measurement, Statistics
 from flows.rotation import left_out
 from flows.round_work import RoundWork
-from flows.store import audit, holdings, rounds, studies
+from flows.store import audit, holdings, measurements, rounds, studies
 from flows.store.database import reading, writing
 from flows.store.studies import Reins, Study
 from flows.trails import Trails
@@ -98,12 +99,19 @@ class StudyDriver:
         records = self.records()
         return records[-1].model_out if records else self.study.model.first
 
+    def finished_model(self, number: int) -> BlobRef | None:
+        """The finished model that a plan which trains nothing evaluates in this round, if there is one."""
+        for digest in self.study.plan.evaluation.models[number - 1 : number]:
+            size = self.coordinator.blobs.size(digest)
+            return None if size is None else BlobRef(digest=digest, size=size)
+        return None
+
     def open_round(self, number: int) -> RoundWork:
         """Open round `number`, or take it up where an interrupted run left it.
 
         Raises `LogInDoubt` if somebody's log is not what it was.
         """
-        model = self.current_model()
+        model = self.finished_model(number) or self.current_model()
         with writing(self.coordinator.store) as connection:
             # whoever approved since the run began is in the round from here on, and nobody whose approval is not logged
             consenting = _approving(self._record_consents(connection))
@@ -127,11 +135,13 @@ class StudyDriver:
         if not plan.robustness.leave_out:
             return frozenset()
         rolled_back = [record.rolled_back is not None for record in before]
-        return left_out(self.study.study, plan.silos, plan.aggregation.quorum, rolled_back)
+        return left_out(self.study.study, trainers(plan), plan.aggregation.quorum, rolled_back)
 
     async def witness_end(self) -> tuple[str, ...]:
         """After the last round: have everybody's log shown and cosigned once more; returns who did not answer."""
         consenting, number = _approving(self.consents()), self.study.plan.training.rounds
+        if not number:
+            return ()  # of a plan without rounds logs were shown before its first sum
         slot = f"{self.study.study}/{number}"
         missing = await self._heard_from(consenting, TrailShown.kind, slot)
         with writing(self.coordinator.store) as connection:
@@ -154,7 +164,11 @@ class StudyDriver:
     @property
     def lacks_statistics(self) -> bool:
         """Whether the plan wants all hospitals' images counted before round 1, and that is still to be done."""
-        return self.study.plan.preprocessing.normalise == "federated" and self.study.statistics is None
+        return counts_images(self.study.plan) and self.study.statistics is None
+
+    def measurements(self) -> list[Measurement]:
+        with reading(self.coordinator.store) as connection:
+            return measurements.of_study(connection, self.study.study)
 
     def learn(self, statistics: Statistics) -> None:
         """From now on every order carries them."""

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Annotated, Any, TypeVar
 
@@ -20,6 +21,7 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from boundary.messages import BlobRef, Phase
+from boundary.parties import trainers, validates_apart
 from compliance.merkle import BrokenProof
 from compliance.records import RoundRecord
 from compliance.witnessing import LogInDoubt
@@ -31,7 +33,7 @@ from flows.engine import HEADLINES, Standing, rounds_to_run
 from flows.mlflow_book import Publisher
 from flows.publication import propose
 from flows.readiness import readiness_page, readiness_problems
-from flows.records import Candidate, Evaluated, Statistics
+from flows.records import Candidate, Evaluated, Measurement, Statistics
 from flows.round_work import Gathered, RoundWork
 from flows.store import rounds as stored_rounds
 from flows.store.database import reading
@@ -53,7 +55,7 @@ class Hands:
     publisher: Publisher
 
 
-_hands: ContextVar[Hands] = ContextVar("hands")
+hands: ContextVar[Hands] = ContextVar("hands")
 _watch: ContextVar[Watch] = ContextVar("watch")
 
 
@@ -95,12 +97,12 @@ async def federated_training(
             if dry_run:
                 return await _dry_run(driver)
             publisher = Publisher(coordinator, study)
-            token = _hands.set(Hands(driver, publisher))
+            token = hands.set(Hands(driver, publisher))
             try:
                 with publisher:
                     return await _run(driver, publisher, rounds)
             finally:
-                _hands.reset(token)
+                hands.reset(token)
     except StudyUnknown as why:
         return Failed(name="UnknownPlan", message=str(why))
     except DrivenElsewhere as why:
@@ -119,7 +121,10 @@ async def _dry_run(driver: StudyDriver) -> State_:
 async def _run(driver: StudyDriver, publisher: Publisher, wanted: int) -> State_:
     log, study = get_run_logger(), driver.study
     propose(driver.coordinator, study)
-    consenting = await _consents(driver)
+    if not study.plan.training.rounds:
+        return Failed(name="TrainsNothing", message=f"{study.label} has no rounds: run federated-evaluation")
+    training = trainers(study.plan)
+    consenting = [silo for silo in await consents(driver) if silo in training]
     quorum = study.plan.aggregation.quorum
     if len(consenting) < quorum:
         message = f"{len(consenting)} hospitals have approved {study.label}, {quorum} are needed in every sum"
@@ -161,8 +166,8 @@ async def _end(driver: StudyDriver, publisher: Publisher, planned: int, *, parti
     if partial:
         missing = sum(record.is_partial for record in records)
         return Completed(name="QuorumMet", message=f"{missing} of {planned} rounds ran without some hospital")
-    sampled = study.plan.selection.hospitals
-    hospitals = f"all {len(study.plan.hospitals)}" if sampled is None else f"{sampled} of {len(study.plan.hospitals)}"
+    sampled, there = study.plan.selection.hospitals, len(trainers(study.plan))
+    hospitals = f"all {there}" if sampled is None else f"{sampled} of {there}"
     return Completed(message=f"all {planned} rounds with {hospitals} hospitals")
 
 
@@ -173,7 +178,7 @@ async def _study_page(driver: StudyDriver, publisher: Publisher) -> None:
 
 
 # --- consent ---------------------------------------------------------------------------------------------
-async def _consents(driver: StudyDriver) -> list[str]:
+async def consents(driver: StudyDriver) -> list[str]:
     silos = driver.study.plan.silos
     states = await asyncio.gather(*[_each(approval, f"{silo} · approval", silo) for silo in silos])
     driver.record_consents()
@@ -183,7 +188,7 @@ async def _consents(driver: StudyDriver) -> list[str]:
 @task(name="approval", cache_policy=NO_CACHE, persist_result=False)
 async def approval(silo: str) -> State_:
     """Wait for the steward's answer, but not for ever: a hospital may still join a later round."""
-    driver = _hands.get().driver
+    driver = hands.get().driver
     try:
         answer = await asyncio.wait_for(driver.consent_of(silo), CONSENT_SECONDS)
     except TimeoutError:
@@ -197,41 +202,44 @@ async def approval(silo: str) -> State_:
 @flow(name="statistics", flow_run_name="statistics", persist_result=False, log_prints=False)
 async def statistics() -> State_:
     """Count the images of all hospitals once: the plan normalises intensities over all of them."""
-    driver = _hands.get().driver
+    driver = hands.get().driver
     try:
         work = driver.open_round(1)
     except (LogInDoubt, BrokenProof) as why:
         return Failed(name="LogInDoubt", message=str(why))
-    _, found = await _attempts(work, "statistics", work.model_in, count)
+    _, found = await attempts(work, "statistics", work.model_in, count)
     if found is None:
         return Failed(name="NoQuorum", message="too few hospitals in every attempt; run the flow to try once more")
     driver.learn(found)
     page = pages.statistics_page(driver.study, found)
     await acreate_markdown_artifact(page, key=f"{driver.study.study}-statistics", description="Images of all hospitals")
-    return Completed(message=f"{found.images} training images of {len(found.decision.members)} hospitals")
+    images = f"{found.images} training images" if found.description is None else "the data"
+    return Completed(message=f"{images} of {len(found.decision.members)} hospitals")
 
 
 # --- one round -------------------------------------------------------------------------------------------
 @flow(name="round", persist_result=False, log_prints=False)
 async def one_round(number: int) -> State_:
     """Train, sum, evaluate, commit."""
-    log, driver = get_run_logger(), _hands.get().driver
+    log, driver = get_run_logger(), hands.get().driver
     try:
         work = driver.open_round(number)
     except (LogInDoubt, BrokenProof) as why:
         return Failed(name="LogInDoubt", message=str(why))
     candidate = work.opened.candidate
     if candidate is None:
-        work, candidate = await _attempts(work, "train", work.model_in, aggregate)
+        work, candidate = await attempts(work, "train", work.model_in, aggregate)
         if candidate is None:
             return Failed(name="NoQuorum", message="too few hospitals in every attempt; run the flow to try once more")
     begun, evaluated = monotonic(), None
     if candidate.refused is None:
-        work, evaluated = await _attempts(work, "evaluate", candidate.model, evaluate)
+        work, evaluated = await attempts(work, "evaluate", candidate.model, evaluate)
         if evaluated is None and work.must_be_voted_on(candidate):
             return Failed(name="NoVote", message="too few hospitals voted on the new model; run the flow to try again")
         if evaluated is None:
             log.warning("round %d is not evaluated", number)
+        if validates_apart(driver.study.plan) and (evaluated is None or evaluated.rolled_back is None):
+            work = await _validate(work, candidate.model)
     record = await commit(work, candidate, evaluated, monotonic() - begun)
     await _round_page(driver, record)
     if record.rolled_back is not None:
@@ -244,7 +252,17 @@ async def one_round(number: int) -> State_:
     return Completed(message=pages.counts(record))
 
 
-async def _attempts(
+async def _validate(work: RoundWork, model: BlobRef) -> RoundWork:
+    """Measure a round's model in the hospitals that only validate; the round does not wait for them to come back."""
+    if any(one.round == work.number for one in hands.get().driver.measurements()):
+        return work  # an earlier run came this far
+    work, found = await attempts(work, "validate", model, partial(measure_apart, model=model.digest))
+    if found is None:
+        get_run_logger().warning("round %d has no external validation: too few hospitals", work.number)
+    return work
+
+
+async def attempts(
     work: RoundWork, phase: Phase, model: BlobRef, use: Callable[[RoundWork, Gathered], Awaitable[T]]
 ) -> tuple[RoundWork, T | None]:
     """Try as often as the plan says. What hospitals have computed for a failed attempt they use again."""
@@ -411,6 +429,10 @@ async def aggregate(work: RoundWork, gathered: Gathered) -> Candidate:
     return await _as_task(_aggregate, work.aggregate, gathered)  # type: ignore[no-any-return]
 
 
+async def measure_apart(work: RoundWork, gathered: Gathered, model: str) -> Measurement:
+    return await _as_task(_evaluate, work.measure_apart, gathered, model)  # type: ignore[no-any-return]
+
+
 async def evaluate(work: RoundWork, gathered: Gathered) -> Evaluated:
     return await _as_task(_evaluate, work.measure, gathered)  # type: ignore[no-any-return]
 
@@ -422,7 +444,7 @@ async def commit(work: RoundWork, candidate: Candidate, evaluated: Evaluated | N
 @task(name="witness", task_run_name="logs shown and cosigned", cache_policy=NO_CACHE, persist_result=False)
 async def witness() -> State_:
     """Have every party's log shown to and cosigned by all others, once more, before the hospitals are let go."""
-    missing = await _hands.get().driver.witness_end()
+    missing = await hands.get().driver.witness_end()
     if missing:
         return Completed(name="Without", message=f"without {', '.join(sorted(set(missing)))}")
     return Completed(message="by all hospitals")
@@ -438,7 +460,7 @@ async def _round_page(driver: StudyDriver, record: RoundRecord) -> None:
 @task(name="release", task_run_name="register the model in MLflow", cache_policy=NO_CACHE, persist_result=False)
 async def release(label: str) -> State_:
     """Bring MLflow up to date and register the last global model there."""
-    publisher = _hands.get().publisher
+    publisher = hands.get().publisher
     await asyncio.to_thread(publisher.catch_up)
     if publisher.problem:
         return Failed(name="MlflowBehind", message=f"{label}: {publisher.problem}")

@@ -13,8 +13,9 @@ from typing import Self
 
 from compliance.records import RoundRecord
 from flows.coordinator import Coordinator
+from flows.measured_book import log_measured
 from flows.mlflow_client import Book, BookUnreachable, open_book
-from flows.store import members, rounds
+from flows.store import measurements, members, rounds
 from flows.store.database import reading, writing
 from flows.store.studies import Study
 
@@ -89,13 +90,16 @@ class Publisher:
         self.link = book.link(run)
         with reading(self._coordinator.store) as connection:
             records = rounds.committed(connection, study.study)
+            measured = measurements.of_study(connection, study.study)
         for record in records:
             self._once(f"round-{record.round:04d}", partial(self._round, book, run, record))
         if records:
             newest = records[-1].round
             self._once(f"figures-{newest:04d}", lambda: book.figures(run, records))
             self._once(f"summary-{newest:04d}", lambda: book.describe(run, study, records))
-        if len(records) == study.plan.training.rounds:
+        for found in measured:
+            self._once(f"measured-{found.phase}-{found.round:04d}", partial(log_measured, book, run, found))
+        if records and len(records) == study.plan.training.rounds:
             final = self._coordinator.blobs
             self._once("model", lambda: book.register(run, study, records[-1], final.open))
 

@@ -227,7 +227,7 @@ def _values(record: RoundRecord) -> dict[str, float]:
     """Metrics of a round. MLflow lists groups by name, so what people look for first is in `global/`."""
     metrics, timing = record.metrics, record.timing
     measured = {
-        **({f"global/{name}": value for name, value in readings.series(metrics).items()} if metrics else {}),
+        **({f"global/{name}": value for name, value in readings.with_ends(metrics).items()} if metrics else {}),
         "global/train_loss": record.train_loss,
         "round/registered": float(len(record.registered)),
         "round/ready": float(len(record.ready)),

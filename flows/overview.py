@@ -4,13 +4,14 @@ from datetime import datetime
 
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy import Connection
 
 from boundary.messages import PlanApproved
 from compliance.records import current
 from flows import readings
 from flows.coordinator import Coordinator
 from flows.desk import Desk
-from flows.store import members, rounds, studies
+from flows.store import measurements, members, rounds, studies
 from flows.store.database import reading
 
 
@@ -56,9 +57,17 @@ def _studies(coordinator: Coordinator) -> Table:
             table.add_row(
                 study.label, study.study, _state(study, coordinator.now()),
                 f"{len(approved)} of {len(study.plan.hospitals)}",
-                f"{len(records)} of {study.plan.training.rounds}", result,
+                _done(connection, study, len(records)), result,
             )  # fmt: skip
     return table
+
+
+def _done(connection: Connection, study: studies.Study, records: int) -> str:
+    """Rounds, or finished models that are measured."""
+    if study.plan.training.rounds:
+        return f"{records} of {study.plan.training.rounds}"
+    models = study.plan.evaluation.models
+    return f"{len(measurements.of_study(connection, study.study))} of {len(models)} models" if models else "-"
 
 
 def _state(study: studies.Study, now: datetime) -> str:

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 from boundary.guarantee import EPSILON_BANDS, PatientPrivacy
+from boundary.parties import trainers, validates_apart, validators
 from boundary.plan import StudyPlan
 from boundary.robustness import RolledBack
 from compliance.records import AnyMetrics, RoundRecord, current
 from flows import readings
+from flows.describing import description_page
 from flows.engine import HEADLINES, Reason
 from flows.records import Statistics
 from flows.store.studies import Study
@@ -147,6 +149,11 @@ def late_updates(record: RoundRecord) -> str:
 def statistics_page(study: Study, found: Statistics) -> str:
     """What the images of all hospitals are like: only these sums are known, to anybody."""
     scale, names = found.normalisation, study.plan.labels.classes
+    if found.description is not None:
+        said = "" if scale is None else f"\n\nMean intensity {number(scale.mean)}, deviation {number(scale.deviation)}."
+        return description_page(study, found) + said
+    if scale is None:
+        raise ValueError("statistics over no image")
     of = "of the class" if study.plan.task == "classification" else "that show the class"
     rows = [f"| class | training images {of} |", "|---|---:|"]
     rows += [f"| {name} | {count} |" for name, count in zip(names, found.labels, strict=True)]
@@ -170,9 +177,9 @@ def study_page(study: Study, records: Sequence[RoundRecord], mlflow_link: str | 
     lines = [
         f"# {plan.purpose.title}",
         "",
-        f"Study `{study.study}`, plan **{study.label}**: {done}. {len(plan.hospitals)} hospitals train "
+        f"Study `{study.study}`, plan **{study.label}**: {done}. {len(trainers(plan))} hospitals train "
         f"{plan.model.name}@{plan.model.version} {plan.aim}; "
-        f"at least {plan.aggregation.quorum} of them in every sum.",
+        f"at least {plan.aggregation.quorum} of them in every sum.{_validating(plan)}",
         "",
     ]
     last = current(records)
@@ -193,6 +200,19 @@ def study_page(study: Study, records: Sequence[RoundRecord], mlflow_link: str | 
             f"Plan digest `{study.plan_digest}`",
         ]
     )
+
+
+def _validating(plan: StudyPlan) -> str:
+    """Who only validates, and whether that can be told apart."""
+    others = validators(plan)
+    if not others:
+        return ""
+    how = (
+        "apart: their patients are an external validation"
+        if validates_apart(plan)
+        else "together with the others: they are too few for a sum of their own, so no external result can be told"
+    )
+    return f" {', '.join(others)} only validate, {how}."
 
 
 def guarantee(plan: StudyPlan, records: Sequence[RoundRecord]) -> str:

@@ -10,7 +10,7 @@ from boundary.names import COORDINATOR
 from boundary.parts import Parts, parts_of
 from boundary.plan import StudyPlan, parse_plan, plan_from_toml
 from boundary.roster import read_roster
-from boundary.tensors import Vector, check_values, flatten, manifest_of, pack
+from boundary.tensors import Vector, check_values, flatten, manifest_of, pack, unpack
 from flows.coordinator import Coordinator
 from flows.desk import Desk
 from flows.records import ModelStart
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def pinned(coordinator: Coordinator, text: str) -> StudyPlan:
-    """Parse a plan; hospitals given by name only get the keys of the present roster. Raises `InvalidPlan`.
+    """Parse a plan; hospitals given without keys get those of the present roster. Raises `InvalidPlan`.
 
     The plan that is published and approved always has the keys in it.
     """
@@ -31,16 +31,24 @@ def pinned(coordinator: Coordinator, text: str) -> StudyPlan:
     except tomllib.TOMLDecodeError as why:
         raise InvalidPlan(f"not TOML: {why}") from why
     hospitals = value.get("hospitals")
-    if not isinstance(hospitals, list) or not all(isinstance(one, str) for one in hospitals):
+    if not isinstance(hospitals, list) or not all(_is_without_key(one) for one in hospitals):
         return plan_from_toml(text)
+    named = [{"silo": one} if isinstance(one, str) else one for one in hospitals]
     with reading(coordinator.store) as connection:
         data = members.current_roster(connection)
     known = {} if data is None else {c.party: c for c in read_roster(data, coordinator.key.public).roster.members}
-    strangers = sorted(set(hospitals) - set(known))
+    strangers = sorted({one["silo"] for one in named} - set(known))
     if strangers:
         raise InvalidPlan(f"hospitals: {', '.join(strangers)} not on the roster: invite and admit them first")
-    value["hospitals"] = [{"silo": silo, "signing_key": known[silo].signing_key} for silo in hospitals]
+    value["hospitals"] = [one | {"signing_key": known[one["silo"]].signing_key} for one in named]
     return parse_plan(value)
+
+
+def _is_without_key(hospital: Any) -> bool:
+    """A name, or a table with one, perhaps its role, and no key."""
+    return isinstance(hospital, str) or (
+        isinstance(hospital, dict) and "signing_key" not in hospital and isinstance(hospital.get("silo"), str)
+    )
 
 
 def publish(coordinator: Coordinator, plan: StudyPlan) -> studies.Study:
@@ -49,6 +57,7 @@ def publish(coordinator: Coordinator, plan: StudyPlan) -> studies.Study:
     Raises `InvalidPlan` for a network that is not for the plan's task and images.
     """
     tensors, parts = checked_tensors(plan, coordinator.weights)
+    check_finished(coordinator, plan, parts)
     with reading(coordinator.store) as connection:
         Desk(coordinator.key, coordinator.now, plan).roster(connection)
         known = {study.label for study in studies.every(connection)}
@@ -60,6 +69,25 @@ def publish(coordinator: Coordinator, plan: StudyPlan) -> studies.Study:
         study = begin_study(coordinator, plan, flatten(tensors, parts.whole), parts)
     propose(coordinator, study)
     return study
+
+
+def check_finished(coordinator: Coordinator, plan: StudyPlan, parts: Parts) -> None:
+    """Whether the finished models that the plan evaluates are kept here, and are of its network. Raises `InvalidPlan`.
+
+    A hospital looks at them again before they touch its network.
+    """
+    for digest in plan.evaluation.models:
+        try:
+            with coordinator.blobs.open(digest) as source:
+                weights = unpack(source.read(), parts.whole, plan.aggregation.downlink)
+            check_values(weights, plan.aggregation.max_model_norm)
+        except FileNotFoundError as why:
+            raise InvalidPlan(
+                f"evaluation.models: {digest} is not kept here. `wardround compare` tells the digest of a study's last "
+                "model, `wardround plan keep` takes one in from a file"
+            ) from why
+        except BadTensors as why:
+            raise InvalidPlan(f"evaluation.models: {digest} is not of {plan.model.name}: {why}") from why
 
 
 def checked_tensors(plan: StudyPlan, weights: Path) -> tuple["Tensors", Parts]:

@@ -1,6 +1,7 @@
 """Is a study ready to run? The same answers for a dry run, for `wardround status` and for a refused start."""
 
 from boundary.errors import BoundaryError
+from boundary.parties import trainers
 from flows.desk import RosterMissing
 from flows.driver import StudyDriver
 from flows.store import members
@@ -20,16 +21,19 @@ def readiness_problems(driver: StudyDriver) -> list[str]:
     if now.date() > plan.purpose.expires:
         problems.append(f"the plan expired on {plan.purpose.expires}: publish a new revision")
     consents = driver.consents()
-    approved = [silo for silo, answer in consents.items() if answer.code is None]
+    wanted = trainers(plan) or plan.silos
+    approved = [silo for silo in wanted if silo in consents and consents[silo].code is None]
     if len(approved) < plan.aggregation.quorum:
-        missing = ", ".join(silo for silo in plan.silos if silo not in approved)
+        missing = ", ".join(silo for silo in wanted if silo not in approved)
         problems.append(f"{len(approved)} of {plan.aggregation.quorum} approvals; not yet: {missing}")
-    live = [silo for silo in plan.silos if silo in known and known[silo].is_live(now)]
+    live = [silo for silo in wanted if silo in known and known[silo].is_live(now)]
     if len(live) < plan.aggregation.quorum:
-        silent = ", ".join(silo for silo in plan.silos if silo not in live)
+        silent = ", ".join(silo for silo in wanted if silo not in live)
         problems.append(f"{len(live)} hospitals give signs of life, {plan.aggregation.quorum} are needed; ask {silent}")
     if driver.coordinator.blobs.size(driver.study.model.initial.digest) is None:
         problems.append("the initial model is missing from the blob store: publish the plan again")
+    gone = [digest for digest in plan.evaluation.models if driver.coordinator.blobs.size(digest) is None]
+    problems += [f"the model {digest} is not in the blob store any more" for digest in gone]
     return problems
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from boundary.plan import StudyPlan
+from compliance import intervals
 from compliance.records import AnyMetrics, ClassDice, GlobalMetrics, SegmentationMetrics
 from models import dice, metrics
 
@@ -83,6 +84,40 @@ def series(found: AnyMetrics) -> dict[str, float | None]:
             }
         case _:
             assert_never(found)
+
+
+def bounds(found: AnyMetrics) -> dict[str, intervals.Interval]:
+    """95 % intervals by the names of `series`; of a Dice there is none, its spread over images is in no sum.
+
+    Of more than two classes the AUROC is the mean over one class against the others. Its interval is that of the rarest
+    class alone, which is wider: the mean of several is never less sure than the least sure of them.
+    """
+    if not isinstance(found, GlobalMetrics) or found.count < 1:
+        return {}
+    told = {"accuracy": intervals.wilson(found.accuracy, found.count)}
+    sizes = [sum(row) for row in found.confusion]
+    least = min(sizes, key=lambda size: min(size, found.count - size))
+    if found.auroc is not None and 0 < least < found.count:
+        told["auroc"] = intervals.auroc(found.auroc, least, found.count - least)
+    return told
+
+
+def with_ends(found: AnyMetrics) -> dict[str, float | None]:
+    """`series`, and `auroc_low`, `auroc_high` of each that has an interval."""
+    told = series(found)
+    for name, (low, high) in bounds(found).items():
+        told |= {f"{name}_low": low, f"{name}_high": high}
+    return told
+
+
+def with_bounds(found: AnyMetrics) -> tuple[tuple[str, str], ...]:
+    """(name, `0.912 (0.874 to 0.941)`) of `readings`, the interval where there is one."""
+    ends, told = bounds(found), []
+    for name, value in readings(found):
+        low_high = ends.get(name.lower())
+        said = "–" if value is None else f"{value:.3f}"  # noqa: RUF001 - an en dash is how "no value" is printed
+        told.append((name, said if low_high is None else f"{said} ({low_high[0]:.3f} to {low_high[1]:.3f})"))
+    return tuple(told)
 
 
 def _keys(names: list[str]) -> list[str]:

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from boundary.messages import BlobRef, Normalisation
-from boundary.names import DigestStr, Frozen, list_in
+from boundary.messages import BlobRef, Normalisation, Phase
+from boundary.names import DigestStr, Frozen, Moment, RoundNumber, StudyId, list_in
 from boundary.robustness import Reason, Vote
 from boundary.secagg.ring import Encoding
 from boundary.tensors import TensorManifest
@@ -33,14 +33,59 @@ class ModelStart(Frozen):
         return None if self.moving is None else self.initial
 
 
+Counts = Annotated[tuple[int, ...], BeforeValidator(list_in)]
+
+
+class Side(Frozen):
+    """One side of the split, of all hospitals in the sum together. `classes` are images by class."""
+
+    patients: int
+    images: int
+    classes: Counts
+
+
+class Description(Frozen):
+    """The cohort that a plan describes (`boundary.description`).
+
+    `intensities` are shares of the model's inputs in each bin, which add up to 1; `per_patient` counts patients by how
+    many of their images are used.
+    """
+
+    training: Side
+    held_back: Side
+    intensities: Annotated[tuple[float, ...], BeforeValidator(list_in)]
+    per_patient: Counts
+
+
 class Statistics(Frozen):
-    """The training images of all hospitals together, counted before round 1. `labels` are counts by class."""
+    """The training images of all hospitals together, counted before round 1. `labels` are counts by class.
+
+    `normalisation` is None where there is no training image, in a plan that only describes.
+    """
 
     images: int
     labels: Annotated[tuple[int, ...], BeforeValidator(list_in)]
-    normalisation: Normalisation
+    normalisation: Normalisation | None
     decision: CohortDecision
     survivors: DigestStr
+    description: Description | None = None
+
+
+class Measurement(Frozen):
+    """A model measured in a sum that is part of no round's record.
+
+    By hospitals that only validate ("validate", of the model that came out of `round`), or in a plan that trains
+    nothing ("evaluate", where `round` is the model's place among the plan's).
+    """
+
+    study: StudyId
+    round: RoundNumber
+    phase: Phase
+    model: DigestStr
+    decision: CohortDecision
+    survivors: DigestStr
+    metrics: AnyMetrics
+    taken_at: Moment
 
 
 class Candidate(Frozen):

@@ -84,8 +84,9 @@ def log_global_model(
     for version in known:
         if version.tags.get("wardround.study") == study.study:
             return str(version.version)
-    scale = None if study.statistics is None else study.statistics.normalisation
-    module = released(plan, unflatten(final_weights(study, record, open_blob), study.model.manifest), scale)
+    module = released(
+        plan, unflatten(final_weights(study, record, open_blob), study.model.manifest), study.normalisation
+    )
     example = np.zeros((2, 1, *example_size(plan)), dtype=np.float32)
     with torch.inference_mode():
         output = module(torch.from_numpy(example)).numpy()

@@ -53,6 +53,8 @@ def purge(coordinator: Coordinator) -> list[Purge]:
 
 def _is_behind(coordinator: Coordinator, study: Study) -> bool:
     """Whether MLflow still has to be given the models."""
+    if not study.plan.training.rounds:
+        return False  # it makes none
     with reading(coordinator.store) as connection:
         shown = rounds.is_published(connection, study.study, "model")
     return coordinator.settings.mlflow_url is not None and shown is None
@@ -90,7 +92,7 @@ def _superfluous(
         if isinstance(envelope.message, MaskedVector):
             wanted.add(envelope.message.vector.digest)
     for other in known:
-        wanted -= {other.model.initial.digest, other.model.first.digest}
+        wanted -= {other.model.initial.digest, other.model.first.digest, *other.plan.evaluation.models}
         theirs = rounds.committed(connection, other.study)
         needed = theirs if other.study != study.study and other.state != "finished" else theirs[-1:]
         wanted -= {record.model_out.digest for record in needed}

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import product
-from math import sqrt
 from time import monotonic
 
 import numpy as np
@@ -24,12 +23,12 @@ from boundary.messages import (
     BlobRef,
     Collection,
     MaskedVector,
-    Normalisation,
     Phase,
     RoundCommitted,
     WorkOrder,
 )
 from boundary.names import COORDINATOR
+from boundary.parties import taking_part, trainers
 from boundary.secagg.context import context_of, selection_key, transcript_of
 from boundary.secagg.ring import Encoding, first_encoding, next_encoding
 from boundary.secagg.selection import spread
@@ -41,12 +40,13 @@ from flows.aggregation import Mean, ServerState, ServerStrategy, strategy_of
 from flows.aggregation.memory import MemoryUnusable, packed, recalled
 from flows.collecting import CollectionFailed, Watch
 from flows.coordinator import Coordinator
+from flows.describing import counts, description_in, normalisation_in
 from flows.desk import Desk
 from flows.engine import Reason
 from flows.masked_sum import MaskedSum, Ordered
-from flows.records import Candidate, Evaluated, Statistics
+from flows.records import Candidate, Evaluated, Measurement, Statistics
 from flows.selection import asked, pace_of
-from flows.store import audit, holdings, rounds, studies, witnessed
+from flows.store import audit, holdings, measurements, rounds, studies, witnessed
 from flows.store.database import reading, writing
 from flows.store.rounds import OpenRound
 from flows.store.studies import Reins, Study
@@ -56,7 +56,6 @@ from models.errors import NoImages
 from models.measuring import layout_of, read
 
 _log = logging.getLogger("flows.round_work")
-SMALLEST_DEVIATION = 1e-3  # images without any contrast are not blown up
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +98,11 @@ class RoundWork:
         parameters = plan.aggregation.summed_weights(self.study.parts.moving.size)
         return layout_in(plan, phase, parameters=parameters, metrics=metrics)
 
+    def partakers(self, phase: Phase) -> tuple[str, ...]:
+        """The hospitals that consent and have a part in this phase, by the plan."""
+        may = taking_part(self.study.plan, phase)
+        return tuple(silo for silo in self.consenting if silo in may)
+
     # --- collecting ----------------------------------------------------------------------------------
     @asynccontextmanager
     async def collecting(self, phase: Phase, model: BlobRef) -> AsyncIterator[MaskedSum]:
@@ -114,14 +118,15 @@ class RoundWork:
             control=control,
             before=self.model_in if votes else None,
             encoding=self.encoding if phase == "train" else first_encoding(self.study.plan),
-            normalisation=None if self.study.statistics is None else self.study.statistics.normalisation,
+            normalisation=self.study.normalisation if phase != "statistics" else None,
             heads=self.heads,
             due=self.coordinator.now() + timedelta(minutes=self.study.plan.aggregation.ready_minutes),
         )
         with writing(self.coordinator.store) as connection:
             studies.check(connection, self.reins)
             holdings.record(connection, model, owner=COORDINATOR, now=self.coordinator.now())
-            for silo in asked(connection, self.desk, self.study.plan_digest, collection, self.consenting, self.without):
+            may = self.partakers(phase)
+            for silo in asked(connection, self.desk, self.study.plan_digest, collection, may, self.without):
                 envelope = self.desk.tell(connection, silo, order)
                 orders[silo] = envelope.digest
                 if isinstance(envelope.message, WorkOrder):
@@ -153,18 +158,17 @@ class RoundWork:
 
         Raises `CollectionFailed` if the sum does not open or holds no image.
         """
-        total, classes = self._total(gathered), len(self.study.plan.labels.classes)
+        total, plan = self._total(gathered), self.study.plan
         images = round(total.number("images"))
-        if images < 1:
+        if images < 1 and plan.training.rounds:
             raise CollectionFailed(gathered.opened.watch.collection, Reason.CANNOT_UNMASK)
-        mean = min(1.0, max(0.0, total.number("intensity") / images))
-        variance = max(0.0, total.number("squares") / images - mean**2)
         statistics = Statistics(
             images=images,
-            labels=tuple(round(count) for count in total.numbers[total.layout.where("labels")][:classes]),
-            normalisation=Normalisation(mean=mean, deviation=min(1.0, max(SMALLEST_DEVIATION, sqrt(variance)))),
+            labels=counts(total, "labels"),
+            normalisation=normalisation_in(total),
             decision=gathered.decision,
             survivors=gathered.opened.survivors,
+            description=description_in(total) if plan.dataset.described else None,
         )
         with writing(self.coordinator.store) as connection:
             self._record_opened(connection, gathered)
@@ -184,7 +188,7 @@ class RoundWork:
         mean = Mean(
             self._whole(summed.mean_delta, gathered),
             summed.mean_steps,
-            share=len(masked.vectors) / len(plan.silos),
+            share=len(masked.vectors) / len(trainers(plan)),
             local_rate=plan.training.learning_rate,
         )
         state = strategy.apply(self._state(strategy), mean)
@@ -276,6 +280,31 @@ class RoundWork:
             self._record_opened(connection, gathered)
         return Evaluated(decision=gathered.decision, metrics=metrics, vote=vote, rolled_back=rolled_back)
 
+    def measure_apart(self, gathered: Gathered, model: str) -> Measurement:
+        """Sum the metrics of a model, by digest, that belong into no round's record, and keep them. Blocking.
+
+        Raises `CollectionFailed` if the sum does not open, or adds up to no metrics.
+        """
+        plan, total = self.study.plan, self._total(gathered)
+        try:
+            metrics = readings.kept(read(total.numbers, layout_of(plan)), plan.labels.classes)
+        except (NoImages, ValueError) as why:
+            _log.warning("%s has no metrics: %s", gathered.opened.watch.collection, why)
+            raise CollectionFailed(gathered.opened.watch.collection, Reason.CANNOT_UNMASK) from why
+        found = Measurement(
+            study=self.study.study,
+            round=self.number,
+            phase=gathered.decision.phase,
+            model=model,
+            decision=gathered.decision,
+            survivors=gathered.opened.survivors,
+            metrics=metrics,
+            taken_at=self.coordinator.now(),
+        )
+        with writing(self.coordinator.store) as connection:
+            self._record_opened(connection, gathered)
+            return measurements.keep(connection, self.reins, found)
+
     def _total(self, gathered: Gathered) -> Total:
         masked = gathered.opened
         vectors = {silo: blob.digest for silo, blob in masked.vectors.items()}
@@ -342,10 +371,11 @@ class RoundWork:
     ) -> RoundRecord:
         now = self.coordinator.now()
         train = candidate.train
-        not_asked = {silo: "NOT_APPROVED" for silo in self.study.plan.silos if silo not in self.consenting}
+        training = trainers(self.study.plan)
+        not_asked = {silo: "NOT_APPROVED" for silo in training if silo not in self.consenting}
         attempt = self.collection("train").model_copy(update={"attempt": train.attempt})
         closed = rounds.decided(connection, attempt) or train
-        not_drawn = set(self.consenting) - {*closed.members, *closed.absent}
+        not_drawn = set(self.partakers("train")) - {*closed.members, *closed.absent}
         rolled_back = candidate.refused or (None if evaluated is None else evaluated.rolled_back)
         found = None if evaluated is None else evaluated.metrics
         return RoundRecord(
@@ -353,7 +383,7 @@ class RoundWork:
             round=self.number,
             model_in=self.model_in.digest,
             model_out=candidate.model if rolled_back is None else self.model_in,
-            registered=self.study.plan.silos,
+            registered=training,
             ready=closed.members,
             contributing=train.members,
             absent=not_asked | train.absent,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from boundary.messages import Collection
+from boundary.messages import MEASURING, Collection
 from boundary.tensors import unpack
 from compliance.records import RoundRecord
 from compliance.trail import read_leaf
@@ -36,7 +36,7 @@ def work_of(number: int) -> Work:
         if collection.phase == "statistics":  # `number` images of intensity 0.1 * number, half of each class
             mean = 0.1 * number
             return np.array([number, number * mean, number * mean**2, number // 2, number - number // 2]), None
-        if collection.phase == "evaluate":
+        if collection.phase in MEASURING:
             logits = np.array([[0.0, 1.0], [1.0, 0.0]] * number, dtype=np.float32)
             return measure(logits, np.array([1, 0] * number), METRICS), None
         return np.array([2.0 * number, number, number, 0]), np.full(PARAMETERS, number * number, np.float32)
@@ -54,7 +54,7 @@ def masks_work_of(number: int) -> Work:
     logits = np.moveaxis(9.0 * np.eye(3, dtype=np.float32)[found], -1, 1)
 
     def work(collection: Collection) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
-        if collection.phase == "evaluate":
+        if collection.phase in MEASURING:
             return measure(logits, masks, DICE), None
         numbers, weights = others(collection)
         if collection.phase == "statistics":  # each image shows the background and both classes

@@ -168,8 +168,8 @@ class SimulatedHospital:
             if plan.selection.keeps_late and is_training:
                 numbers = np.append(numbers, 0.0)
             write_vector(folder / "vector", numbers, weights)
-            votes = 3 * plan.robustness.vote
-            metrics = {"statistics": len(numbers) - 3, "train": 0, "evaluate": len(numbers) - votes}[collection.phase]
+            counted, votes = len(plan.labels.classes), 3 * (plan.robustness.vote and collection.phase == "evaluate")
+            metrics = {"statistics": counted, "train": 0}.get(collection.phase, len(numbers) - votes)
             size = 0 if weights is None else len(weights)
             identity = identity_of(collection, message.model.digest, secrets.token_bytes)
             layout = layout_in(plan, collection.phase, parameters=size, metrics=metrics)
@@ -327,13 +327,14 @@ def make_federation(  # noqa: PLR0913 - what tests vary
     privacy: Mapping[str, object] = NO_PRIVACY,
     changes: Mapping[str, object] = NOTHING,
     frozen: int = 0,
+    validating: Sequence[str] = (),
     **aggregation: object,
 ) -> SimulatedFederation:
     """Make a coordinator in `folder` and one hospital per entry of `works`, admitted, with a published plan.
 
     `changes` are sections of the plan, `SEGMENTATION` for example. The model has `parameters` weights in "w" and
-    `frozen` ones in "rest", which a plan may leave untrained. With a guarantee per patient in `privacy`, weights in the
-    sum are what hospitals declare.
+    `frozen` ones in "rest", which a plan may leave untrained. Those in `validating` only validate. With a guarantee per
+    patient in `privacy`, weights in the sum are what hospitals declare.
     """
     settings = starting_settings(folder, "https://127.0.0.1:1", "127.0.0.1", 1, ["127.0.0.1"])
     if mlflow_url is not None:
@@ -346,7 +347,7 @@ def make_federation(  # noqa: PLR0913 - what tests vary
     _admit(coordinator, hospitals)
     sums = {"quorum": quorum, "lost_after_seconds": lost_after_seconds, "ready_minutes": ready_minutes} | aggregation
     keys = {silo: one.key for silo, one in hospitals.items()}
-    plan = simulated_plan(keys, rounds, name, normalise, privacy, changes, **sums)
+    plan = simulated_plan(keys, rounds, name, normalise, privacy, changes, validating, **sums)
     shapes = {"rest": frozen, "w": parameters} if frozen else {"w": parameters}
     manifest = TensorManifest(tensors=tuple(TensorSpec(name=name, shape=(size,)) for name, size in shapes.items()))
     weights = np.concatenate([np.ones(frozen, np.float32), np.zeros(parameters, np.float32)])
@@ -361,6 +362,7 @@ def simulated_plan(
     normalise: str,
     privacy: Mapping[str, object],
     changes: Mapping[str, object] = NOTHING,
+    validating: Sequence[str] = (),
     **aggregation: object,
 ) -> StudyPlan:
     weighting = "images" if privacy == NO_PRIVACY else "declared"
@@ -376,7 +378,10 @@ def simulated_plan(
                 "ethics_reference": "none",
                 "expires": date(datetime.now(UTC).year + 1, 1, 31),
             },
-            "hospitals": [{"silo": silo, "signing_key": key.public.text} for silo, key in keys.items()],
+            "hospitals": [
+                {"silo": silo, "signing_key": key.public.text, "role": "validate" if silo in validating else "train"}
+                for silo, key in keys.items()
+            ],
             "model": {"name": "densenet-small", "version": 1},
             "preprocessing": {"size": [16, 16], "intensity": "window", "low": 0.0, "high": 1.0, "normalise": normalise},
             "labels": {"classes": ["0", "1"]},

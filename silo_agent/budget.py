@@ -76,9 +76,14 @@ class Terms(PlanTerms):
 def terms_of(plan: StudyPlan, dataset: SiloDataset) -> Terms | None:
     """The terms of a private plan, None for a plan without a guarantee if the hospital takes part in such.
 
+    None as well where nobody is trained on here: a guarantee is about training, and what is measured on patients who
+    are held back no plan covers.
+
     Raises `WorkFailed` with what the hospital would have to change, or that no noise is enough.
     """
     declared = dataset.caps
+    if dataset.is_held_back(plan):
+        return None
     if not isinstance(plan.privacy, PatientPrivacy):
         if declared.required:
             raise WorkFailed(

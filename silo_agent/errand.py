@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from boundary.plan import parse_plan
 from silo_agent.config import Resources
 from silo_agent.policy.model import SiloDataset
 from silo_agent.state import StateFolder
@@ -38,6 +39,7 @@ class Errand:
             "at_once": self.resources.images_at_once,
             "declared": self.dataset.caps.most_patients,
             "weights": self.weights,
+            "held_back": self.dataset.is_held_back(parse_plan(self.plan)),
         }
 
 

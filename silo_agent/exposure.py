@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from boundary.canonical import parse_json
+from boundary.messages import MEASURING
 from boundary.plan import plan_from_json
 from compliance.events import LateUpdateOffered, RoundReceived, TrainingStarted
 from compliance.trail import read_leaf
@@ -64,8 +65,8 @@ def _exposure(journal: Journal, master: bytes, silo: str, reference: str, effect
     plan, holdout = plan_from_json(parse_json(kept.plan)), bool(side_of(journal, master, effect.study, reference))
     started = _events(journal, effect.study, TrainingStarted)
     over = [one for one in _events(journal, effect.study, RoundReceived) if one.round < effect.round]
-    phase = "evaluate" if holdout else "train"
-    begun = {one.round for one in started if one.phase == phase and one.round < effect.round}
+    phases = MEASURING if holdout else ("train",)
+    begun = {one.round for one in started if one.phase in phases and one.round < effect.round}
     if not holdout:  # into which round what was made with them went, if it came too late for its own
         offered = _events(journal, effect.study, LateUpdateOffered)
         begun |= {one.round for one in offered if one.made_in in begun and one.round < effect.round}

@@ -1,8 +1,9 @@
 """What the agent accepts from outside, as pure decisions. Unknown means refuse.
 
-Order of the checks for a work order: the study is known and its plan is the exact one; our own steward approved
-it, for the data as it was scanned; the roster is the one we trust, alive, and its keys are the plan's; the round
-is one the plan allows, not an old one and not committed; every attempt of it is about one model; there is time left.
+Order of the checks for a work order: the study is known and its plan is the exact one; our own steward approved it, for
+the data as it was scanned; the roster is the one we trust, alive, and its keys are the plan's; the work is ours to do
+(`boundary.parties`); the round is one the plan allows, not an old one and not committed; every attempt of it is about
+one model; there is time left.
 """
 
 from dataclasses import dataclass
@@ -11,14 +12,21 @@ from typing import Any
 
 from boundary.approval import SignedApproval, check_approval
 from boundary.canonical import canonical_bytes, parse_json
-from boundary.errors import NotApproved, OutOfTurn, Stale, UnknownMember
+from boundary.errors import NotApproved, OutOfTurn, PeerFault, Stale, UnknownMember
 from boundary.identity import PublicIdentity
 from boundary.messages import CohortClosed, WorkOrder, to_body
+from boundary.parties import counts_images, last_round, taking_part
 from boundary.plan import StudyPlan, digest_of, plan_from_json, study_id
 from boundary.protocol import Step
 from boundary.roster import TrustedRoster
 from boundary.secagg.ring import check_encoding
 from silo_agent.journal import KeptOrder, KeptPlan
+
+
+class NotOurPart(PeerFault):
+    """Work that the approved plan has for other hospitals, not for this one."""
+
+    code = "NOT_OUR_PART"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +61,9 @@ def check_order(
     if order.roster_digest != own.roster.signed.digest:
         raise UnknownMember("the order is bound to another roster than the one this hospital trusts")
     collection = order.collection
-    if collection.round > plan.training.rounds:
-        raise NotApproved(f"round {collection.round} of a plan for {plan.training.rounds} rounds")
+    if collection.round > last_round(plan):
+        raise NotApproved(f"round {collection.round} of a plan for {last_round(plan)} rounds")
+    _check_part(order, plan, own)
     newest = max((kept_order.round for kept_order in earlier), default=0)
     if collection.round < newest or collection.round <= committed:
         raise Stale(f"an order for round {collection.round}; round {max(newest, committed)} was begun or is over")
@@ -72,10 +81,24 @@ def check_order(
     return plan
 
 
+def _check_part(order: WorkOrder, plan: StudyPlan, own: OwnSide) -> None:
+    """Only the work that the approved plan has for this hospital, and of finished models only those it names."""
+    collection, finished = order.collection, plan.evaluation.models
+    taking = taking_part(plan, collection.phase)
+    if not taking:
+        raise NotApproved(f"the approved plan has no {collection.phase} at all")
+    if own.silo not in taking:
+        raise NotOurPart(f"the approved plan has no {collection.phase} for this hospital")
+    if collection.phase == "evaluate" and plan.training.rounds == 0:
+        named = finished[collection.round - 1 : collection.round]
+        if order.model.digest not in named:
+            raise NotApproved(f"round {collection.round} is to evaluate another model than the plan names for it")
+
+
 def _check_normalisation(order: WorkOrder, plan: StudyPlan, before: list[Any]) -> None:
     """The statistics are taken once, before round 1, if the plan says so; what they gave holds for the whole study."""
     wanted, is_counting = plan.preprocessing.normalise == "federated", order.collection.phase == "statistics"
-    if is_counting and (not wanted or order.collection.round != 1):
+    if is_counting and (not counts_images(plan) or order.collection.round != 1):
         raise NotApproved("the plan asks for no statistics, or not in this round")
     if (order.normalisation is not None) != (wanted and not is_counting):
         raise NotApproved("a normalisation that the plan does not ask for, or none where it does")
@@ -123,9 +146,9 @@ def check_closing(closed: CohortClosed, order: KeptOrder, plan: StudyPlan, own: 
     """Whether we are in the sum; raises `PeerFault` for a closing that contradicts itself, the plan or our order."""
     if closed.order != order.digest:
         raise OutOfTurn("the cohort was closed for another order")
-    named = (*closed.members, *closed.absent)
-    if set(named) - set(plan.silos) or len(set(named)) != len(named):
-        raise UnknownMember("the cohort names a hospital twice or one that is not in the plan")
+    named, may = (*closed.members, *closed.absent), set(taking_part(plan, closed.collection.phase))
+    if set(named) - may or len(set(named)) != len(named):
+        raise UnknownMember("the cohort names a hospital twice or one that has no part in this sum by the plan")
     most = plan.selection.most_asked
     if closed.collection.phase == "train" and most is not None and len(named) > most:
         raise NotApproved(f"{len(named)} hospitals were asked to train, the plan has at most {most} of them drawn")

@@ -16,6 +16,7 @@ from typing import Literal
 
 from boundary.canonical import parse_json
 from boundary.checkpoint import Checkpoint
+from boundary.messages import MEASURING
 from boundary.names import timestamp
 from boundary.protocol import FINAL, Heard, Step, next_step
 from compliance.events import AnyEvent
@@ -218,6 +219,11 @@ class Journal:
         self._db.executemany("INSERT INTO tree VALUES (?, ?, ?)", closed_by(last, leaf_hash(leaf), self.node))
 
     @property
+    def silo(self) -> str:
+        """Whose journal this is."""
+        return self._silo
+
+    @property
     def trail_size(self) -> int:
         (last,) = self._db.execute("SELECT COALESCE(MAX(sequence), 0) FROM trail").fetchone()
         return int(last)
@@ -398,6 +404,21 @@ class Journal:
         wanted = "SELECT 1 FROM spent WHERE result = ? OR substr(result, 1, ?) = ?"
         others = self._db.execute(wanted, (same, len(same) + 1, f"{same}#")).fetchone()
         return None if others is None else frozenset()
+
+    def measured_elsewhere(self, study: str, model: str) -> str | None:
+        """Another study in which we helped to measure this model, if there is one."""
+        wanted = "SELECT result FROM spent WHERE result LIKE ? OR result LIKE ?"
+        for (result,) in self._db.execute(wanted, tuple(f"%/{phase}/{model}%" for phase in MEASURING)):
+            other: str = result.partition("/")[0]
+            if other != study:
+                return other
+        return None
+
+    def counted_elsewhere(self, study: str) -> list[tuple[str, frozenset[str]]]:
+        """Other studies in whose counts of images ours are, each with the hospitals of the sum."""
+        rows = self._db.execute("SELECT result, survivors FROM spent WHERE result LIKE '%/statistics/%'")
+        found = [(str(result).partition("/")[0], frozenset(str(names).split(","))) for result, names in rows]
+        return [(other, names) for other, names in found if other != study]
 
     def agree(self, order: KeptOrder, survivors: str, silos: Iterable[str]) -> None:
         """Remember which survivors we signed, and who they are: the round's receipt must be about one such set."""

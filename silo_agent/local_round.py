@@ -39,6 +39,7 @@ from models.private.training import PrivateSteps, PrivateTraining
 from models.training import LocalData, evaluate, next_control, planned_steps, shorten, train, weight_of
 from models.weiszfeld import weight_beside
 from silo_agent.beginning import check_first, checked_base
+from silo_agent.describing import described
 from silo_agent.errors import WorkCancelled, WorkFailed
 from silo_agent.intake.cache import load_cache
 from silo_agent.intake.errors import CacheUnreadable
@@ -287,9 +288,9 @@ def try_once(work: LocalRound) -> None:
 
 
 def statistics_round(work: LocalRound) -> dict[str, Any]:
-    """Count the training images and add up their intensities and labels; raises `WorkFailed`.
+    """Count the training images and add up their intensities and labels, and describe the cohort if the plan has it.
 
-    An image with a mask counts for every class that it shows.
+    An image with a mask counts for every class that it shows. Raises `WorkFailed`.
     """
     data, classes = work.data(holdout=False), len(work.plan.labels.classes)
     means = [float(image.mean(dtype=np.float64)) for image in data.images]
@@ -297,7 +298,8 @@ def statistics_round(work: LocalRound) -> dict[str, Any]:
     labels = np.zeros(classes)
     for label in data.labels:
         labels[np.unique(label)] += 1
-    _store(work.out, np.array([len(means), sum(means), sum(squares), *labels], dtype=np.float64))
+    counted = described(load_cache(work.cache)[0], classes) if work.plan.dataset.described else ()
+    _store(work.out, np.array([len(means), sum(means), sum(squares), *labels, *counted], dtype=np.float64))
     return {"parameters": work.parts.moving.size, "metrics": classes}
 
 

@@ -11,7 +11,8 @@ from datetime import datetime
 from pathlib import Path
 
 from boundary.canonical import canonical_bytes, digest, parse_json
-from boundary.messages import Phase, WorkOrder
+from boundary.messages import PHASES, Phase, WorkOrder
+from boundary.parties import last_round, taking_part, validators
 from boundary.plan import StudyPlan
 from boundary.tensors import stored_bits
 from compliance.errors import ComplianceError
@@ -114,7 +115,7 @@ class Permission:
             standing=force.standing,
             data=DataFacts.of(plan, patients=patients, exclusions_at=written_at(Path(dataset.rules.exclusions.path))),
             model_size=message.model.size,
-            spending=self._spending(order.study, phase, terms),
+            spending=self._spending(order.study, phase, terms, held_back=dataset.is_held_back(plan)),
             leaving=_leaving(message, plan),
             using=self._using(order, force.policy),
         )
@@ -141,11 +142,13 @@ class Permission:
         left = max(0.0, terms.declared.lifetime_epsilon - balance.lifetime.epsilon)
         return BudgetRefused.model_validate(about | {"cap": "lifetime", "asked": asked.epsilon_lifetime, "left": left})
 
-    def _spending(self, study: str, phase: str, terms: Terms | None) -> Spending | Unguarded | NothingSpent:
+    def _spending(
+        self, study: str, phase: str, terms: Terms | None, *, held_back: bool
+    ) -> Spending | Unguarded | NothingSpent:
+        if phase != "train" and (terms is not None or held_back):
+            return NothingSpent()
         if terms is None:
             return Unguarded()
-        if phase != "train":
-            return NothingSpent()
         try:
             of_study, lifetime = self.journal.ledger.after(terms.declared.population, study, terms.event, terms.caps)
         except ComplianceError as why:
@@ -246,10 +249,10 @@ def _metrics(phase: Phase, plan: StudyPlan) -> frozenset[str]:
     match phase:
         case "train":
             return frozenset({"loss"})
-        case "evaluate":
+        case "evaluate" | "validate":
             return frozenset(_MEASURED[plan.task])  # a vote says less than the loss it comes from
         case "statistics":
-            return frozenset({"intensities"})
+            return frozenset({"intensities", "cohort"} if plan.dataset.described else {"intensities"})
 
 
 def forecast(plan: StudyPlan, force: PolicyInForce, patients: int | None, now: datetime) -> list[PolicyRefused]:
@@ -257,20 +260,19 @@ def forecast(plan: StudyPlan, force: PolicyInForce, patients: int | None, now: d
 
     `patients` is how many take part by the scan, None before it. Size and budget are asked of each round.
     """
-    rules, metrics = force.policy.dataset.get(plan.dataset.name), _metrics("evaluate", plan)
+    rules, site = force.policy.dataset.get(plan.dataset.name), force.policy.site
     if patients is None:
         patients = 0 if rules is None else rules.min_patients
-    if not plan.bands:
-        metrics = metrics | _metrics("train", plan)
-    if plan.preprocessing.normalise == "federated":
-        metrics = metrics | _metrics("statistics", plan)
+    phases = [phase for phase in PHASES if site in taking_part(plan, phase) and not (phase == "train" and plan.bands)]
+    metrics = frozenset[str]().union(*(_metrics(phase, plan) for phase in phases))
+    guarded = bool(plan.bands) or site in validators(plan)
     request = Request.of(
         plan,
-        plan.training.rounds,
+        last_round(plan),
         standing=force.standing,
         data=DataFacts.of(plan, patients=patients, exclusions_at=now),
         model_size=0,
-        spending=NothingSpent() if plan.bands else Unguarded(),
+        spending=NothingSpent() if guarded else Unguarded(),
         leaving=Leaving(0, metrics, CELL),
         using=Using(0, 0.0),
     )

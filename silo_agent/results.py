@@ -11,7 +11,7 @@ from typing import Self
 from pydantic import ValidationError
 
 from boundary.layout import VectorLayout
-from boundary.messages import Collection, Phase
+from boundary.messages import MEASURING, Collection, Phase
 from silo_agent.errors import StoredFileLost
 from silo_agent.intake.erasing import alone
 from silo_agent.journal import Journal
@@ -93,7 +93,7 @@ def home_of(folder: StateFolder, study: str, number: int, phase: Phase) -> Path:
 
     What is evaluated in round `number` is looked at with those that its training made.
     """
-    made = sorted((folder.work / study).glob(f"{number:04d}-train-*/*{HOME}")) if phase == "evaluate" else []
+    made = sorted((folder.work / study).glob(f"{number:04d}-train-*/*{HOME}")) if phase in MEASURING else []
     return made[-1] if made else carried(folder, study, HOME)
 
 

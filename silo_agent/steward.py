@@ -9,12 +9,14 @@ from typing import Any
 
 from boundary.approval import Approval, sign_approval
 from boundary.canonical import parse_json
+from boundary.parties import trainers, validators
 from boundary.plan import StudyPlan, plan_from_json
 from silo_agent.beginning_view import beginning_lines
 from silo_agent.cost import Cost, cost_here, guarantee_lines
 from silo_agent.errors import ConfigError, ContractNotMet, WorkFailed
 from silo_agent.journal import Journal, KeptPlan
 from silo_agent.outbound import Outbound
+from silo_agent.part import UNSPENT, part_lines
 from silo_agent.permission import forecast
 from silo_agent.plain import plain
 from silo_agent.policy.files import load_policy
@@ -26,7 +28,7 @@ class Dossier:
     """A plan with what the hospital's own scan says about it. `report` is None until the scan is through.
 
     `cost` is a sentence where this hospital cannot take part in a plan with this guarantee, or lack of one. `refused`
-    is what the hospital's policy would refuse of the plan.
+    is what the hospital's policy would refuse of the plan, `site` who we are.
     """
 
     kept: KeptPlan
@@ -35,6 +37,7 @@ class Dossier:
     before: StudyPlan | None
     cost: Cost | str | None
     refused: tuple[str, ...]
+    site: str
 
 
 def find_plan(journal: Journal, wanted: str) -> KeptPlan:
@@ -63,7 +66,8 @@ def dossier(journal: Journal, folder: StateFolder, kept: KeptPlan, now: datetime
         cost = cost_here(plan, kept.study, load_policy(folder.root).policy, journal, folder)
     except (WorkFailed, ConfigError) as why:
         cost = str(why)
-    return Dossier(kept, plan, report, same[-1] if same else None, cost, _refused(folder, plan, report, now))
+    refused = _refused(folder, plan, report, now)
+    return Dossier(kept, plan, report, same[-1] if same else None, cost, refused, journal.silo)
 
 
 def _report(folder: StateFolder, kept: KeptPlan) -> dict[str, Any] | None:
@@ -162,6 +166,11 @@ def lines(file: Dossier) -> list[tuple[str, str]]:
     loss = "below which of a few epsilons we are" if plan.bands else "the training loss"
     loss += ", how many steps our training took" if plan.counts_steps else ""
     answers = "answers" if plan.task == "classification" else "voxels of each class, with how many images show it"
+    is_trained_on = file.site not in validators(plan)
+    held_back = f"{dataset.holdout_share:.0%}" if is_trained_on else "all"
+    often = f"{training.rounds} rounds" + ("" if plan.bands else f" of {training.local_epochs} epoch(s)")
+    often = often if training.rounds else "once for each model"
+    sent = f"per round: {parameters}, {loss}, and " if is_trained_on else ""
     said = [
         ("Study", f"{purpose.title} ({plan.label})"),
         ("Plan digest", file.kept.digest),
@@ -171,18 +180,19 @@ def lines(file: Dossier) -> list[tuple[str, str]]:
         ("Legal basis", f"{purpose.legal_basis}; ethics reference {purpose.ethics_reference}"),
         ("Valid until", f"{purpose.expires}; records are kept {purpose.retain_years} years"),
         ("Hospitals", f"{hospitals} (at least {plan.aggregation.quorum} in every sum)"),
-        ("What is trained", f"{plan.model.name}@{plan.model.version}, {plan.aim}"),
+        ("What is trained" if training.rounds else "Which", f"{plan.model.name}@{plan.model.version}, {plan.aim}"),
         *beginning_lines(plan),
+        *part_lines(plan, file.site),
         *_parts(plan),
         *_normalisation(plan),
         *_robustness(plan),
         ("On which data", f"data set {dataset.name!r}: {', '.join(dataset.modalities)}, at most "
-         f"{dataset.max_images_per_patient} images per patient, {dataset.holdout_share:.0%} of the patients held back"),
+         f"{dataset.max_images_per_patient} images per patient, {held_back} of the patients held back"),
         *_series(plan),
-        ("How often", f"{training.rounds} rounds" + ("" if plan.bands else f" of {training.local_epochs} epoch(s)")),
+        ("How often", often),
         *_selection(plan),
-        *guarantee_lines(plan, file.cost),
-        ("What leaves", f"per round: {parameters}, {loss}, and counts of right and wrong {answers}, in one "
+        *(guarantee_lines(plan, file.cost) if is_trained_on else [UNSPENT]),
+        ("What leaves", f"{sent}counts of right and wrong {answers}, in one "
          "vector under masks: only the sum over the hospitals can be read, by anybody. The plan approval; fresh keys "
          "and shares for each sum; error codes. No image, no identifier, no path, no error text"),
         ("What stays", "images, labels, identifiers, the intake report, your reason for the decision"),
@@ -227,7 +237,7 @@ def _selection(plan: StudyPlan) -> list[tuple[str, str]]:
     selection, said = plan.selection, []
     if selection.hospitals is not None:
         more = f" and {selection.over} more are asked, in case some are slow" if selection.over else ""
-        of = f"{selection.hospitals} of the {len(plan.hospitals)} hospitals"
+        of = f"{selection.hospitals} of the {len(trainers(plan))} hospitals"
         said.append(
             ("Who trains", f"in each round {of} are drawn{more}. "
              "The draw follows from this plan: the coordinator cannot change it, and `wardround verify` repeats it. "
@@ -260,7 +270,7 @@ def _series(plan: StudyPlan) -> list[tuple[str, str]]:
 
 
 def _normalisation(plan: StudyPlan) -> list[tuple[str, str]]:
-    if plan.preprocessing.normalise == "none":
+    if plan.preprocessing.normalise == "none" or not plan.training.rounds:
         return []
     return [
         ("Before round 1", "the training images of all hospitals are counted, by class, with the sums of their "

@@ -14,8 +14,17 @@ from typing import Any
 from boundary.drawing import passed_over
 from boundary.envelope import open_envelope
 from boundary.errors import OutOfTurn, PeerFault, UnknownMember
-from boundary.messages import AgreementShown, BlobRef, CohortClosed, Collection, SharesRouted, SurvivorsNamed, WorkOrder
+from boundary.messages import (
+    AgreementShown,
+    BlobRef,
+    CohortClosed,
+    Collection,
+    SharesRouted,
+    SurvivorsNamed,
+    WorkOrder,
+)
 from boundary.names import COORDINATOR
+from boundary.parties import trainers
 from boundary.plan import StudyPlan, digest_of
 from boundary.protocol import FINAL, IN_MEMORY, Step
 from boundary.secagg.context import context_of
@@ -27,6 +36,7 @@ from silo_agent.errors import EgressRefused, StoredFileLost, disk_code
 from silo_agent.inbound import OwnSide, approved_plan, check_closing
 from silo_agent.journal import Journal, KeptOrder
 from silo_agent.late import staleness
+from silo_agent.once import check_uncounted, check_unmeasured
 from silo_agent.outbound import Outbound
 from silo_agent.permission import Permission
 from silo_agent.policy.errors import PolicyRefused
@@ -201,6 +211,8 @@ class Sums:
 
     def _reveal(self, shown: AgreementShown, order: KeptOrder, plan: StudyPlan) -> None:
         attempt = self._attempt(order)
+        check_unmeasured(self.journal, order_of(order, self.own()))
+        check_uncounted(self.journal, plan, shown.collection, attempt.session.surviving)
         revealed = attempt.session.reveal(Said(plan, shown.collection).agreements(shown.seen))
         self.journal.spend(attempt.result.identity, order.collection, attempt.session.surviving)
         self.outbound.revealed(order, shown.collection, revealed)
@@ -212,7 +224,7 @@ def _tell_draw(closed: CohortClosed, plan: StudyPlan) -> None:
     if closed.collection.phase != "train" or plan.selection.most_asked is None:
         return
     asked = (*closed.members, *closed.absent)
-    skipped = passed_over(digest_of(plan), closed.collection.round, plan.silos, asked)
+    skipped = passed_over(digest_of(plan), closed.collection.round, trainers(plan), asked)
     if skipped:
         _log.info("%s was drawn without %s: not approved there, or resting", closed.collection, ", ".join(skipped))
 

@@ -117,7 +117,7 @@ def _end_soon() -> None:
 def serve(conversation: Conversation, threads: int) -> None:
     commands: dict[str, Command] = {
         "scan": _scan, "survey": _survey, "cost": _cost, "warm": _warm, "initial": _initial, "begin": _begin,
-        "check": _check, "statistics": _statistics, "train": _train, "evaluate": _evaluate,
+        "check": _check, "statistics": _statistics, "train": _train, "evaluate": _evaluate, "validate": _evaluate,
     }  # fmt: skip
     while (command := conversation.next()) is not None:
         try:
@@ -181,6 +181,7 @@ def _scan(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]
             conversation.progress,
             withdrawn=Withdrawn.told(master, command["withdrawn"]),
             means=Means(command.get("threads", 2), memory=memory),
+            held_back=command.get("held_back", False),
         )
     return report.model_dump(mode="json")
 

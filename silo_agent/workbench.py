@@ -34,6 +34,7 @@ from silo_agent.inbound import OwnSide, approved_plan
 from silo_agent.intake.erasing import KNOWN
 from silo_agent.intake.refusals import Refusal
 from silo_agent.journal import Journal, KeptOrder, KeptPlan, PlanState
+from silo_agent.once import check_unmeasured
 from silo_agent.outbound import Outbound
 from silo_agent.permission import PAUSED, Asked, Permission
 from silo_agent.policy.errors import PolicyCode, PolicyRefused
@@ -204,6 +205,7 @@ class Workbench:
         folder = result_folder(self.folder, order.study, order.round, collection.phase, message.model.digest)
         if is_whole(folder):
             return folder  # finished before a restart, or for an attempt that failed: not trained twice
+        check_unmeasured(self.journal, message)
         kept, start = self._may_start(order, message)
         self._check_disk()
         plan = plan_from_json(parse_json(kept.plan))

@@ -119,13 +119,9 @@ def _releases_without(facts: Facts) -> Table:
     said: list[list[Cell]] = []
     if rows["statistics"] or facts.coordinator.of(StatisticsTaken):
         said.append(["masked sums of intensities before round 1", names(sorted(rows["statistics"]))])
-    if rows["evaluate"]:
-        said.append(
-            [
-                "masked sums of metrics over held-back patients",
-                names(sorted(rows["evaluate"])),
-            ]
-        )
+    measuring = rows["evaluate"] | rows["validate"]
+    if measuring:
+        said.append(["masked sums of metrics over held-back patients", names(sorted(measuring))])
     if rows["train"] and not facts.is_private:
         said.append(["masked sums of model changes and of the training loss", names(sorted(rows["train"]))])
     return table("Released without a guarantee per patient", ("what", "hospitals"), said)

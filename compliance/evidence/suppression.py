@@ -1,12 +1,10 @@
 """Small cells: counts of people, files and images are told in tens only, and none below ten. Rates have 3 decimals."""
 
-import math
 from dataclasses import dataclass
 
+from compliance import intervals
 from compliance.events import CELL, in_tens
 from compliance.records import GlobalMetrics, SegmentationMetrics
-
-_Z = 1.959963984540054  # two-sided 95 %
 
 
 def up_to(count: int) -> str:
@@ -18,8 +16,7 @@ def up_to(count: int) -> str:
 class Reported:
     """Of a round's metrics what may be told. `confusion` only as a whole: one cell follows from the others.
 
-    Intervals are 95 %: of accuracy Wilson's (Wilson 1927), of AUROC Hanley and McNeil's (1982). They are for the
-    fewest images that `count` allows.
+    Intervals are 95 %: `compliance.intervals`, for the fewest images that `count` allows.
     """
 
     count: str
@@ -43,9 +40,9 @@ def reported(metrics: GlobalMetrics) -> Reported:
         count=up_to(metrics.count),
         loss=round(metrics.loss, 3),
         accuracy=round(metrics.accuracy, 3),
-        accuracy_interval=_wilson(metrics.accuracy, fewest),
+        accuracy_interval=_rounded(*intervals.wilson(metrics.accuracy, fewest)),
         auroc=None if metrics.auroc is None else round(metrics.auroc, 3),
-        auroc_interval=_hanley_mcneil(metrics.auroc, confusion),
+        auroc_interval=_auroc(metrics.auroc, confusion),
         balanced_accuracy=None if metrics.balanced_accuracy is None else round(metrics.balanced_accuracy, 3),
         confusion=None if confusion is None else tuple(tuple(map(in_tens, row)) for row in confusion),
     )
@@ -84,21 +81,12 @@ def _told(rate: float | None) -> float | None:
     return None if rate is None else round(rate, 3)
 
 
-def _wilson(share: float, count: int) -> tuple[float, float]:
-    middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
-    half = _Z / (1 + _Z**2 / count) * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
-    return _rounded(middle - half, middle + half)
-
-
-def _hanley_mcneil(area: float | None, confusion: tuple[tuple[int, ...], ...] | None) -> tuple[float, float] | None:
+def _auroc(area: float | None, confusion: tuple[tuple[int, ...], ...] | None) -> tuple[float, float] | None:
     """Of two classes whose numbers may be told, each taken as the fewest its tens allow."""
     if area is None or confusion is None or len(confusion) != 2:
         return None
     negative, positive = (in_tens(sum(row)) - CELL + 1 for row in confusion)
-    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
-    variance = area * (1 - area) + (positive - 1) * (q1 - area**2) + (negative - 1) * (q2 - area**2)
-    half = _Z * math.sqrt(max(0.0, variance) / (positive * negative))
-    return _rounded(area - half, area + half)
+    return _rounded(*intervals.auroc(area, positive, negative))
 
 
 def _rounded(low: float, high: float) -> tuple[float, float]:

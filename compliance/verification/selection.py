@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from boundary.drawing import drawn
 from boundary.names import COORDINATOR
+from boundary.parties import trainers
 from compliance.events import (
     CohortDecided,
     ContributionReleased,
@@ -67,7 +68,8 @@ def _trained_undrawn(case: Case, told: dict[tuple[int, int], Entry[HospitalsDraw
 def _out_of_all(case: Case, log: Log, entry: Entry[HospitalsDrawn], where: str) -> Iterator[Finding]:
     """Out of all that had approved, and of nobody else; who has said no since may be missing."""
     given = log.of(PlanApprovalGiven, case.study)
-    approved = {one.event.silo for one in given if one.number < entry.number}
+    may = trainers(case.bundle.plan)  # who only validates is never drawn
+    approved = {one.event.silo for one in given if one.number < entry.number and one.event.silo in may}
     number, consenting = entry.event.round, set(entry.event.consenting)
     if strangers := consenting - approved:
         yield broken(where, f"round {number}: {names(strangers)} had not approved the plan", _CHOSEN)

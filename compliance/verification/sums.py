@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from boundary.names import COORDINATOR
+from boundary.parties import trainers
 from boundary.plan import SMALLEST_COHORT
 from boundary.secagg.context import transcript_of
 from boundary.secagg.graph import thresholds
@@ -17,6 +18,7 @@ from compliance.events import (
     AttemptFailed,
     CohortDecided,
     ContributionReleased,
+    ModelMeasured,
     RoundClosed,
     StatisticsTaken,
     SumOpened,
@@ -79,6 +81,7 @@ def cohorts(case: Case) -> Iterator[Finding]:
             means = "the difference of two sums shows the hospitals that are in one of them"
             yield broken(where, f"{what} was opened after another of the same round and phase", means)
     yield from _statistics(case, log, sums)
+    yield from _measured(case, log, sums)
 
 
 def _statistics(case: Case, log: Log, sums: _Sums) -> Iterator[Finding]:
@@ -87,6 +90,15 @@ def _statistics(case: Case, log: Log, sums: _Sums) -> Iterator[Finding]:
         if entry.event.survivors not in opened:
             means = "what the images are normalised with does not come out of a sum"
             yield broken(at(COORDINATOR, entry.number), "statistics of no sum that was opened", means)
+
+
+def _measured(case: Case, log: Log, sums: _Sums) -> Iterator[Finding]:
+    opened = {(number, phase, said.survivors) for (number, phase, _), said in sums.opened.items()}
+    for entry in log.of(ModelMeasured, case.study):
+        said = entry.event
+        if (said.round, said.phase, said.survivors) not in opened:
+            means = "what is told of the model does not come out of a sum"
+            yield broken(at(COORDINATOR, entry.number), f"round {said.round}: a model measured in no opened sum", means)
 
 
 def models(case: Case) -> Iterator[Finding]:
@@ -101,10 +113,10 @@ def models(case: Case) -> Iterator[Finding]:
         if len(set(said.contributing)) < case.least:
             found = f"round {said.round} is the work of {len(set(said.contributing))} hospitals"
             yield broken(where, found, f"{case.least} are needed")
-        strangers = set(said.contributing) - set(case.bundle.plan.silos)
+        strangers = set(said.contributing) - set(trainers(case.bundle.plan))
         if strangers:
-            means = "their work is in the model without their being in the study"
-            yield broken(where, f"round {said.round}: {names(strangers)} are not in the plan", means)
+            means = "their work is in the model without their being in the study for it"
+            yield broken(where, f"round {said.round}: {names(strangers)} are not in the plan to train", means)
         if record is None:
             continue  # told as a missing record
         opened = sums.train(case, said)

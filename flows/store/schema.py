@@ -179,6 +179,15 @@ cohorts = Table(
     Column("decision", LargeBinary, nullable=False),  # members, absent and why
 )
 
+measurements = Table(
+    "measurements",
+    metadata,
+    Column("study", String(60), ForeignKey("studies.study"), primary_key=True),
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("phase", String(20), primary_key=True),
+    Column("data", LargeBinary, nullable=False),  # Measurement
+)
+
 published = Table(
     "published",
     metadata,

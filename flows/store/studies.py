@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, Row, insert, select, update
 
 from boundary.canonical import digest, parse_json
+from boundary.messages import Normalisation
 from boundary.names import COORDINATOR
 from boundary.parts import Parts, parts_of
 from boundary.plan import StudyPlan, digest_of, plan_from_json, study_id, to_json
@@ -59,6 +60,13 @@ class Study:
     driver: str | None
     driver_until: datetime | None
     published_at: datetime
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """What all of the study's images are normalised with, once it is known, if the plan wants that."""
+        if self.plan.preprocessing.normalise != "federated" or self.statistics is None:
+            return None
+        return self.statistics.normalisation
 
     @property
     def parts(self) -> Parts:

@@ -138,6 +138,7 @@ def allow(
 ) -> None:
     """Propose to add exactly this plan to the policy: writes policy.proposed.toml, for two people to read and sign."""
     from boundary.canonical import parse_json
+    from boundary.parties import last_round
     from boundary.plan import plan_from_json
     from silo_agent.policy.proposing import propose_plan
     from silo_agent.policy.sections import Legal
@@ -146,7 +147,7 @@ def allow(
     with opened_journal(state) as journal:
         kept = plan_from_json(parse_json(find_plan(journal, plan).plan))
     papers = Legal(irb=irb, dpia=dpia, expires=expires.date())
-    path = propose_plan(state, kept, papers, max_rounds or kept.training.rounds)
+    path = propose_plan(state, kept, papers, max_rounds or last_round(kept))
     typer.echo(f"wrote {path}: read it with `policy show --proposed`, then `policy sign`, by each, and `policy adopt`")
 
 

@@ -65,7 +65,9 @@ class _Entry:
     of: Candidate
 
 
-def build_cohort(candidates: Iterable[Candidate], dataset: Dataset, *, key: bytes, each_alone: bool = False) -> Cohort:
+def build_cohort(
+    candidates: Iterable[Candidate], dataset: Dataset, *, key: bytes, each_alone: bool = False, held_back: bool = False
+) -> Cohort:
     """Drop copies, cap each patient, split by patient. Each candidate ends as a member or with one code.
 
     Copies within this hospital: the same instance twice is DUPLICATE, the same pixels under another UID
@@ -75,7 +77,7 @@ def build_cohort(candidates: Iterable[Candidate], dataset: Dataset, *, key: byte
 
     With `each_alone`, for plans with a guarantee per patient, all this is done within each patient, and the split is
     the coins' alone: what is used of one patient must not depend on who else is there, or one patient's copies would
-    move others' images, and the sum by more than its share.
+    move others' images, and the sum by more than its share. With `held_back` everybody is held out.
     """
     same_pixels, same_instance = (_within_patient(by) if each_alone else by for by in (_content, _instance))
     entries = sorted((_entry(key, one) for one in candidates), key=_order)
@@ -89,7 +91,7 @@ def build_cohort(candidates: Iterable[Candidate], dataset: Dataset, *, key: byte
     for entry in left:
         classes[entry.patient] |= {entry.of.label}
     split = by_coins_alone if each_alone else held_out
-    holdout = split(classes, key=key, share=dataset.holdout_share)
+    holdout = frozenset(classes) if held_back else split(classes, key=key, share=dataset.holdout_share)
     number = {ref: index for index, ref in enumerate(sorted(classes))}
     members = tuple(
         Member(

@@ -44,12 +44,14 @@ def scan(  # noqa: PLR0913 - one for each part of the daemon's command
     limits: Limits | None = None,
     withdrawn: Withdrawn | None = None,
     means: Means | None = None,
+    held_back: bool = False,
 ) -> IntakeReport:
     """Read `source` for `plan` and put the result in `cache`, replacing an earlier one as a whole.
 
     `key` is this hospital's secret for this study: patient references, the split and the dataset digest hang
     on it, and on the hospital's master key in `withdrawn`. Without `withdrawn` nobody is, and `key` stands for both.
-    With a memory in `means` the result is the same, and files that did not change are not opened.
+    With a memory in `means` the result is the same, and files that did not change are not opened. With `held_back`
+    nobody is trained on: all patients are held out.
 
     Raises a subclass of `IntakeError` if there is no archive, if it stops answering, or if there is no usable label
     table; a single bad file never raises.
@@ -73,7 +75,7 @@ def scan(  # noqa: PLR0913 - one for each part of the daemon's command
             errand = _Errand(names, selection, preparation)
             reading = Reading(readers, errand, names, work.still, index, selection.forgets)
             work.look(reading)
-            cohort = work.filled(reading, lambda: _cohort(plan, selection, key))
+            cohort = work.filled(reading, lambda: _cohort(plan, selection, key, held_back=held_back))
             if index is not None:
                 index.finish()
         return Outcome(plan, key, table, archive, selection, cohort).write(folder, spool)
@@ -163,5 +165,6 @@ def _others(plan: StudyPlan, means: Means) -> OtherInputs:
     return OtherInputs(means.others, recipe_of(plan.preprocessing), plan.preprocessing.size)
 
 
-def _cohort(plan: StudyPlan, selection: Selection, key: bytes) -> Cohort:
-    return build_cohort(selection.candidates.values(), plan.dataset, key=key, each_alone=plan.bands > 0)
+def _cohort(plan: StudyPlan, selection: Selection, key: bytes, *, held_back: bool) -> Cohort:
+    candidates, each_alone = selection.candidates.values(), plan.bands > 0
+    return build_cohort(candidates, plan.dataset, key=key, each_alone=each_alone, held_back=held_back)

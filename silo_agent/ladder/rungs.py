@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
+_NOTHING_LEFT = "nothing left: no message was written, no budget spent; what lay on the disk for it is removed now"
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """On the patients held back, after `round` rounds of training here alone; 0 is the untrained model.
@@ -46,6 +49,9 @@ async def dry_run(trial: Trial, withdrawn: dict[str, list[str]], say: Say, on_pr
         raise ContractNotMet(excess)
     weights, vector = trial.scratch / "model.safetensors", trial.scratch / "vector"
     parameters = await trial.begin(weights)
+    if trial.dataset.is_held_back(trial.plan):
+        say("nothing is trained here by this plan: all patients are held back")
+        return await _measuring_only(trial, report, weights, parameters, say)
     begun = time.monotonic()
     layout = await trial.train(weights, vector, untold, steps=1)
     step = time.monotonic() - begun
@@ -53,7 +59,20 @@ async def dry_run(trial: Trial, withdrawn: dict[str, list[str]], say: Say, on_pr
     sent = _rehearse_masks(trial, vector, layout, say)
     metrics = await trial.evaluate(weights, trial.scratch / "metrics")
     say(f"measuring on the patients held back: {metrics.numbers} numbers, to be added to the others'")
-    say("nothing left: no message was written, no budget spent; what lay on the disk for it is removed now")
+    say(_NOTHING_LEFT)
+    return {"report": report, "parameters": parameters, "step_seconds": step, "masked_bytes": sent}
+
+
+async def _measuring_only(
+    trial: Trial, report: dict[str, Any], weights: Path, parameters: int, say: Say
+) -> dict[str, Any]:
+    """The dry run of a hospital that trains nothing: measure, mask."""
+    out, begun = trial.scratch / "metrics", time.monotonic()
+    layout = await trial.evaluate(weights, out)
+    step = time.monotonic() - begun
+    say(f"measuring on all patients: {layout.numbers} numbers in {step:.1f} s, to be added to the others'")
+    sent = _rehearse_masks(trial, out, layout, say)
+    say(_NOTHING_LEFT)
     return {"report": report, "parameters": parameters, "step_seconds": step, "masked_bytes": sent}
 
 
@@ -64,6 +83,8 @@ async def baseline(
 
     What a study has to beat. Nothing of it leaves, so nothing of a budget is spent.
     """
+    if trial.dataset.is_held_back(trial.plan):
+        raise ConfigError("by this plan nothing is trained here, so there is nothing to compare with")
     if trial.plan.aggregation.random_share < 1:
         raise ConfigError(
             "the plan sends a share of the weights (random_share): its change is not whole, so no baseline"

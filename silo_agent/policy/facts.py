@@ -42,7 +42,7 @@ class Unguarded:
 
 @dataclass(frozen=True, slots=True)
 class NothingSpent:
-    """A phase that trains nothing, of a plan with a guarantee."""
+    """A phase that trains nothing, of a plan with a guarantee or in a hospital where nobody is trained on."""
 
 
 @dataclass(frozen=True, slots=True)

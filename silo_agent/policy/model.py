@@ -13,6 +13,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from boundary.canonical import Digest, canonical_bytes, digest
 from boundary.names import Frozen, SiloId, StudyName, VersionOne
+from boundary.parties import validators
+from boundary.plan import StudyPlan
 from silo_agent.errors import ConfigError
 from silo_agent.policy.errors import PolicyCode, PolicyRefused
 from silo_agent.policy.hours import Hours
@@ -145,6 +147,11 @@ class SiloDataset:
     name: str
     rules: DatasetRules
     caps: PatientCaps
+    site: str = ""  # the hospital whose policy it is
+
+    def is_held_back(self, plan: StudyPlan) -> bool:
+        """Whether all patients are: nobody is trained on here, by this plan."""
+        return self.site in validators(plan)
 
     def told(self, state: Path) -> dict[str, Any]:
         """What a scan reads, as JSON (`intake.sources.opened_source`).
@@ -172,4 +179,4 @@ def dataset_of(policy: Policy, name: str) -> SiloDataset:
         population=rules.population,
         required=privacy.required,
     )
-    return SiloDataset(name, rules, caps)
+    return SiloDataset(name, rules, caps, policy.site)

@@ -331,7 +331,7 @@ def test_percentiles_lie_between_0_and_100(fed: ModuleType) -> None:
 
 
 def test_every_fault_is_told_with_its_place(fed: ModuleType) -> None:
-    plan = changed(fed, "training.rounds", 0) | {"note": 1}
+    plan = changed(fed, "training.rounds", -1) | {"note": 1}
     plan["hospitals"][1]["silo"] = "Ucl"
     with pytest.raises(InvalidPlan) as why:
         parse_plan(plan)
@@ -436,7 +436,7 @@ OTHER_VALUES: dict[type, Any] = {
     int: lambda old: old + 1,
     float: lambda old: old * 1.0000001 + 1e-9,
     str: lambda old: old + "x",
-    tuple: lambda old: old[::-1] if len(old) > 1 else (*old, *old),
+    tuple: lambda old: old[::-1] if len(old) > 1 else (*old, *old, "x"),
     bool: lambda old: not old,
 }
 
@@ -450,7 +450,7 @@ def test_adapters_want_to_be_told_what_is_trained(fed: ModuleType) -> None:
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of values that no plan could have
 @pytest.mark.parametrize(
-    ("which", "leaves"), [("plan", 72), ("private_plan", 78), ("segmentation_plan", 80), ("adapted_plan", 77)]
+    ("which", "leaves"), [("plan", 74), ("private_plan", 80), ("segmentation_plan", 82), ("adapted_plan", 79)]
 )
 def test_every_leaf_is_in_the_digest(fed: ModuleType, which: str, leaves: int) -> None:
     plan: StudyPlan = getattr(golden, which)()
@@ -467,11 +467,13 @@ def test_every_leaf_is_in_the_digest(fed: ModuleType, which: str, leaves: int) -
             new = level.model_copy(update={step: new})
         digests.add(digest_of(new))
     for at in (0, 1, 2):
-        for change in ({"silo": "other"}, {"signing_key": fed.key("other").public.text}):
+        for change in (
+            {"silo": "other"}, {"signing_key": fed.key("other").public.text}, {"role": "validate"},
+        ):  # fmt: skip
             hospitals = list(plan.hospitals)
             hospitals[at] = hospitals[at].model_copy(update=change)
             digests.add(digest_of(plan.model_copy(update={"hospitals": tuple(hospitals)})))
-    assert len(digests) == 1 + len(places) + 6
+    assert len(digests) == 1 + len(places) + 9
 
 
 @settings(max_examples=8)

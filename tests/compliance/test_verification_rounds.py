@@ -12,6 +12,7 @@ from compliance.bundle import Bundle
 from compliance.events import (
     CohortDecided,
     ContributionReleased,
+    ModelMeasured,
     ReceiptSigned,
     RoundClosed,
     RoundOpened,
@@ -250,6 +251,23 @@ def test_statistics_come_out_of_a_sum() -> None:
     without = retold(COORDINATOR, lambda events: [*events, taken])
     only(sums.cohorts, without, BROKEN, "statistics of no sum that was opened")
     assert finds(sums.cohorts, retold(COORDINATOR, lambda events: [*events, decided, opened, taken])) == {}
+
+
+def test_a_model_that_was_measured_apart_was_measured_in_an_opened_sum() -> None:
+    about: dict[str, Any] = {"study": clean_bundle().study, "round": 5, "phase": "validate"}
+    said = ModelMeasured(**about, model=sha("m"), survivors=sha("s"), result=sha("r"))
+    decided = CohortDecided(**about, attempt=1, members=SILOS, absent=(), reason="ALL_THERE")
+    opened = SumOpened(**about, attempt=1, survivors=sha("s"), surviving=SILOS)
+    without = retold(COORDINATOR, lambda events: [*events, said])
+    only(sums.cohorts, without, BROKEN, "round 5: a model measured in no opened sum")
+    assert finds(sums.cohorts, retold(COORDINATOR, lambda events: [*events, decided, opened, said])) == {}
+
+
+def test_a_hospital_that_only_validates_is_in_no_model() -> None:
+    plan = clean_bundle().plan
+    last = plan.hospitals[-1].model_copy(update={"role": "validate"})
+    changed_roles = plan.model_copy(update={"hospitals": (*plan.hospitals[:-1], last)})
+    any_of(sums.models, replace(clean_bundle(), plan=changed_roles), f"{last.silo} are not in the plan to train")
 
 
 # --- models ------------------------------------------------------------------------------------------

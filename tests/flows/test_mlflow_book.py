@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ from boundary.guarantee import PatientPrivacy
 from boundary.messages import Normalisation
 from boundary.tensors import flatten, manifest_of, pack
 from compliance.empirical import Guesses
-from compliance.records import ClassDice, CohortDecision, RoundRecord, SegmentationMetrics
+from compliance.records import ClassDice, CohortDecision, GlobalMetrics, RoundRecord, SegmentationMetrics
 from compliance.terms import PlanTerms
+from flows.comparison.compare import FIGURE, HTML, TEXT, Report, publish
+from flows.comparison.figure import draw, png
+from flows.comparison.page import html, markdown
+from flows.comparison.rows import Compared
 from flows.mlflow_book import Publisher
 from flows.privacy_audit import Audit, Finding, log_to_mlflow
-from flows.records import ModelStart, Statistics
-from flows.store import holdings, rounds, studies
+from flows.records import Measurement, ModelStart, Statistics
+from flows.store import holdings, measurements, rounds, studies
 from flows.store.database import reading, writing
 from infra.federation import SEGMENTATION, SimulatedFederation, make_federation
 from models.parameters import initial_tensors
@@ -81,6 +86,40 @@ def commit(round_record: Callable[..., RoundRecord]) -> Commit:
     return commit
 
 
+def measured_outside(federation: SimulatedFederation) -> None:
+    """The first round's model was measured by hospitals that only validate, too."""
+    with writing(federation.coordinator.store) as connection:
+        record = rounds.committed(connection, federation.study.study)[0]
+        metrics = GlobalMetrics(
+            count=60, loss=0.5, accuracy=0.8, auroc=0.75, balanced_accuracy=0.8, confusion=((24, 6), (6, 24))
+        )
+        found = Measurement(
+            study=record.study, round=1, phase="validate", model=record.model_out.digest, decision=record.train,
+            survivors=record.transcript, metrics=metrics, taken_at=record.committed_at,
+        )  # fmt: skip
+        reins = studies.take_reins(connection, record.study, "test", record.committed_at, timedelta(days=1))
+        measurements.keep(connection, reins, found)
+
+
+def compared(federation: SimulatedFederation, url: str) -> None:
+    """The study beside itself under another label, as a run of its own."""
+    from mlflow import MlflowClient
+
+    with reading(federation.coordinator.store) as connection:
+        study, records = federation.study, tuple(rounds.committed(connection, federation.study.study))
+        external = tuple(measurements.of_study(connection, study.study))
+    both = (Compared(study, records, external), Compared(replace(study, label="other@1"), records, ()))
+    figure = png(draw(both))
+    report = Report(both, markdown(both), html(both, figure), figure)
+    page = publish(report, url)
+    client = MlflowClient(url)
+    run = client.get_run(page.rpartition("/runs/")[2].partition("?")[0])
+    assert run.info.run_name == f"{study.label} against other@1"
+    assert {item.path for item in client.list_artifacts(run.info.run_id)} == {HTML, TEXT, FIGURE}
+    assert run.data.metrics[study.label.replace("@", "-") + "/external_score"] == 0.75
+    assert run.data.tags["mlflow.note.content"].startswith(f"# {study.label} against other@1")
+
+
 def test_an_outage_stops_nothing_and_is_made_up_for_without_doubled_points(
     federation: SimulatedFederation, commit: Commit, mlflow_server: tuple[str, Callable[[], None]]
 ) -> None:
@@ -94,10 +133,12 @@ def test_an_outage_stops_nothing_and_is_made_up_for_without_doubled_points(
     start()
     publisher.catch_up()
     assert publisher.problem is None
+    measured_outside(federation)
     commit(federation, 2)
     publisher.catch_up()
     with writing(federation.coordinator.store) as connection:  # as after a crash between sending and remembering
         connection.execute(rounds.published.delete().where(rounds.published.c.what.like("round-%")))
+        connection.execute(rounds.published.delete().where(rounds.published.c.what.like("measured-%")))
     Publisher(federation.coordinator, federation.study).catch_up()
 
     from mlflow import MlflowClient
@@ -108,6 +149,10 @@ def test_an_outage_stops_nothing_and_is_made_up_for_without_doubled_points(
     for metric, values in {"global/train_loss": [1.0, 0.5], "global/loss": [0.5, 0.25], "global/auroc": [0.75]}.items():
         history = client.get_metric_history(run.info.run_id, metric)
         assert [point.value for point in sorted(history, key=lambda point: point.step)] == values, metric
+    (outside,) = client.get_metric_history(run.info.run_id, "external/auroc")
+    assert (outside.step, outside.value) == (1, 0.75)
+    assert run.data.metrics["external/auroc_low"] < 0.75 < run.data.metrics["external/auroc_high"]
+    compared(federation, url)
     assert run.data.params["plan_digest"] == federation.study.plan_digest
     assert run.info.status == "FINISHED"
     names = {item.path for item in client.list_artifacts(run.info.run_id)}
@@ -184,7 +229,7 @@ def test_a_privacy_audit_is_a_run_of_its_own_with_its_curves(
 
 @pytest.mark.parametrize("scale", [None, Normalisation(mean=0.25, deviation=0.125)], ids=["plain", "normalised"])
 def test_the_registered_model_loads_without_pickle_and_is_the_global_model(
-    federation: SimulatedFederation,
+    make: Make,
     commit: Commit,
     mlflow_server: tuple[str, Callable[[], None]],
     monkeypatch: pytest.MonkeyPatch,
@@ -193,6 +238,7 @@ def test_the_registered_model_loads_without_pickle_and_is_the_global_model(
     """It takes images as the plan's window leaves them: what all hospitals' images gave is part of it."""
     url, start = mlflow_server
     start()
+    federation = make(normalise="none" if scale is None else "federated")
     if scale is not None:
         federation.study = replace(federation.study, statistics=statistics(federation, scale))
     commit(federation, 1)

@@ -9,10 +9,11 @@ import pytest
 
 from boundary.messages import WorkOrder
 from compliance.events import StatisticsTaken, SumOpened
+from flows.describing import SMALLEST_DEVIATION
 from flows.driver import StudyDriver
 from flows.pages import statistics_page
 from flows.records import Statistics
-from flows.round_work import SMALLEST_DEVIATION, RoundWork
+from flows.round_work import RoundWork
 from flows.store import studies
 from flows.store.database import reading
 from infra.driving import PARAMETERS, attempts, one_round, run, trail, work_of

@@ -180,6 +180,12 @@ def test_images_are_counted_and_normalised_as_they_are(child: Child, work: dict[
         found.append(read(np.fromfile(work["out"], "<f8"), MetricLayout(2)).loss)
     assert found[0] != found[1]
 
+    child.outcome(do="scan", **work, held_back=True)
+    arrays, _ = load_cache(Path(work["cache"]))
+    assert arrays.holdout.all(), "nobody is trained on where the plan only validates"
+    child.outcome(do="validate", **work)
+    assert read(np.fromfile(work["out"], "<f8"), MetricLayout(2)).count == len(arrays.images)
+
 
 def test_a_share_of_the_weights_is_sent_and_the_rest_is_carried_over(
     child: Child, work: dict[str, Any], tmp_path: Path

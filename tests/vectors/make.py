@@ -118,6 +118,9 @@ def events() -> dict[str, audit.AnyEvent]:
             record=sha("record"),
         ),
         audit.StatisticsTaken(study=study(), survivors=sha("survivors"), result=sha("statistics")),
+        audit.ModelMeasured(
+            study=study(), round=2, phase="validate", model=sha("model"), survivors=sha("survivors"), result=sha("said")
+        ),
         audit.StudyEnded(study=study(), reason="ALL_ROUNDS_DONE"),
         audit.WorkRefused(**at, code="NO_DATA"),
         audit.WorkDone(**at, order=sha("order")),

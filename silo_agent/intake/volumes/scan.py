@@ -52,6 +52,7 @@ def scan_volumes(  # noqa: PLR0913 - as of `scan`
     limits: VolumeLimits | None = None,
     withdrawn: Withdrawn | None = None,
     means: Means | None = None,
+    held_back: bool = False,
 ) -> IntakeReport:
     """Read `source` for `plan`, which names a series, and put the result in `cache`. See `scan` for the arguments.
 
@@ -93,7 +94,8 @@ def scan_volumes(  # noqa: PLR0913 - as of `scan`
         for grid in looked.selected(rule, files.digests, each_alone=each_alone):
             work.take(grid)
             progress.done += len({one.file for one in grid.slices})
-        cohort = build_cohort(rows.candidates.values(), plan.dataset, key=key, each_alone=each_alone)
+        candidates = rows.candidates.values()
+        cohort = build_cohort(candidates, plan.dataset, key=key, each_alone=each_alone, held_back=held_back)
         for number, code in cohort.refused.items():
             ends.image(work.files_of[number], code)
         outcome = VolumeOutcome(plan, key, rows.candidates, work.gone, cohort, ends, looked.finish())

@@ -116,6 +116,19 @@ def test_a_dry_run_does_one_step_and_says_what_would_leave(trial: Trial) -> None
     assert "nothing left" in said
 
 
+def test_a_dry_run_where_nothing_is_trained_only_measures(trial: Trial) -> None:
+    first, *others = trial.plan.hospitals
+    hospitals = (first.model_copy(update={"role": "validate"}), *others)
+    plan, dataset = trial.plan.model_copy(update={"hospitals": hospitals}), replace(trial.dataset, site=first.silo)
+    found, said = played(rungs.dry_run, replace(trial, plan=plan, dataset=dataset), NOBODY)
+    assert [one["do"] for one in trial.worker.told] == ["scan", "initial", "evaluate"]  # type: ignore[attr-defined]
+    assert trial.worker.told[0]["held_back"]  # type: ignore[attr-defined]
+    assert found["masked_bytes"] % 8 == 0
+    assert "all patients are held back" in said
+    with pytest.raises(ConfigError, match="nothing to compare with"):
+        played(rungs.baseline, replace(trial, plan=plan, dataset=dataset), NOBODY, 1)
+
+
 def test_a_private_plan_is_tried_with_its_noise_and_its_baseline_without(trial: Trial) -> None:
     ours = private_trial(trial)
     played(rungs.dry_run, ours, NOBODY)

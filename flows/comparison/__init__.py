@@ -1,0 +1,1 @@
+"""Studies side by side: what each reached, with intervals, and what it cost."""
