@@ -419,6 +419,8 @@ class StudyPlan(Frozen):
             raise ValueError("preprocessing.normalise: nothing is trained, so there are no training images; take none")
         if self.robustness.may_roll_back or self.robustness.clip is not None or self.selection.varies:
             raise ValueError("robustness, selection: nothing is trained, so nothing to clip, to vote on or to draw for")
+        if self.model.pretrained is not None:
+            raise ValueError("model.pretrained: nothing is trained, so nothing begins with it; name it in evaluation")
         if not self.model.moves_whole:
             raise ValueError("model.trained, model.home: nothing is trained, and a finished model is whole")
 
