@@ -18,6 +18,8 @@ from boundary.plan import StudyPlan
 
 NUMBER_BYTES = 8  # float64 in the hospital, a 64-bit word in the sum
 WEIGHT_BYTES = 4  # float32 in the hospital
+COMPARED = (("federated", "local"), ("personal", "local"), ("personal", "federated"))  # each with the one it is held to
+OUTCOMES = ("better", "same", "worse", "difference")  # of a comparison: one 1 and two 0, and the first less the second
 
 
 class Section(Frozen):
@@ -67,6 +69,11 @@ class VectorLayout(Frozen):
         raise CallerFault(f"the vector has no section {name!r}")
 
 
+def section_of(pair: tuple[str, str]) -> str:
+    """`personal_federated`: where the outcome of a comparison lies."""
+    return "_".join(pair)
+
+
 def layout_in(plan: StudyPlan, phase: Phase, *, parameters: int, metrics: int) -> VectorLayout:
     """`layout_for` as the plan has it: both sides ask here. `parameters` are those that are in a sum."""
     return layout_for(
@@ -99,7 +106,8 @@ def layout_for(  # noqa: PLR0913 - one for each thing a plan may have reported
     hospitals in each sum (`StudyPlan.varies`), the loss is the mean one times the weight and the images are the weight:
     true counts could be solved for. evaluate: the additive metrics of the plan's task, as `models.measuring.layout_of`
     lays them out; with `vote` then a 1 for a vote against the model, one for a vote, and by how much its summed loss is
-    above that of the model before. validate: the metrics alone.
+    above that of the model before. validate: the metrics alone. personalise: for each pair of
+    `COMPARED` the four `OUTCOMES`, all 0 where the hospital cannot tell.
     """
     match phase:
         case "statistics":
@@ -111,6 +119,10 @@ def layout_for(  # noqa: PLR0913 - one for each thing a plan may have reported
             said = ("against", "voted", "rise") if vote and phase == "evaluate" else ()
             votes = tuple(Section(name=name, size=1) for name in said)
             return VectorLayout(sections=(Section(name="metrics", size=metrics), *votes), weights=0)
+        case "personalise":
+            return VectorLayout(
+                sections=tuple(Section(name=section_of(pair), size=len(OUTCOMES)) for pair in COMPARED), weights=0
+            )
         case "train":
             names = ("weight", "clipped") if bands else ("loss_sum", "images", "weight", "clipped")
             names = (*names, "steps") if steps else names

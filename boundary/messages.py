@@ -27,14 +27,14 @@ from boundary.names import (
     decode_base64,
     list_in,
 )
-from boundary.plan import MAX_HOSPITALS, StudyPlan
+from boundary.plan import MAX_HOSPITALS, MOST_ROUNDS, StudyPlan
 from boundary.receipt import ReceiptSignature
 from boundary.secagg.ring import Encoding
 
 MAX_ENTRY_BYTES = 256 * 1024  # the heads of 200 hospitals, witnessed in one entry, are 40 kB
 MAX_SHOWN_ENTRIES = 4096
-Phase = Literal["statistics", "train", "evaluate", "validate"]
-PHASES: tuple[Phase, ...] = ("statistics", "train", "evaluate", "validate")
+Phase = Literal["statistics", "train", "evaluate", "validate", "personalise"]
+PHASES: tuple[Phase, ...] = ("statistics", "train", "evaluate", "validate", "personalise")
 MEASURING: tuple[Phase, ...] = ("evaluate", "validate")  # the second in hospitals that only validate, if it is apart
 
 
@@ -126,7 +126,7 @@ class PlanDeclined(Message):
 
 
 class WorkOrder(OfCollection):
-    """Count, train or evaluate with this model, and say when ready. Bound to the approved plan digest.
+    """Count, train, evaluate or personalise with this model, and say when ready. Bound to the approved plan digest.
 
     `normalisation` is what the statistics of the plan's hospitals gave, if the plan asks for it. `heads` is what the
     parties' logs were like (`heads_digest`): a sum over hospitals that were shown different logs does not come about.
@@ -428,6 +428,11 @@ AnyMessage = (
 )
 
 REGISTRY: dict[str, type[AnyMessage]] = {message.kind: message for message in AnyMessage.__args__}
+
+
+def end_of(rounds: int, attempt: int) -> int:
+    """As which round logs are shown after a study's sum of personalisation, of which there may be several attempts."""
+    return min(rounds + attempt, MOST_ROUNDS)
 
 
 def heads_digest(heads: Iterable[Checkpoint]) -> Digest:

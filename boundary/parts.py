@@ -79,6 +79,14 @@ def parts_of(choice: ModelChoice, whole: TensorManifest) -> Parts:
     return Parts(whole, _only(whole, trained - home), _only(whole, home), choice.moves_whole)
 
 
+def tuned_of(parts: Parts, patterns: tuple[str, ...]) -> frozenset[str]:
+    """Names of the trained parameters that a hospital personalises. Raises `InvalidPlan` where a pattern fits none."""
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in parts.trained):
+            raise InvalidPlan(f"personalisation.parameters: {pattern!r} fits no parameter that is trained")
+    return _fitting(parts.trained, patterns)
+
+
 def _fitting(names: Iterable[str], patterns: tuple[str, ...]) -> frozenset[str]:
     return frozenset(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
 

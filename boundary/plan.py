@@ -31,6 +31,7 @@ MAX_PLAN_BYTES = 512 * 1024
 MOST_VOXELS = 2**24  # of one model input: 64 MB as float32
 MOST_IN_A_STEP = 2**27  # voxels of a segmentation's batch, or of one answer: 512 MB as float32
 MOST_MODELS = 20  # finished ones that one plan evaluates
+MOST_ROUNDS = 10_000  # `boundary.names.RoundNumber`
 LARGEST_SUM = 2**39  # of the numbers of all hospitals (`boundary.secagg.encoding`)
 _REASONS = {
     "extra_forbidden": "unknown key",
@@ -243,7 +244,7 @@ class Training(Frozen):
     """
 
     strategy: Strategy = "fedavg"
-    rounds: Annotated[int, Field(ge=0, le=10_000)]
+    rounds: Annotated[int, Field(ge=0, le=MOST_ROUNDS)]
     local_epochs: Annotated[int, Field(ge=1, le=100)] = 1
     max_steps: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
@@ -319,6 +320,23 @@ class Evaluation(Frozen):
     ] = ()
 
 
+class Personalisation(Frozen):
+    """What each hospital makes of the last model for itself, and compares on its own held-back patients.
+
+    `fine-tune` trains on from it for `epochs` (Wang et al. 2019, "Federated evaluation of on-device personalization").
+    `ditto` trains a model of its own beside each round's work, `epochs` each, pulled to the round's model with
+    `strength`, lambda of Li et al. 2021 ("Ditto: fair and robust federated learning through personalization").
+    `parameters` are patterns of names as in `ModelChoice`, of those that are trained. `learning_rate` is training's
+    where none is given. With a guarantee per patient fine-tuning is the steps of one more round, and costs as much.
+    """
+
+    method: Literal["fine-tune", "ditto"] = "fine-tune"
+    parameters: Names = ("*",)
+    epochs: Annotated[int, Field(ge=1, le=100)] = 1
+    learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
+    strength: Annotated[float, Field(gt=0, le=1000)] = 0.1
+
+
 Task = Literal["classification", "segmentation"]
 Disclosed = Literal["budget", "intake", "withdrawals"]
 
@@ -354,6 +372,7 @@ class StudyPlan(Frozen):
     robustness: Robustness = Robustness()
     selection: Selection = Selection()
     evaluation: Evaluation = Evaluation()
+    personalisation: Personalisation | None = None
     evidence: Evidence = Evidence()
 
     @model_validator(mode="after")
@@ -373,6 +392,7 @@ class StudyPlan(Frozen):
         if self.training.strategy == "rfa":
             self._check_rfa()
         check_selection(self)
+        self._check_personalisation()
         return self
 
     def _check_guarantee(self) -> None:
@@ -450,6 +470,21 @@ class StudyPlan(Frozen):
         if self.aggregation.largest_weight(self.training) / self.server.smoothing * len(self.hospitals) >= LARGEST_SUM:
             raise ValueError("server.smoothing: too small for aggregation.max_weight to be summed; raise it")
 
+    def _check_personalisation(self) -> None:
+        how = self.personalisation
+        if how is None:
+            return
+        if not how.parameters:
+            raise ValueError("personalisation.parameters: nothing to train")
+        if self.training.rounds >= MOST_ROUNDS:
+            raise ValueError(f"training.rounds: at most {MOST_ROUNDS - 1}, hospitals personalise in the one after")
+        if how.method == "ditto" and self.privacy.mechanism != "none":
+            raise ValueError(
+                "personalisation.method: ditto trains twice in each round, and its half has no budget; take fine-tune"
+            )
+        if how.method == "ditto" and self.model.home:
+            raise ValueError("personalisation.method: what stays home is a hospital's own already; take fine-tune")
+
     def _check_task(self) -> None:
         if self.task == "segmentation":
             if self.dataset.series is None:
@@ -474,6 +509,16 @@ class StudyPlan(Frozen):
     def varies(self) -> bool:
         """Whether it is the plan's own wish that not the same hospitals are in every sum."""
         return self.selection.varies or self.robustness.leave_out
+
+    @property
+    def rounds_in_all(self) -> int:
+        """With the one after the last in which hospitals personalise; it costs as much of a budget as each other."""
+        return self.training.rounds + (self.personalisation is not None)
+
+    @property
+    def trains_beside(self) -> bool:
+        """Whether hospitals train a model of their own beside each round's work."""
+        return self.personalisation is not None and self.personalisation.method == "ditto"
 
     @property
     def has_controls(self) -> bool:

@@ -169,6 +169,15 @@ class StatisticsTaken(Event):
     result: DigestStr
 
 
+class PersonalisationSummed(Event):
+    """The hospitals' comparisons of models on their own patients were summed; `result` is the digest of the counts."""
+
+    event: ClassVar[str] = "personalisation-summed"
+    study: StudyId
+    survivors: DigestStr
+    result: DigestStr
+
+
 class ModelMeasured(Event):
     """A model was measured in a sum of its own; `result` is the digest of what came out."""
 
@@ -538,6 +547,7 @@ AnyEvent = (
     | RoundClosed
     | StatisticsTaken
     | ModelMeasured
+    | PersonalisationSummed
     | StudyEnded
     | WorkRefused
     | WorkDone

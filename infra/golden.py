@@ -117,6 +117,12 @@ lost_after_seconds = 45.5
 max_model_norm = 2500
 [selection]
 grace_minutes = 7.5
+[personalisation]
+method = "fine-tune"
+parameters = ["*.weight", "*.bias"]
+epochs = 3
+learning_rate = 0.0005
+strength = 0.25
 [evidence]
 disclose = ["budget", "withdrawals"]
 """

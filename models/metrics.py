@@ -92,7 +92,7 @@ def measure(logits: NDArray[np.float32], labels: Labels, layout: MetricLayout) -
     cells = labels * layout.classes + exact.argmax(axis=1)
     parts = [np.array([losses.sum(), len(labels)]), np.bincount(cells, minlength=layout.classes**2)]
     for k in layout.scored:
-        bins = _bins(_margin(exact, k), layout.bins)
+        bins = _bins(margin(exact, k), layout.bins)
         parts += [np.bincount(bins[chosen], minlength=layout.bins) for chosen in (labels == k, labels != k)]
     return np.concatenate(parts).astype(np.float64)
 
@@ -137,7 +137,7 @@ def _log_sum_exp(values: Vector) -> Vector:
     return total
 
 
-def _margin(logits: Vector, k: int) -> Vector:
+def margin(logits: Vector, k: int) -> Vector:
     """The log-odds of class k against all others, [n]: orders images exactly as the softmax probability does."""
     margin: Vector = logits[:, k] - _log_sum_exp(np.delete(logits, k, axis=1))
     return margin

@@ -89,11 +89,20 @@ class LocalTraining(Protocol):
 
 
 class ProximalTerm:
-    """FedProx's pull towards the weights that `module` has now (Li et al. 2020): strength / 2 * |new - now|^2."""
+    """FedProx's pull towards the weights that `module` has now (Li et al. 2020): strength / 2 * |new - now|^2.
 
-    def __init__(self, module: nn.Module, strength: float) -> None:
+    Or towards others, by name, as Ditto pulls a hospital's own model towards that of all (Li et al. 2021).
+    """
+
+    def __init__(
+        self, module: nn.Module, strength: float, towards: Mapping[str, NDArray[np.float32]] | None = None
+    ) -> None:
         self._strength = strength
-        self._pairs = [(p, p.detach().clone()) for p in module.parameters() if p.requires_grad and strength > 0]
+        self._pairs = [
+            (p, p.detach().clone() if towards is None else torch.tensor(towards[name], device=p.device))
+            for name, p in module.named_parameters()
+            if p.requires_grad and strength > 0
+        ]
 
     def add(self) -> None:
         """Add the term's gradient to every `grad`. It knows no patient and needs no noise."""
@@ -152,8 +161,11 @@ def train(  # noqa: PLR0913 - two of them are for who watches
     should_stop: Callable[[], bool] = _never,
     device: str = "cpu",
     correction: Mapping[str, NDArray[np.float32]] | None = None,
+    towards: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> TrainingOutcome:
     """Train in place with the plan's optimiser, its state fresh; the module stays on `device`.
+
+    `training.proximal` pulls to the weights it begins with, or to those of `towards`.
 
     On the CPU the result is a function of weights, data, plan, seed and number of threads; on CUDA no two runs are
     the same to the bit (seen on an H200), so a retry must send the stored answer. Raises `NoImages`,
@@ -163,7 +175,7 @@ def train(  # noqa: PLR0913 - two of them are for who watches
         raise NoImages("there is no image to train on")
     module.to(device).train()
     optimizer = optimizer_for(module, training)
-    terms = ProximalTerm(module, training.proximal), Correction(module, correction or {})
+    terms = ProximalTerm(module, training.proximal, towards), Correction(module, correction or {})
     planned, seen, loss_sum = planned_steps(len(data), training), 0, 0.0
     for step, rows in enumerate(batches(len(data), training, seed), start=1):
         if should_stop():

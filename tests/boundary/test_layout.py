@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from boundary.errors import CallerFault
-from boundary.layout import Section, VectorLayout, layout_for
+from boundary.layout import COMPARED, OUTCOMES, Section, VectorLayout, layout_for, section_of
 from boundary.messages import PHASES, Phase
 
 
@@ -27,7 +27,7 @@ def test_training_with_a_guarantee_reports_neither_loss_nor_images_but_bands() -
     assert (layout.where("bands"), layout.numbers, layout.weights) == (slice(2, 6), 6, 10)
 
 
-@pytest.mark.parametrize("phase", ["statistics", "evaluate"])
+@pytest.mark.parametrize("phase", ["statistics", "evaluate", "personalise"])
 def test_bands_are_told_with_a_training_only(phase: Phase) -> None:
     assert layout_for(phase, parameters=10, metrics=4, bands=4) == layout_for(phase, parameters=10, metrics=4)
 
@@ -44,6 +44,14 @@ def test_statistics_are_counts_and_two_sums_of_intensities() -> None:
     assert found == [("images", 1), ("intensity", 1), ("squares", 1), ("labels", 3)]
     assert layout.where("labels") == slice(3, 6)
     assert layout.weights == 0
+
+
+def test_personalising_reports_an_outcome_for_each_pair_and_no_figure_of_any_model() -> None:
+    layout = layout_for("personalise", parameters=10, metrics=3, bands=4, steps=True, clipping=True, vote=True)
+    found = [(section.name, section.size) for section in layout.sections]
+    assert found == [("federated_local", 4), ("personal_local", 4), ("personal_federated", 4)]
+    assert (layout.where(section_of(COMPARED[1])), layout.weights) == (slice(4, 8), 0)
+    assert len(OUTCOMES) == 4
 
 
 def test_a_section_that_is_not_there_is_our_own_fault() -> None:

@@ -140,8 +140,9 @@ ANYTHING_GOES = {  # free text and free numbers of a plan: other values are othe
 OPTIONAL = {
     ("share", "pair"), ("work-order", "normalisation"), ("work-order", "base"), ("work-order", "control"),
     ("work-order", "before"), ("round-committed", "tried"),
-    ("trail-shown", "receipt"),    ("plan-proposed", "plan", "server", "learning_rate"),
+    ("trail-shown", "receipt"), ("plan-proposed", "plan", "server", "learning_rate"),
     ("plan-proposed", "plan", "robustness", "clip"),
+    ("plan-proposed", "plan", "personalisation"), ("plan-proposed", "plan", "personalisation", "learning_rate"),
 }  # fmt: skip
 OF_A_LOG = {"checkpoint", "known", "shown", "cosigned"}  # whose size is a number of entries: all of 2^53 may be meant
 QUOTED = {"ready", "parts", "vectors", "seen"}  # bytes here, an envelope only where `quoted.py` opens them

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from boundary.errors import BadTensors, InvalidPlan
 from boundary.low_rank import LowRank
-from boundary.parts import parts_of
+from boundary.parts import parts_of, tuned_of
 from boundary.plan import ModelChoice
 from boundary.tensors import TensorManifest, TensorSpec, flatten, unflatten
 
@@ -50,6 +50,17 @@ def test_what_is_not_trained_does_not_move() -> None:
     assert names(parts.moving) == ["head.bias", "head.weight"]
     assert (names(parts.home), parts.moves_whole) == ([], False)
     assert parts.trained == {"head.bias", "head.weight"}
+
+
+def test_what_a_hospital_tunes_for_itself_is_of_what_is_trained() -> None:
+    parts = parts_of(choice("features.*", "head.*", home=("*.norm.*",)), WHOLE)
+    assert tuned_of(parts, ("*",)) == parts.trained
+    assert tuned_of(parts, ("head.*", "*.norm.bias")) == {"head.bias", "head.weight", "features.norm.bias"}
+    frozen = parts_of(choice("head.*"), WHOLE)
+    with pytest.raises(
+        InvalidPlan, match=r"personalisation.parameters: 'features\.\*' fits no parameter that is trained"
+    ):
+        tuned_of(frozen, ("head.*", "features.*"))
 
 
 def test_what_stays_home_is_trained_and_does_not_move() -> None:

@@ -63,7 +63,7 @@ DEFAULTED = {
     "min_patients", "max_excluded_share", "holdout_share", "strategy", "local_epochs", "max_steps", "batch_size",
     "optimizer", "learning_rate", "proximal", "weighting", "mechanism", "quorum", "ready_minutes", "step_minutes",
     "attempts", "ring", "delta_bound", "max_weight", "random_share", "error_feedback", "downlink", "lost_after_seconds",
-    "max_model_norm", "disclose",
+    "max_model_norm", "method", "parameters", "epochs", "strength", "disclose",
 }  # fmt: skip
 DEFAULTED_IN_A_SERIES = {
     "image_type_includes",
@@ -121,6 +121,7 @@ def events() -> dict[str, audit.AnyEvent]:
         audit.ModelMeasured(
             study=study(), round=2, phase="validate", model=sha("model"), survivors=sha("survivors"), result=sha("said")
         ),
+        audit.PersonalisationSummed(study=study(), survivors=sha("survivors"), result=sha("comparisons")),
         audit.StudyEnded(study=study(), reason="ALL_ROUNDS_DONE"),
         audit.WorkRefused(**at, code="NO_DATA"),
         audit.WorkDone(**at, order=sha("order")),
@@ -260,6 +261,7 @@ def _rosters() -> Any:
 def _plan() -> Any:
     """The whole plan, and the shortest one: a default is as much of a digest as what is written."""
     shortest = _without(plan_toml(), DEFAULTED).replace("[privacy]\n", "").replace("[evidence]\n", "")
+    shortest = shortest.replace("[personalisation]\n", "")
     private = {name: _read(toml) for name, toml in PRIVATE.items()}
     private["shortest"] = _read(_without(private_toml(), DEFAULTED_IN_A_GUARANTEE))
     masks = segmentation_toml()
