@@ -47,6 +47,8 @@ def taking_part(plan: StudyPlan, phase: Phase) -> tuple[str, ...]:
             return trainers(plan) if validates_apart(plan) else plan.silos
         case "validate":
             return validators(plan) if validates_apart(plan) else ()
+        case "personalise":
+            return () if plan.personalisation is None else trainers(plan)
 
 
 def counts_images(plan: StudyPlan) -> bool:

@@ -474,6 +474,8 @@ class StudyPlan(Frozen):
         how = self.personalisation
         if how is None:
             return
+        if self.training.rounds == 0:
+            raise ValueError("personalisation: nothing is trained, so there is no model to go on from; leave it out")
         if not how.parameters:
             raise ValueError("personalisation.parameters: nothing to train")
         if self.training.rounds >= MOST_ROUNDS:

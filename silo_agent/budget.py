@@ -90,7 +90,7 @@ def terms_of(plan: StudyPlan, dataset: SiloDataset) -> Terms | None:
                 "GUARANTEE_REQUIRED", "the policy asks for a guarantee per patient, and the plan gives none"
             )
         return None
-    rounds, patients = plan.training.rounds, declared.most_patients
+    rounds, patients = plan.rounds_in_all, declared.most_patients
     try:
         public = PlanTerms.of(plan.privacy, rounds, patients)
     except OutOfReach as why:

@@ -20,6 +20,7 @@ from silo_agent.commands.consent import add_to as add_consent_to
 from silo_agent.commands.incidents import incidents_app
 from silo_agent.commands.ladder import add_to as add_ladder_to
 from silo_agent.commands.options import DEFAULT_STATE, StateOption, opened_journal, surroundings
+from silo_agent.commands.personal import add_to as add_personal_to
 from silo_agent.commands.plan import plan_app
 from silo_agent.commands.policy import policy_app
 from silo_agent.errors import AgentError, ConfigError
@@ -290,6 +291,7 @@ def trail(
             print_trail(journal, after)
 
 
+add_personal_to(app)
 add_consent_to(app)
 
 

@@ -75,7 +75,7 @@ def guarantee_lines(plan: StudyPlan, cost: Cost | str | None) -> list[tuple[str,
     fits = f"{cost.fits} of {terms.rounds} rounds" if not balance.reserved + balance.committed else f"{cost.fits} more"
     return [
         ("Guarantee", f"per patient: with or without any one patient, all images included, what leaves is nearly "
-         f"the same. All {terms.rounds} rounds together cost epsilon {cost.whole:.2f}{tight}, at delta "
+         f"the same. {_trainings(plan)} together cost epsilon {cost.whole:.2f}{tight}, at delta "
          f"{terms.delta:.1e}"),
         ("How", f"{how}, and noise of {terms.noise_multiplier:.3g} times that is added, before anything leaves. A "
          f"patient is in a step with probability {terms.rate:.3g}: {terms.declared.most_patients} patients are "
@@ -85,6 +85,11 @@ def guarantee_lines(plan: StudyPlan, cost: Cost | str | None) -> list[tuple[str,
          f"There is room for {fits}; then we stop taking part, and the others go on"),
         ("Not covered", "the counts of right and wrong answers on held-back patients, on whom this study never trains"),
     ]  # fmt: skip
+
+
+def _trainings(plan: StudyPlan) -> str:
+    rounds = f"All {plan.training.rounds} rounds"
+    return rounds if plan.personalisation is None else f"{rounds} and the fine-tuning after them"
 
 
 def _of(spent: float, cap: float) -> str:

@@ -23,7 +23,7 @@ class Exposure:
 
     A patient who was held back is in no model: `rounds` are those that were measured on them. `under_way` are rounds
     that had begun, and of which we do not know yet what became of them. `counted` is whether their images are in the
-    study's intensity statistics.
+    study's intensity statistics, `personal` whether this hospital's own model was trained with or compared on them.
     """
 
     label: str
@@ -32,6 +32,7 @@ class Exposure:
     holdout: bool
     private: bool
     counted: bool
+    personal: bool
     rounds: tuple[int, ...]
     models: tuple[tuple[int, str], ...]
     under_way: tuple[int, ...]
@@ -79,6 +80,7 @@ def _exposure(journal: Journal, master: bytes, silo: str, reference: str, effect
         holdout=holdout,
         private=plan.bands > 0,
         counted=not holdout and any(one.phase == "statistics" for one in started),
+        personal=any(one.phase == "personalise" and one.round < effect.round for one in started),
         rounds=tuple(rounds),
         models=() if holdout else tuple(models),
         under_way=tuple(sorted(set(rounds) - {one.round for one in over})),

@@ -51,9 +51,18 @@ def check_proposal(plan: StudyPlan, study: str, own: OwnSide) -> None:
 
 
 def check_order(
-    order: WorkOrder, kept: KeptPlan | None, earlier: list[KeptOrder], own: OwnSide, *, committed: int = 0
+    order: WorkOrder,
+    kept: KeptPlan | None,
+    earlier: list[KeptOrder],
+    own: OwnSide,
+    *,
+    committed: int = 0,
+    final: str | None = None,
 ) -> StudyPlan:
-    """The plan to work by; raises `PeerFault` for every reason not to. `committed` is the last round that is over."""
+    """The plan to work by; raises `PeerFault` for every reason not to.
+
+    `committed` is the last round that is over, `final` the digest of the model that came out of it.
+    """
     plan = approved_plan(kept, own)
     if order.plan_digest != digest_of(plan) or order.collection.study != study_id(plan):
         raise NotApproved("the order is for another plan than the approved one")
@@ -61,8 +70,7 @@ def check_order(
     if order.roster_digest != own.roster.signed.digest:
         raise UnknownMember("the order is bound to another roster than the one this hospital trusts")
     collection = order.collection
-    if collection.round > last_round(plan):
-        raise NotApproved(f"round {collection.round} of a plan for {last_round(plan)} rounds")
+    _check_number(order, plan, committed, final)
     _check_part(order, plan, own)
     newest = max((kept_order.round for kept_order in earlier), default=0)
     if collection.round < newest or collection.round <= committed:
@@ -93,6 +101,21 @@ def _check_part(order: WorkOrder, plan: StudyPlan, own: OwnSide) -> None:
         named = finished[collection.round - 1 : collection.round]
         if order.model.digest not in named:
             raise NotApproved(f"round {collection.round} is to evaluate another model than the plan names for it")
+
+
+def _check_number(order: WorkOrder, plan: StudyPlan, committed: int, final: str | None) -> None:
+    """A round of the plan's; to personalise the one after the last, once all are over, with the model they gave."""
+    number, rounds = order.collection.round, plan.training.rounds
+    if order.collection.phase != "personalise":
+        if number > last_round(plan):
+            raise NotApproved(f"round {number} of a plan for {last_round(plan)} rounds")
+        return
+    if plan.personalisation is None:
+        raise NotApproved("the plan has no personalisation")
+    if (number, committed) != (rounds + 1, rounds):
+        raise NotApproved(f"hospitals personalise once, after round {rounds} and as round {rounds + 1}")
+    if order.model.digest != final:
+        raise OutOfTurn("to be personalised is another model than the last round is said to have given")
 
 
 def _check_normalisation(order: WorkOrder, plan: StudyPlan, before: list[Any]) -> None:

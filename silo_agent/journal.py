@@ -307,6 +307,11 @@ class Journal:
         fact = self.fact(f"progress {study}")
         return 0 if fact is None else int(parse_json(fact)["round"])
 
+    def committed_model(self, study: str) -> str | None:
+        """The digest of the model that the coordinator told us came out of it."""
+        fact = self.fact(f"progress {study}")
+        return None if fact is None else parse_json(fact).get("model")
+
     # --- plans ---------------------------------------------------------------------------------------
     def keep_plan(self, study: str, digest: str, plan: bytes, now: datetime) -> bool:
         """Whether it is new. A plan that is already here is left as it is."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from boundary.errors import BadTensors
 from boundary.messages import Normalisation
-from boundary.parts import Parts, parts_of
+from boundary.parts import Parts, parts_of, tuned_of
 from boundary.plan import ModelChoice, StudyPlan, parse_plan
 from boundary.secagg.selection import selected
 from boundary.tensors import TensorManifest, TensorSpec, Vector, check_values, flatten, unflatten, unpack_file
@@ -92,6 +92,7 @@ class LocalRound:
     own_control: Path = Path()  # ours, of former rounds
     before: Path | None = None  # the model that the round began with, where we vote on another
     home_before: Path = Path()  # what belonged to it
+    personal: Path = Path()  # our own model, as former rounds left it, if the plan has one trained beside them (Ditto)
     private: Private | None = None  # of a training with a guarantee per patient
     declared: int = 0  # the most patients the hospital declares
     at_once: int = 16  # images through the network in a private training
@@ -107,6 +108,8 @@ class LocalRound:
         wanted = (plan.model, len(plan.labels.classes))
         if wanted not in _parts:
             _parts[wanted] = parts_of(plan.model, manifest(*wanted))
+        if plan.personalisation is not None:
+            tuned_of(_parts[wanted], plan.personalisation.parameters)
         device = command["device"]
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -117,11 +120,12 @@ class LocalRound:
         base, home = command.get("base"), Path(command.get("home", ""))
         control, own = command.get("control"), Path(command.get("own_control", ""))
         before, home_before = command.get("before"), Path(command.get("home_before", ""))
+        personal = Path(command.get("personal", ""))
         private = None if command.get("private") is None else Private.of(command["private"])
         return cls(
             plan, _parts[wanted], cache, model, out, device, normalisation, selection, residual,
             None if base is None else Path(base), home, None if control is None else Path(control), own,
-            None if before is None else Path(before), home_before, private,
+            None if before is None else Path(before), home_before, personal, private,
             command.get("declared") or 0,
             command.get("at_once", 16),
             None if command.get("weights") is None else Path(command["weights"]), command.get("begins", False),
@@ -193,7 +197,7 @@ def train_round(
     old, controls = work.incoming(), work.controls()
     module, data = work.network(old), work.data(holdout=False)
     try:
-        said = _train(work, module, data, controls, _every(0.5, on_step), should_stop)
+        said = _train(work, module, data, controls, every(0.5, on_step), should_stop)
     except TrainingCancelled as why:
         raise WorkCancelled("between two steps") from why
     whole = flatten(to_tensors(module.to("cpu")), work.parts.whole)
@@ -373,7 +377,7 @@ def _weight(work: LocalRound, data: LocalData) -> float:
     return weight_of(work.plan, data, work.declared)
 
 
-def _every(seconds: float, say: Callable[[int, int], None]) -> Callable[[int, int], None]:
+def every(seconds: float, say: Callable[[int, int], None]) -> Callable[[int, int], None]:
     """Pass on the first, the last and at most one step per interval: progress is for people."""
     last = -seconds
 

@@ -96,6 +96,8 @@ class Mailroom:
             case CohortClosed() | SharesRouted() | SurvivorsNamed() | AgreementShown() as told:
                 if not self.sums.hear(told):
                     self._left_out(told.collection)
+                elif self.sums.is_end(told):
+                    self.witness.show_end(told.collection)
             case RoundCommitted() as committed:
                 self._committed(committed)
             case HeadsShown() as heads:
@@ -152,7 +154,8 @@ class Mailroom:
             return
         try:
             plan, over = self.journal.plan(collection.study), self.journal.committed_round(collection.study)
-            check_order(order, plan, earlier, self.own(), committed=over)
+            final = self.journal.committed_model(collection.study)
+            check_order(order, plan, earlier, self.own(), committed=over, final=final)
             self.witness.check(order)
         except PeerFault as why:
             self.outbound.refuse(kept, collection, why.code, str(why), retryable=False)
@@ -172,7 +175,8 @@ class Mailroom:
         for order in late.outdated(self.journal, committed.study, committed.round + 1):
             self.unwanted(order.collection)
         self.journal.set_fact(
-            f"progress {committed.study}", canonical_bytes({"round": committed.round, "absent": [*committed.absent]})
+            f"progress {committed.study}",
+            canonical_bytes({"round": committed.round, "absent": [*committed.absent], "model": committed.model.digest}),
         )
         if self.own().silo in committed.contributing and committed.tried is None:
             carry_later(self.journal, committed.study, committed.round)

@@ -38,6 +38,7 @@ _IN_FORCE, PAUSE = "policy in force", "paused"
 _WORD_BYTES, _MOST_MESSAGES = 8, 4_000_000  # a masked word at most; all other messages of a round (docs/protocol.md)
 _MEASURED = {"classification": {"loss", "accuracy", "auroc"}, "segmentation": {"loss", "dice"}}
 NO_POLICY = str(digest(b""))
+PAID = frozenset({"train", "personalise"})  # phases that train on patients' images: with a guarantee, from their budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class Permission:
         terms = terms_of(plan, dataset)
         request = Request.of(
             plan,
-            order.round,
+            min(order.round, last_round(plan)),  # to personalise is no further round that others learn from
             standing=force.standing,
             data=DataFacts.of(plan, patients=patients, exclusions_at=written_at(Path(dataset.rules.exclusions.path))),
             model_size=message.model.size,
@@ -145,7 +146,7 @@ class Permission:
     def _spending(
         self, study: str, phase: str, terms: Terms | None, *, held_back: bool
     ) -> Spending | Unguarded | NothingSpent:
-        if phase != "train" and (terms is not None or held_back):
+        if phase not in PAID and (terms is not None or held_back):
             return NothingSpent()
         if terms is None:
             return Unguarded()
@@ -253,6 +254,8 @@ def _metrics(phase: Phase, plan: StudyPlan) -> frozenset[str]:
             return frozenset(_MEASURED[plan.task])  # a vote says less than the loss it comes from
         case "statistics":
             return frozenset({"intensities", "cohort"} if plan.dataset.described else {"intensities"})
+        case "personalise":
+            return frozenset({"comparison"})
 
 
 def forecast(plan: StudyPlan, force: PolicyInForce, patients: int | None, now: datetime) -> list[PolicyRefused]:

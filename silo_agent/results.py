@@ -18,8 +18,9 @@ from silo_agent.journal import Journal
 from silo_agent.ladder.scratch import clear
 from silo_agent.state import StateFolder, write_private
 
-# What a training did not send, what is never sent, and SCAFFOLD's own control variate: files beside its vector.
-RESIDUAL, HOME, CONTROL = ".residual", ".home", ".control"
+# Beside a training's vector: what it did not send, what is never sent, SCAFFOLD's own control variate, Ditto's model
+RESIDUAL, HOME, CONTROL, DITTO = CARRIED = ".residual", ".home", ".control", ".ditto"
+MODEL, ROW = ".model", ".row"  # beside that of the end: our own model, and how it does (`silo_agent.personal`)
 BASE = ".base."  # in the name of the network as a study begins, where not all of it moves
 
 
@@ -83,7 +84,7 @@ def carried(folder: StateFolder, study: str, suffix: str) -> Path:
     """What goes on from round to round, float32 arrays.
 
     `RESIDUAL` is for each weight that moves what the rounds so far did not send, `CONTROL` SCAFFOLD's c_i of it; `HOME`
-    are the parameters that stay home.
+    are the parameters that stay home, `DITTO` is a whole network of our own.
     """
     return folder.work / study / suffix.removeprefix(".")
 
@@ -110,14 +111,14 @@ def carry_over(folder: StateFolder, journal: Journal, study: str) -> None:
     number = int((journal.fact(f"carry {study}") or b"0").decode())
     if number < journal.private.effective_from(study):
         return
-    for suffix in (RESIDUAL, HOME, CONTROL):
+    for suffix in CARRIED:
         for kept in (folder.work / study).glob(f"{number:04d}-train-*/*{suffix}"):
             kept.replace(carried(folder, study, suffix))
 
 
 def forget_carried(folder: StateFolder, study: str) -> None:
     """Somebody who had a share in it has withdrawn: the next training begins without what was carried over."""
-    for suffix in (RESIDUAL, HOME, CONTROL):
+    for suffix in CARRIED:
         carried(folder, study, suffix).unlink(missing_ok=True)
 
 

@@ -51,6 +51,11 @@ class StateFolder:
         return self.root / "models"
 
     @property
+    def personal(self) -> Path:
+        """Models of the hospital's own, and how they do (`silo_agent.personal`)."""
+        return self.root / "personal"
+
+    @property
     def log(self) -> Path:
         return self.root / "agent.log"
 

@@ -16,6 +16,7 @@ from silo_agent.daemon import CONTACT, RELAY_URL, ROSTER, TROUBLES
 from silo_agent.errors import ConfigError
 from silo_agent.journal import Journal
 from silo_agent.permission import holds_still
+from silo_agent.personal import own_rows, sentence
 from silo_agent.plain import plain
 from silo_agent.state import StateFolder
 from silo_agent.steward import Dossier, difference, lines
@@ -30,6 +31,9 @@ def print_status(journal: Journal, folder: StateFolder, now: datetime) -> None:
     for heading, text in summary(journal, folder, now):
         console.print(f"{heading:<14} {text}", soft_wrap=True)
     print_plans(journal)
+    for own in own_rows(folder):
+        said = f"our own model of {own.study}: {sentence(own)} (silo-agent personal {own.study})"
+        console.print(said, soft_wrap=True)
     orders = Table("work", "step", title="Rounds", title_justify="left")
     kept = [order for plan in journal.plans() for order in journal.orders_of(plan.study)]
     for order in kept[-12:]:

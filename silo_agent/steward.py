@@ -18,6 +18,7 @@ from silo_agent.journal import Journal, KeptPlan
 from silo_agent.outbound import Outbound
 from silo_agent.part import UNSPENT, part_lines
 from silo_agent.permission import forecast
+from silo_agent.personal import personal_lines
 from silo_agent.plain import plain
 from silo_agent.policy.files import load_policy
 from silo_agent.state import StateFolder
@@ -191,11 +192,13 @@ def lines(file: Dossier) -> list[tuple[str, str]]:
         *_series(plan),
         ("How often", often),
         *_selection(plan),
+        *personal_lines(plan),
         *(guarantee_lines(plan, file.cost) if is_trained_on else [UNSPENT]),
         ("What leaves", f"{sent}counts of right and wrong {answers}, in one "
          "vector under masks: only the sum over the hospitals can be read, by anybody. The plan approval; fresh keys "
          "and shares for each sum; error codes. No image, no identifier, no path, no error text"),
-        ("What stays", "images, labels, identifiers, the intake report, your reason for the decision"),
+        ("What stays", "images, labels, identifiers, the intake report, your reason for the decision"
+         + ("" if plan.personalisation is None else ", our own model and how it does on our patients")),
     ]  # fmt: skip
     return [(heading, plain(text)) for heading, text in said + _data_lines(file.report)]
 

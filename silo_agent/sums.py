@@ -105,7 +105,7 @@ class Sums:
             _log.warning("%s of %s was refused: %s %s", told.kind, told.collection, why.code, why)
             anew = isinstance(why, ResultSpent) and told.collection.phase == "train"
             self._no(order, told.collection, why.code, str(why), retryable=isinstance(why, KeysLost) or anew)
-            if isinstance(why, ResultSpent):
+            if isinstance(why, ResultSpent) and told.collection.phase != "personalise":  # done anew it is spent too
                 forget_result(Path(order.result or ""))
             return True
         except PolicyRefused as why:
@@ -122,6 +122,12 @@ class Sums:
             self.forget(order.collection)
             _log.info("%s goes on without us; we join the next", told.collection)
         return stays
+
+    def is_end(self, told: Told) -> bool:
+        """Whether with this our part of a study's last sum is done: the one that no round is committed with."""
+        order = self.journal.order(str(told.collection))
+        is_last = isinstance(told, AgreementShown) and told.collection.phase == "personalise"
+        return is_last and order is not None and order.step is Step.REVEALED
 
     def forget(self, collection: str) -> None:
         """The attempt is over: its secrets go."""

@@ -118,6 +118,7 @@ def serve(conversation: Conversation, threads: int) -> None:
     commands: dict[str, Command] = {
         "scan": _scan, "survey": _survey, "cost": _cost, "warm": _warm, "initial": _initial, "begin": _begin,
         "check": _check, "statistics": _statistics, "train": _train, "evaluate": _evaluate, "validate": _evaluate,
+        "personalise": _personalise,
     }  # fmt: skip
     while (command := conversation.next()) is not None:
         try:
@@ -283,7 +284,20 @@ def _statistics(command: dict[str, Any], conversation: Conversation) -> dict[str
 def _train(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
     from silo_agent.local_round import LocalRound, train_round
 
-    return train_round(LocalRound.of(command), conversation.progress, conversation.is_cancelled)
+    work = LocalRound.of(command)
+    done = train_round(work, conversation.progress, conversation.is_cancelled)
+    if work.plan.trains_beside:
+        from silo_agent.personal_round import Watch, train_beside
+
+        train_beside(work, Watch(conversation.progress, conversation.is_cancelled))
+    return done
+
+
+def _personalise(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
+    from silo_agent.local_round import LocalRound
+    from silo_agent.personal_round import Watch, personalise_round
+
+    return personalise_round(LocalRound.of(command), Watch(conversation.progress, conversation.is_cancelled))
 
 
 def _evaluate(command: dict[str, Any], conversation: Conversation) -> dict[str, Any]:

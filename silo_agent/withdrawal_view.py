@@ -56,6 +56,10 @@ def _of_study(one: Exposure) -> list[str]:
         said.append(f"  begun, and not told over when we looked: {_rounds(one.under_way)}; it may finish with them")
     if one.counted:
         said.append("  their images are in the study's intensity statistics, which are taken once")
+    if one.personal:
+        share = "was compared on them" if one.holdout else "was trained with them"
+        fate = "stays" if one.effect.decision == "keep" else "was removed, with its figures"
+        said.append(f"  this hospital's own model {share}, and {fate}")
     said.append(f"  without them from round {one.effect.round} on; their images are overwritten in the scan")
     if one.private and not one.holdout:
         said.append(f"  {_GUARANTEE}")

@@ -20,6 +20,7 @@ from boundary.errors import BoundaryError, OutOfTurn, PeerFault, UnknownMember
 from boundary.identity import PublicIdentity
 from boundary.messages import (
     MAX_SHOWN_ENTRIES,
+    Collection,
     CosignedHead,
     HeadsCosigned,
     HeadsShown,
@@ -28,6 +29,7 @@ from boundary.messages import (
     ShownHead,
     TrailShown,
     WorkOrder,
+    end_of,
     from_body,
     to_body,
 )
@@ -62,9 +64,18 @@ class Witness:
         kept = self.journal.plan(committed.study)
         if kept is None or kept.state not in {"approved", "closed"}:
             return
-        signature = self._receipt(committed, kept)
+        self._show(committed.study, committed.round, self._receipt(committed, kept))
+
+    def show_end(self, collection: Collection) -> None:
+        """After a sum of personalisation, which no round is committed with: as if it were, once for each attempt."""
+        done, number = f"end shown {collection.study}", end_of(collection.round - 1, collection.attempt)
+        if number > int((self.journal.fact(done) or b"0").decode()):
+            self.journal.set_fact(done, str(number).encode())
+            self._show(collection.study, number, None)
+
+    def _show(self, study: str, number: int, signature: bytes | None) -> None:
         first = 1 + int((self.journal.fact(_SHOWN) or b"0").decode())
-        entries = self._entries(first, committed.study)
+        entries = self._entries(first, study)
         size = first - 1 + len(entries)
         if size == 0:
             return
@@ -72,8 +83,8 @@ class Witness:
         self.journal.set_fact(_SHOWN, str(size).encode())
         self.outbound.say(
             TrailShown(
-                study=committed.study,
-                round=committed.round,
+                study=study,
+                round=number,
                 checkpoint=checkpoint,
                 first=first,
                 entries=tuple(entries),

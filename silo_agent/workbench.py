@@ -36,7 +36,8 @@ from silo_agent.intake.refusals import Refusal
 from silo_agent.journal import Journal, KeptOrder, KeptPlan, PlanState
 from silo_agent.once import check_unmeasured
 from silo_agent.outbound import Outbound
-from silo_agent.permission import PAUSED, Asked, Permission
+from silo_agent.permission import PAID, PAUSED, Asked, Permission
+from silo_agent.personal import keep_own
 from silo_agent.policy.errors import PolicyCode, PolicyRefused
 from silo_agent.policy.model import dataset_of
 from silo_agent.relay_client import RelayClient
@@ -44,6 +45,7 @@ from silo_agent.releases import Release, reserve
 from silo_agent.results import (
     BASE,
     CONTROL,
+    DITTO,
     HOME,
     RESIDUAL,
     StoredResult,
@@ -234,8 +236,9 @@ class Workbench:
             "before": None if before is None else str(before),
             "home_before": str(carried(self.folder, order.study, HOME)),
             "begins": collection.round == 1 and collection.phase == "train",
+            "personal": str(carried(self.folder, order.study, DITTO)),
         }  # fmt: skip
-        terms = terms if collection.phase == "train" else None  # nothing else is paid for
+        terms = terms if collection.phase in PAID else None  # nothing else is paid for
         if terms is not None:
             # what cannot be trained on is found before it is paid for: a useless model must not empty the budget
             await self.worker.run(command | {"do": "check"}, untold)
@@ -252,6 +255,8 @@ class Workbench:
                 if collection.phase != "train" and gone != self.journal.private.count_of(order.study):
                     raise WorkCancelled("somebody withdrew meanwhile: nobody can tell whether it is with them or not")
                 identity = identity_of(collection, message.model.digest, self.outbound.entropy, withdrawn=gone)
+                if collection.phase == "personalise":
+                    keep_own(self.journal, self.folder, kept, message.model.digest, vector, gone)
                 layout = layout_in(plan, collection.phase, parameters=parameters, metrics=metrics)
                 StoredResult(identity, vector, layout, order.round if collection.phase == "train" else 0).save(folder)
                 if release is not None:

@@ -254,7 +254,9 @@ def wide(policy: str, relay: tuple[str, int, str], *, is_private: bool) -> str:
         "max_epsilon_lifetime = 10.0": "max_epsilon_lifetime = 16.0",
         "min_noise_multiplier = 0.6": "min_noise_multiplier = 0.1",
         "required = true": f"required = {str(is_private).lower()}",
-        'metrics = ["loss", "accuracy", "auroc"]': 'metrics = ["loss", "accuracy", "auroc", "dice", "intensities"]',
+        'metrics = ["loss", "accuracy", "auroc"]': (
+            'metrics = ["loss", "accuracy", "auroc", "dice", "intensities", "comparison"]'
+        ),
     }.items():
         if narrow not in policy:
             raise DemoFailed(f"policy.toml has no {narrow}")

@@ -70,7 +70,7 @@ def wide_policy(  # noqa: PLR0913 - one fact each
         },
         "release": {
             "min_parties_in_sum": least,
-            "metrics": ["loss", "accuracy", "auroc", "dice", "intensities", "cohort"],
+            "metrics": ["loss", "accuracy", "auroc", "dice", "intensities", "cohort", "comparison"],
             "smallest_cell": 10,
         },
         "study": {plan.name: _rules([one for one in plans if one.name == plan.name]) for plan in plans},

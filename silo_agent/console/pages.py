@@ -18,6 +18,8 @@ from silo_agent.console.visit import Visit
 from silo_agent.cost import Cost, accounts
 from silo_agent.journal import Journal, KeptPlan
 from silo_agent.permission import holds_still
+from silo_agent.personal import lines as own_lines
+from silo_agent.personal import own_row
 from silo_agent.policy.files import load_policy
 from silo_agent.status import summary
 from silo_agent.steward import difference, dossier, lines
@@ -91,6 +93,7 @@ def the_plan(journal: Journal, study: str) -> KeptPlan:
 def plan_page(visit: Visit, kept: KeptPlan, problem: str = "", status: int = 200) -> Response:
     """With `problem` the forms keep what was typed."""
     file = dossier(visit.journal, visit.world.folder, kept, visit.world.now())
+    own = own_row(visit.world.folder, kept.study)
     return visit.page(
         "plan.html",
         file.plan.label,
@@ -98,7 +101,7 @@ def plan_page(visit: Visit, kept: KeptPlan, problem: str = "", status: int = 200
         kept=kept,
         label=file.plan.label,
         to_do=TO_DO[kept.state],
-        lines=lines(file),
+        lines=lines(file) + ([] if own is None else own_lines(own)),
         intake=None if file.report is None else intake_view(file.report),
         cost=cost_chart(file.cost) if isinstance(file.cost, Cost) else None,
         before=file.before.label if file.before else None,

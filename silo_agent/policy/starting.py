@@ -95,6 +95,7 @@ required = true   # turn down plans without a guarantee per patient
 [release]
 min_parties_in_sum = 3
 metrics = ["loss", "accuracy", "auroc"]   # also "dice" of segmentation, "intensities" and "cohort" where plans ask
+# "comparison": at how many hospitals a study's model is better than their own alone, by how much on average
 smallest_cell = 10   # counts are told in steps of so many
 
 # No study yet, so no plan can run. One looks like this:

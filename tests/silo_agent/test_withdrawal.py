@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from silo_agent_tests_benches import Relay, codes, table_of
-from silo_agent_tests_one_hospital import DATASET_DIGEST, OTHERS, SILO
+from silo_agent_tests_one_hospital import DATASET_DIGEST, NEXT_MODEL, OTHERS, SILO
 from typer.testing import CliRunner
 
 from boundary.canonical import digest
@@ -35,7 +35,8 @@ from silo_agent.intake.erasing import GONE
 from silo_agent.intake.split import coin, patient_ref
 from silo_agent.intake.withdrawn import REFERENCE, reference_of
 from silo_agent.journal import Journal
-from silo_agent.results import carried
+from silo_agent.personal import own_rows
+from silo_agent.results import MODEL, ROW, carried
 from silo_agent.steward import approve
 from silo_agent.withdrawal import finish, master_key, withdraw
 from silo_agent.withdrawal_view import lines
@@ -91,6 +92,13 @@ class Child:
                 out.parent.mkdir(parents=True, exist_ok=True)
                 out.write_bytes(bytes(8 * self.numbers + 4 * 7))
                 said = {"parameters": 7, "metrics": 3 * (command["do"] == "evaluate")}
+            case "personalise":
+                out = Path(command["out"])
+                out.parent.mkdir(parents=True, exist_ok=True)
+                out.write_bytes(bytes(8 * 12))
+                out.with_suffix(MODEL).write_bytes(b"our own")
+                out.with_suffix(ROW).write_text("{}")
+                said = {"parameters": 7, "metrics": 0}
         self.after(command["do"])
         return said
 
@@ -207,6 +215,37 @@ def rows_of(cache: Path, patient: str) -> tuple[list[int], list[int]]:
     values = np.rint(arrays.images.max(axis=(1, 2, 3)) * 500 - 200).astype(int)
     hers = (values - pixels_of(0)) // 20 == MRNS.index(patient)
     return [*np.flatnonzero(hers)], [*np.flatnonzero(~hers)]
+
+
+def kill() -> None:
+    raise KeyboardInterrupt
+
+
+# --- the hospital's own model -------------------------------------------------------------------------
+@pytest.mark.parametrize("decision", ["keep", "retire"])
+def test_what_is_decided_of_the_models_holds_for_the_hospitals_own_after_a_kill_too(
+    make_site: Any, archive: Path, decision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ward = Ward(make_site(changes={"training__rounds": 1, "personalisation": {}}), archive)
+    ward.draw_key_until_the_coins_are_on_both_sides()
+    ward.approve()
+    ward.train()
+    ward.commit()
+    ward.site.ordered(2, "personalise", model=NEXT_MODEL)
+    ward.work()
+    assert [one.study for one in own_rows(ward.site.folder)] == [ward.site.study]
+    who = ward.one(holdout=False)
+    with monkeypatch.context() as patched:
+        patched.setattr("silo_agent.withdrawal.forget_after_withdrawals", lambda *_: kill())
+        with pytest.raises(KeyboardInterrupt):
+            ward.withdraw(who, decision)
+    assert own_rows(ward.site.folder)
+    finish(ward.journal, ward.site.folder, ward.site.now)
+    found, _ = ward.withdraw(who, decision)
+    assert len(own_rows(ward.site.folder)) == (decision == "keep")
+    fate = "stays" if decision == "keep" else "was removed, with its figures"
+    said = lines(exposures_of(ward.journal, master_key(ward.site.folder), SILO, found))
+    assert f"  this hospital's own model was trained with them, and {fate}" in said
 
 
 # --- what is recorded --------------------------------------------------------------------------------
