@@ -12,7 +12,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
-from boundary.messages import BlobRef, HeadsCosigned, PlanApproved, PlanDeclined, StudyClosed, TrailShown
+from boundary.messages import BlobRef, HeadsCosigned, PlanApproved, PlanDeclined, StudyClosed, TrailShown, end_of
 from boundary.names import COORDINATOR
 from boundary.parties import counts_images, trainers
 from boundary.secagg.ring import first_encoding
@@ -20,6 +20,7 @@ from compliance.events import PlanApprovalGiven
 from compliance.records import RoundRecord
 from flows.coordinator import DRIVER_LEASE, Coordinator
 from flows.desk import Desk
+from flows.personalisation import Personalised
 from flows.records import Measurement, Statistics
 from flows.rotation import left_out
 from flows.round_work import RoundWork
@@ -138,10 +139,15 @@ class StudyDriver:
         return left_out(self.study.study, trainers(plan), plan.aggregation.quorum, rolled_back)
 
     async def witness_end(self) -> tuple[str, ...]:
-        """After the last round: have everybody's log shown and cosigned once more; returns who did not answer."""
+        """At the end: have everybody's log shown and cosigned once more; returns who did not answer.
+
+        After the sum of personalisation hospitals show theirs again, as of the round that it stands for.
+        """
         consenting, number = _approving(self.consents()), self.study.plan.training.rounds
         if not number:
             return ()  # of a plan without rounds logs were shown before its first sum
+        if self.study.personalised is not None:
+            number = end_of(number, self.study.personalised.decision.attempt)
         slot = f"{self.study.study}/{number}"
         missing = await self._heard_from(consenting, TrailShown.kind, slot)
         with writing(self.coordinator.store) as connection:
@@ -173,6 +179,14 @@ class StudyDriver:
     def learn(self, statistics: Statistics) -> None:
         """From now on every order carries them."""
         self.study = replace(self.study, statistics=statistics)
+
+    @property
+    def lacks_personalisation(self) -> bool:
+        """Whether hospitals are still to personalise and compare, now that all rounds are committed."""
+        return self.study.plan.personalisation is not None and self.study.personalised is None
+
+    def learn_personalised(self, found: Personalised) -> None:
+        self.study = replace(self.study, personalised=found)
 
     def finish(self, reason: str) -> None:
         """Close the study and tell the hospitals, whose caches may go."""

@@ -31,6 +31,7 @@ from flows.collecting import CollectionFailed, Watch
 from flows.driver import StudyDriver, driving
 from flows.engine import HEADLINES, Standing, rounds_to_run
 from flows.mlflow_book import Publisher
+from flows.personalisation import Personalised
 from flows.publication import propose
 from flows.readiness import readiness_page, readiness_problems
 from flows.records import Candidate, Evaluated, Measurement, Statistics
@@ -75,6 +76,7 @@ async def federated_training(
     plan: str,
     rounds: Annotated[int, Field(ge=1, le=10_000)],
     dry_run: bool = False,
+    personalise: bool = True,
 ) -> State_:
     """Run training rounds of an approved plan across its hospitals.
 
@@ -85,6 +87,7 @@ async def federated_training(
         plan: Which published plan, as NAME@REVISION.
         rounds: How many rounds to run this time, at most. The plan sets how many there are in all.
         dry_run: Only check that everything is ready (keys, approvals, hospitals, model); train nothing.
+        personalise: After the last round, have hospitals personalise if the plan says so. Off ends the study without.
 
     """
     log = get_run_logger()
@@ -100,7 +103,7 @@ async def federated_training(
             token = hands.set(Hands(driver, publisher))
             try:
                 with publisher:
-                    return await _run(driver, publisher, rounds)
+                    return await _run(driver, publisher, rounds, personalise=personalise)
             finally:
                 hands.reset(token)
     except StudyUnknown as why:
@@ -118,7 +121,7 @@ async def _dry_run(driver: StudyDriver) -> State_:
     return Completed(name="Ready", message="everything is ready: run again without dry_run")
 
 
-async def _run(driver: StudyDriver, publisher: Publisher, wanted: int) -> State_:
+async def _run(driver: StudyDriver, publisher: Publisher, wanted: int, *, personalise: bool) -> State_:
     log, study = get_run_logger(), driver.study
     propose(driver.coordinator, study)
     if not study.plan.training.rounds:
@@ -147,19 +150,34 @@ async def _run(driver: StudyDriver, publisher: Publisher, wanted: int) -> State_
         partial = partial or state.name == "QuorumMet"
         publisher.wake()
         await _study_page(driver, publisher)
-    return await _end(driver, publisher, planned, partial=partial, log=log)
-
-
-async def _end(driver: StudyDriver, publisher: Publisher, planned: int, *, partial: bool, log: Any) -> State_:
-    records, study = driver.records(), driver.study
+    records = driver.records()
     if len(records) < planned:
         log.info("%d of %d rounds are committed; run the flow again to go on", len(records), planned)
         await asyncio.to_thread(publisher.catch_up)
         return Completed(name="RoundsDone", message=f"{len(records)} of {planned} rounds are committed")
+    return await _end(driver, publisher, partial=partial, personalise=personalise)
+
+
+async def _end(driver: StudyDriver, publisher: Publisher, *, partial: bool, personalise: bool) -> State_:
+    """All rounds are committed. What goes wrong from here on does not touch the model that came out of them."""
+    records, study = driver.records(), driver.study
+    planned = len(records)
     await witness()
-    driver.finish("ALL_ROUNDS_DONE")
+    problem = None
+    if personalise and study.state != "finished" and driver.lacks_personalisation:
+        compared: State_ = await personalisation(return_state=True)
+        problem = None if compared.is_completed() else compared.message
+        if problem is None:
+            await witness()  # what came of it is in everybody's log
+    if problem is None:
+        driver.finish("ALL_ROUNDS_DONE")
     await release(study.label)
     await _study_page(driver, publisher)
+    if problem is not None:
+        again = "run the flow again to try once more, or with `personalise` off to end the study"
+        return Completed(
+            name="NotPersonalised", message=f"all {planned} rounds are committed; not personalised: {problem}; {again}"
+        )
     if publisher.problem:
         message = f"all {planned} rounds are committed; MLflow is behind: {publisher.problem}"
         return Completed(name="DoneNotPublished", message=message)
@@ -215,6 +233,24 @@ async def statistics() -> State_:
     await acreate_markdown_artifact(page, key=f"{driver.study.study}-statistics", description="Images of all hospitals")
     images = f"{found.images} training images" if found.description is None else "the data"
     return Completed(message=f"{images} of {len(found.decision.members)} hospitals")
+
+
+# --- after the last round --------------------------------------------------------------------------------
+@flow(name="personalise", flow_run_name="personalise", persist_result=False, log_prints=False)
+async def personalisation() -> State_:
+    """Each hospital makes a model of its own and compares it; only at how many hospitals it is better is summed."""
+    driver = hands.get().driver
+    try:
+        work = driver.open_round(driver.study.plan.rounds_in_all)
+    except (LogInDoubt, BrokenProof) as why:
+        return Failed(name="LogInDoubt", message=str(why))
+    _, found = await attempts(work, "personalise", work.model_in, compare)
+    if found is None:
+        return Failed(name="NoQuorum", message="too few hospitals in every attempt")
+    driver.learn_personalised(found)
+    page = pages.personalised_page(driver.study, found)
+    await acreate_markdown_artifact(page, key=f"{driver.study.study}-personalised", description="Is it worth it?")
+    return Completed(message=found.headline)
 
 
 # --- one round -------------------------------------------------------------------------------------------
@@ -388,6 +424,11 @@ async def _count() -> None:
     await _job.get()()
 
 
+@task(name="compare", task_run_name="compare", cache_policy=NO_CACHE, persist_result=False)
+async def _compare() -> None:
+    await _job.get()()
+
+
 @task(name="aggregate", task_run_name="aggregate", cache_policy=NO_CACHE, persist_result=False)
 async def _aggregate() -> None:
     await _job.get()()
@@ -423,6 +464,10 @@ async def _as_task(shown: Any, job: Callable[..., Any], *arguments: Any) -> Any:
 
 async def count(work: RoundWork, gathered: Gathered) -> Statistics:
     return await _as_task(_count, work.count, gathered)  # type: ignore[no-any-return]
+
+
+async def compare(work: RoundWork, gathered: Gathered) -> Personalised:
+    return await _as_task(_compare, work.compare, gathered)  # type: ignore[no-any-return]
 
 
 async def aggregate(work: RoundWork, gathered: Gathered) -> Candidate:

@@ -15,7 +15,7 @@ from compliance.records import RoundRecord
 from flows.coordinator import Coordinator
 from flows.measured_book import log_measured
 from flows.mlflow_client import Book, BookUnreachable, open_book
-from flows.store import measurements, members, rounds
+from flows.store import measurements, members, rounds, studies
 from flows.store.database import reading, writing
 from flows.store.studies import Study
 
@@ -102,6 +102,13 @@ class Publisher:
         if records and len(records) == study.plan.training.rounds:
             final = self._coordinator.blobs
             self._once("model", lambda: book.register(run, study, records[-1], final.open))
+            self._personalised(book, run, records)
+
+    def _personalised(self, book: Book, run: str, records: list[RoundRecord]) -> None:
+        with reading(self._coordinator.store) as connection:
+            study = studies.find(connection, self._study.study)  # as it is now: this is known last
+        if study.personalised is not None:
+            self._once("personalised", lambda: book.personalised(run, study, records))
 
     def _round(self, book: Book, run: str, record: RoundRecord) -> str:
         book.metrics(run, record)

@@ -18,7 +18,7 @@ from boundary.canonical import parse_json
 from boundary.guarantee import EPSILON_BANDS
 from boundary.plan import to_json
 from compliance.records import GlobalMetrics, RoundRecord, SegmentationMetrics
-from flows import pages, readings
+from flows import pages, personalisation, readings
 from flows.store.studies import Study
 
 PICKLE_VARIABLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
@@ -212,6 +212,16 @@ class Book:
             self.client.set_tag(run, "mlflow.note.content", pages.study_page(study, records, None))
             if len(records) == study.plan.training.rounds:
                 self.client.set_terminated(run, "FINISHED")
+        return run
+
+    def personalised(self, run: str, study: Study, records: list[RoundRecord]) -> str:
+        """At how many hospitals which model is better, as metrics of the run, and in its description."""
+        if study.personalised is None:
+            return run
+        with reaching(self.url):
+            for key, value in personalisation.points(study.personalised).items():
+                self.client.log_metric(run, key, value)
+            self.client.set_tag(run, "mlflow.note.content", pages.study_page(study, records, None))
         return run
 
     def register(self, run: str, study: Study, record: RoundRecord, open_blob: Open) -> str:

@@ -7,9 +7,10 @@ from boundary.parties import trainers, validates_apart, validators
 from boundary.plan import StudyPlan
 from boundary.robustness import RolledBack
 from compliance.records import AnyMetrics, RoundRecord, current
-from flows import readings
+from flows import personalisation, readings
 from flows.describing import description_page
 from flows.engine import HEADLINES, Reason
+from flows.personalisation import Personalised
 from flows.records import Statistics
 from flows.store.studies import Study
 
@@ -170,6 +171,11 @@ def statistics_page(study: Study, found: Statistics) -> str:
     )
 
 
+def personalised_page(study: Study, found: Personalised) -> str:
+    """Whether it was worth it: what all hospitals' comparisons come to."""
+    return "\n".join([f"# {study.label}: worth it?", "", *personalisation.lines(found)])
+
+
 def study_page(study: Study, records: Sequence[RoundRecord], mlflow_link: str | None) -> str:
     """The study so far, as a newcomer should find it."""
     plan = study.plan
@@ -195,6 +201,7 @@ def study_page(study: Study, records: Sequence[RoundRecord], mlflow_link: str | 
             *lines,
             rounds_table(plan, records),
             "",
+            *([] if study.personalised is None else [*personalisation.lines(study.personalised), ""]),
             guarantee(study.plan, records),
             "",
             f"Plan digest `{study.plan_digest}`",

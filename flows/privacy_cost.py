@@ -28,10 +28,12 @@ def private_plan(text: str) -> tuple[StudyPlan, PatientPrivacy]:
 def cost_table(text: str) -> list[str]:
     """One line for each size of hospital."""
     plan, privacy = private_plan(text)
-    rounds = plan.training.rounds
+    rounds = plan.rounds_in_all
     asked = f"epsilon {privacy.epsilon:g}" if privacy.epsilon is not None else f"noise {privacy.noise_multiplier:g} x C"
+    after = "" if plan.personalisation is None else ", the last of them the fine-tuning"
     lines = [
-        f"{plan.label}: {rounds} rounds of {privacy.steps} steps, {privacy.patients_per_step} patients a step, {asked}",
+        f"{plan.label}: {rounds} rounds{after} of {privacy.steps} steps, {privacy.patients_per_step} patients a step, "
+        f"{asked}",
         f"{'most patients':>13}  {'in a step':>9}  {'noise':>9}  {'epsilon':>8}  {'delta':>8}  noise on the mean, in C",
     ]
     for size in SIZES:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from boundary.errors import BadTensors, InvalidPlan
 from boundary.messages import PlanProposed
 from boundary.names import COORDINATOR
-from boundary.parts import Parts, parts_of
+from boundary.parts import Parts, parts_of, tuned_of
 from boundary.plan import StudyPlan, parse_plan, plan_from_toml
 from boundary.roster import read_roster
 from boundary.tensors import Vector, check_values, flatten, manifest_of, pack, unpack
@@ -106,7 +106,10 @@ def checked_tensors(plan: StudyPlan, weights: Path) -> tuple["Tensors", Parts]:
         check_values(flatten(tensors, shapes), plan.aggregation.max_model_norm)
     except (ModelError, BadTensors) as why:
         raise InvalidPlan(f"model: {why}") from why
-    return tensors, parts_of(plan.model, shapes)
+    parts = parts_of(plan.model, shapes)
+    if plan.personalisation is not None:
+        tuned_of(parts, plan.personalisation.parameters)
+    return tensors, parts
 
 
 def begin_study(coordinator: Coordinator, plan: StudyPlan, weights: Vector, parts: Parts) -> studies.Study:

@@ -16,7 +16,7 @@ from time import monotonic
 import numpy as np
 from sqlalchemy import Connection
 
-from boundary.errors import BoundaryError, CallerFault
+from boundary.errors import BadTensors, BoundaryError, CallerFault
 from boundary.layout import VectorLayout, layout_in
 from boundary.messages import (
     PHASES,
@@ -44,6 +44,7 @@ from flows.describing import counts, description_in, normalisation_in
 from flows.desk import Desk
 from flows.engine import Reason
 from flows.masked_sum import MaskedSum, Ordered
+from flows.personalisation import Personalised, figure_of, read_outcomes
 from flows.records import Candidate, Evaluated, Measurement, Statistics
 from flows.selection import asked, pace_of
 from flows.store import audit, holdings, measurements, rounds, studies, witnessed
@@ -56,6 +57,7 @@ from models.errors import NoImages
 from models.measuring import layout_of, read
 
 _log = logging.getLogger("flows.round_work")
+LONGEST_WAIT_MINUTES = 14 * 24 * 60  # as long as a plan may have a round take
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ class RoundWork:
             encoding=self.encoding if phase == "train" else first_encoding(self.study.plan),
             normalisation=self.study.normalisation if phase != "statistics" else None,
             heads=self.heads,
-            due=self.coordinator.now() + timedelta(minutes=self.study.plan.aggregation.ready_minutes),
+            due=self.coordinator.now() + self._patience(phase),
         )
         with writing(self.coordinator.store) as connection:
             studies.check(connection, self.reins)
@@ -142,6 +144,12 @@ class RoundWork:
             keeping.cancel()
             with suppress(asyncio.CancelledError):
                 await keeping
+
+    def _patience(self, phase: Phase) -> timedelta:
+        """To personalise a hospital trains as much again as in all rounds, to know what it would have alone."""
+        plan = self.study.plan
+        minutes = plan.aggregation.ready_minutes * (plan.training.rounds + 1 if phase == "personalise" else 1)
+        return timedelta(minutes=min(minutes, max(LONGEST_WAIT_MINUTES, plan.aggregation.ready_minutes)))
 
     def give_up(self, failed: CollectionFailed) -> "RoundWork":
         """Count the failed attempt; the round with its next one."""
@@ -173,6 +181,28 @@ class RoundWork:
         with writing(self.coordinator.store) as connection:
             self._record_opened(connection, gathered)
             return studies.keep_statistics(connection, self.reins, statistics, self.coordinator.now())
+
+    # --- after the last round ------------------------------------------------------------------------
+    def compare(self, gathered: Gathered) -> Personalised:
+        """Read at how many hospitals which model is better, and keep it. Blocking.
+
+        Raises `CollectionFailed` if the sum does not open or cannot be one of comparisons.
+        """
+        total, masked = self._total(gathered), gathered.opened
+        try:
+            compared = read_outcomes(total, len(masked.vectors))
+        except BadTensors as why:
+            _log.warning("%s: %s", masked.watch.collection, why)
+            raise CollectionFailed(masked.watch.collection, Reason.CANNOT_UNMASK) from why
+        found = Personalised(
+            figure=figure_of(self.study.plan),
+            compared=compared,
+            decision=gathered.decision,
+            survivors=masked.survivors,
+        )
+        with writing(self.coordinator.store) as connection:
+            self._record_opened(connection, gathered)
+            return studies.keep_personalised(connection, self.reins, found, self.coordinator.now())
 
     # --- the model -----------------------------------------------------------------------------------
     def aggregate(self, gathered: Gathered) -> Candidate:

@@ -169,7 +169,7 @@ class SimulatedHospital:
                 numbers = np.append(numbers, 0.0)
             write_vector(folder / "vector", numbers, weights)
             counted, votes = len(plan.labels.classes), 3 * (plan.robustness.vote and collection.phase == "evaluate")
-            metrics = {"statistics": counted, "train": 0}.get(collection.phase, len(numbers) - votes)
+            metrics = {"statistics": counted, "train": 0, "personalise": 0}.get(collection.phase, len(numbers) - votes)
             size = 0 if weights is None else len(weights)
             identity = identity_of(collection, message.model.digest, secrets.token_bytes)
             layout = layout_in(plan, collection.phase, parameters=size, metrics=metrics)

@@ -10,6 +10,7 @@ from compliance.events import (
     DataPurged,
     EvidenceIssued,
     PatientWithdrawn,
+    PersonalisationSummed,
     ReleaseDecided,
     WithdrawalEffective,
 )
@@ -34,7 +35,7 @@ def model(facts: Facts) -> Section:
         fields=[("Network", f"{facts.plan.model.name} version {facts.plan.model.version}")],
         tables=[
             *measured.tables,
-            table("Models by round", ("round", "from", "to", "rolled back", "entry"), map(_models, facts.rounds)),
+            table("Models by round", ("round", "from", "to", "rolled back", "entry"), map(_models, facts.trained)),
             table(
                 "Decisions on release",
                 ("round", "model", "evidence", "decision", "key of the officer", "entry"),
@@ -42,9 +43,18 @@ def model(facts: Facts) -> Section:
             ),
         ],
         figures=measured.figures,
-        notes=[
-            "How the model compares with each hospital's own, also after fine-tuning: NOT-MEASURED, not in the bundle."
-        ],
+        notes=[_personalisation(facts)],
+    )
+
+
+def _personalisation(facts: Facts) -> str:
+    summed = facts.coordinator.of(PersonalisationSummed)
+    if not summed:
+        return "How the model compares with what each hospital has alone, also after fine-tuning: NOT-MEASURED."
+    told, at = summed[-1].event, summed[-1].at
+    return (
+        "How the model compares with what each hospital has alone, and with its own after personalisation, was summed "
+        f"over the hospitals: {at}, of the sum over {told.survivors}; what came out has the digest {told.result}."
     )
 
 

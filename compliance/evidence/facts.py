@@ -119,6 +119,11 @@ class Facts:
     roster_problems: tuple[Problem, ...]
 
     @property
+    def trained(self) -> tuple[RoundFacts, ...]:
+        """Without the one after the last, in which hospitals personalise: no model and no receipt comes of it."""
+        return tuple(one for one in self.rounds if one.number <= self.plan.training.rounds or one.closed)
+
+    @property
     def is_private(self) -> bool:
         return self.plan.privacy.mechanism != "none"
 

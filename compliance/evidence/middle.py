@@ -122,6 +122,8 @@ def _releases_without(facts: Facts) -> Table:
     measuring = rows["evaluate"] | rows["validate"]
     if measuring:
         said.append(["masked sums of metrics over held-back patients", names(sorted(measuring))])
+    if rows["personalise"]:
+        said.append(["masked counts of hospitals at which a model is better", names(sorted(rows["personalise"]))])
     if rows["train"] and not facts.is_private:
         said.append(["masked sums of model changes and of the training loss", names(sorted(rows["train"]))])
     return table("Released without a guarantee per patient", ("what", "hospitals"), said)
@@ -156,7 +158,7 @@ def aggregation(facts: Facts) -> Section:
             table(
                 "Receipts",
                 ("round", "signed by", "missing", "not valid", "transcript"),
-                [_receipt(one) for one in facts.rounds],
+                [_receipt(one) for one in facts.trained],
             ),
         ],
         figures=[_cohort_figure(facts)],
@@ -182,9 +184,9 @@ def _cohort_figure(facts: Facts) -> Figure:
     rows = []
     for hospital in facts.hospitals:
         refused = {one.event.round for one in hospital.log.of(WorkRefused)}
-        cells = [_cell(hospital.silo, one, refused) for one in facts.rounds]
+        cells = [_cell(hospital.silo, one, refused) for one in facts.trained]
         rows.append({"name": hospital.silo, "cells": cells})
-    return figure("cohort", "Who contributed to which round", rounds=[one.number for one in facts.rounds], rows=rows)
+    return figure("cohort", "Who contributed to which round", rounds=[one.number for one in facts.trained], rows=rows)
 
 
 def _cell(silo: str, one: RoundFacts, refused: set[int]) -> str:

@@ -82,7 +82,7 @@ def check_mechanism(facts: Facts) -> Finding:
     if not isinstance(facts.plan.privacy, PatientPrivacy):
         return _not_applicable(facts)
     tally = Tally()
-    terms = cache(partial(_terms, facts.plan.privacy, facts.plan.training.rounds))
+    terms = cache(partial(_terms, facts.plan.privacy, facts.plan.rounds_in_all))
     for hospital in facts.hospitals:
         if not _is_all_shown(hospital, tally):
             continue

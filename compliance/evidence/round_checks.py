@@ -82,7 +82,7 @@ def _model_is_of_a_sum(facts: Facts, one: RoundFacts, tally: Tally) -> None:
 def check_signed(facts: Facts) -> Finding:
     """SEC-02. The coordinator and every hospital whose work is in a round signed its receipt, under the plan's keys."""
     tally = Tally()
-    for one in facts.rounds:
+    for one in facts.trained:
         at = [entry.at for entry in one.closed]
         if one.receipt is None:
             tally.unknown(f"round {one.number} has no receipt", at)

@@ -42,7 +42,14 @@ def chain(case: Case) -> Iterator[Finding]:
     if number > case.bundle.plan.training.rounds:
         means = "more than the hospitals approved"
         yield broken(COORDINATOR, f"{number} rounds, the plan has {case.bundle.plan.training.rounds}", means)
+    yield from _left_open(case, opened)
+
+
+def _left_open(case: Case, opened: dict[int, list[Entry[RoundOpened]]]) -> Iterator[Finding]:
+    plan = case.bundle.plan
     for left, entries in sorted(opened.items()):
+        if plan.training.rounds < left <= plan.rounds_in_all:
+            continue  # in which hospitals personalise: no model comes of it (`sums.cohorts`)
         means = "its work is in no model of this bundle"
         yield note(at(COORDINATOR, entries[0].number), f"round {left} was opened and not closed", means)
 

@@ -19,6 +19,7 @@ from compliance.events import (
     CohortDecided,
     ContributionReleased,
     ModelMeasured,
+    PersonalisationSummed,
     RoundClosed,
     StatisticsTaken,
     SumOpened,
@@ -90,6 +91,11 @@ def _statistics(case: Case, log: Log, sums: _Sums) -> Iterator[Finding]:
         if entry.event.survivors not in opened:
             means = "what the images are normalised with does not come out of a sum"
             yield broken(at(COORDINATOR, entry.number), "statistics of no sum that was opened", means)
+    compared = {said.survivors for (_, phase, _), said in sums.opened.items() if phase == "personalise"}
+    for one in log.of(PersonalisationSummed, case.study):
+        if one.event.survivors not in compared:
+            means = "at how many hospitals which model is better does not come out of a sum"
+            yield broken(at(COORDINATOR, one.number), "comparisons of no sum that was opened", means)
 
 
 def _measured(case: Case, log: Log, sums: _Sums) -> Iterator[Finding]:

@@ -147,6 +147,7 @@ studies = Table(
     Column("plan", LargeBinary, nullable=False),
     Column("model", LargeBinary, nullable=False),  # ModelStart: the manifest and the initial weights
     Column("statistics", LargeBinary),  # of all hospitals' images, if the plan asks for them
+    Column("personalised", LargeBinary),  # at how many hospitals which model is better, if the plan asks for it
     Column("state", String(20), nullable=False),  # proposed, running, finished, stopped
     Column("published_at", UtcDateTime, nullable=False),
     # who drives it now: a flow run. A driver whose lease has run out is presumed dead.

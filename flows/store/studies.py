@@ -10,8 +10,9 @@ from boundary.messages import Normalisation
 from boundary.names import COORDINATOR
 from boundary.parts import Parts, parts_of
 from boundary.plan import StudyPlan, digest_of, plan_from_json, study_id, to_json
-from compliance.events import PlanPublished, StatisticsTaken, StudyDriven, StudyEnded
+from compliance.events import PersonalisationSummed, PlanPublished, StatisticsTaken, StudyDriven, StudyEnded
 from compliance.records import to_bytes
+from flows.personalisation import Personalised
 from flows.records import ModelStart, Statistics
 from flows.store import audit
 from flows.store.schema import studies
@@ -56,6 +57,7 @@ class Study:
     plan_digest: str
     model: ModelStart
     statistics: Statistics | None
+    personalised: Personalised | None
     state: str
     driver: str | None
     driver_until: datetime | None
@@ -162,6 +164,19 @@ def keep_statistics(connection: Connection, reins: Reins, statistics: Statistics
     return statistics
 
 
+def keep_personalised(connection: Connection, reins: Reins, found: Personalised, now: datetime) -> Personalised:
+    """Keep how the hospitals' comparisons came out. The first sum counts, and there is no second one."""
+    check(connection, reins)
+    kept = find(connection, reins.study).personalised
+    if kept is not None:
+        return kept
+    data = to_bytes(found)
+    connection.execute(update(studies).where(studies.c.study == reins.study).values(personalised=data))
+    event = PersonalisationSummed(study=reins.study, survivors=found.survivors, result=digest(data))
+    audit.append(connection, event, actor=COORDINATOR, now=now)
+    return found
+
+
 def let_go(connection: Connection, reins: Reins) -> None:
     """Give the study back, so that the next run need not wait for the lease."""
     connection.execute(
@@ -185,7 +200,8 @@ def _study(row: Row[tuple[object, ...]]) -> Study:
     plan = plan_from_json(parse_json(bytes(row.plan)))
     model = ModelStart.model_validate(parse_json(bytes(row.model)))
     counted = None if row.statistics is None else Statistics.model_validate(parse_json(bytes(row.statistics)))
+    held = None if row.personalised is None else Personalised.model_validate(parse_json(bytes(row.personalised)))
     return Study(
-        row.study, row.label, plan, row.plan_digest, model, counted,
+        row.study, row.label, plan, row.plan_digest, model, counted, held,
         row.state, row.driver, row.driver_until, row.published_at,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from compliance.events import (
     CohortDecided,
     ContributionReleased,
     ModelMeasured,
+    PersonalisationSummed,
     ReceiptSigned,
     RoundClosed,
     RoundOpened,
@@ -268,6 +269,17 @@ def test_a_hospital_that_only_validates_is_in_no_model() -> None:
     last = plan.hospitals[-1].model_copy(update={"role": "validate"})
     changed_roles = plan.model_copy(update={"hospitals": (*plan.hospitals[:-1], last)})
     any_of(sums.models, replace(clean_bundle(), plan=changed_roles), f"{last.silo} are not in the plan to train")
+
+
+def test_comparisons_of_models_come_out_of_a_sum() -> None:
+    study = clean_bundle().study
+    summed = PersonalisationSummed(study=study, survivors=sha("s"), result=sha("r"))
+    about: dict[str, Any] = {"study": study, "round": 6, "phase": "personalise", "attempt": 2}
+    decided = CohortDecided(**about, members=SILOS, absent=(), reason="ALL_THERE")
+    opened = SumOpened(**about, survivors=sha("s"), surviving=SILOS)
+    without = retold(COORDINATOR, lambda events: [*events, summed])
+    only(sums.cohorts, without, BROKEN, "comparisons of no sum that was opened")
+    assert finds(sums.cohorts, retold(COORDINATOR, lambda events: [*events, decided, opened, summed])) == {}
 
 
 # --- models ------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import os
 import ssl
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,8 @@ from silo_agent.intake.scan import scan
 from silo_agent.intake.sources import FolderSource
 from silo_agent.intake.withdrawn import Withdrawn
 from silo_agent.journal import Journal
+from silo_agent.personal import own_row
+from silo_agent.state import StateFolder
 from silo_agent.trainer import study_key
 
 pytestmark = pytest.mark.slow
@@ -128,6 +131,35 @@ def test_the_study_begins_with_the_file_that_everybody_has(study: tuple[Path, An
         begun = safetensors.numpy.load(source.read())
     same = {name for name, tensor in begun.items() if np.array_equal(tensor, file[f"net.{name}"])}
     assert {name for name in begun if name not in same} == {"class_layers.out.weight"}  # biases begin as 0 anywhere
+
+
+def test_each_has_a_model_of_its_own_and_the_coordinator_has_counts(study: tuple[Path, Any]) -> None:
+    workdir, summary = study
+    with reading(load(workdir / "coordinator").store) as connection:
+        (ours,) = studies.every(connection)
+    assert ours.personalised is not None
+    assert ours.personalised.decision.members == SITES
+    rows = [own_row(StateFolder(workdir / "agents" / site), summary["study"]) for site in SITES]
+    for pair in ours.personalised.compared:
+        told = [
+            (values[0], verdict)
+            for own in rows
+            if own is not None
+            for one, other, values, verdict in own.row["differences"]
+            if (one, other) == (pair.one, pair.other) and verdict is not None
+        ]
+        counts = Counter(verdict for _, verdict in told)
+        assert (pair.better, pair.same, pair.worse) == (counts["better"], counts["same"], counts["worse"])
+        mean = sum(value for value, _ in told) / len(told) if told else None
+        assert pair.difference == pytest.approx(mean, abs=1e-6)
+    stored = [path.read_bytes() for path in (workdir / "coordinator").rglob("*") if path.is_file()]
+    for own in rows:
+        assert own is not None
+        head = safetensors.numpy.load(own.model.read_bytes())["class_layers.out.weight"].tobytes()
+        assert not any(head in content for content in stored), "the head is its own"
+        exact = [str(value).encode() for values in own.row["figures"].values() for value in values if value is not None]
+        numbers = [value for value in exact if len(value) > len("0.1234567")]  # 0.5 stands everywhere
+        assert not any(value in content for value in numbers for content in stored)
 
 
 def test_the_data_set_is_the_one_that_its_folder_holds(study: tuple[Path, Any], archive: Path, tmp_path: Path) -> None:

@@ -28,11 +28,12 @@ from flows.driver import StudyDriver
 from flows.evidence import issue
 from flows.incidents import close, incident_lines
 from flows.officer import decide, make_key, signed
+from flows.round_work import RoundWork
 from flows.store import audit, studies, witnessed
 from flows.store.database import reading, writing
 from flows.store.findings import latest_decision, latest_evidence
 from flows.watch import HIGH_WATER, look
-from infra.driving import PARAMETERS, one_round, run, work_of
+from infra.driving import PARAMETERS, attempts, one_round, run, work_of
 from infra.federation import SimulatedFederation, make_federation
 
 ROUNDS = 5
@@ -40,12 +41,16 @@ HOSPITALS = ("h1", "h2", "h3", "h4", "h5")
 
 
 def study_of(folder: Path) -> SimulatedFederation:
-    """Round 2 without h2, which falls silent in the middle of the sum; round 4 without h5, which refuses."""
+    """Round 2 without h2, which falls silent in the middle of the sum; round 4 without h5, which refuses.
+
+    After the last all of them personalise.
+    """
     federation = make_federation(
         folder,
         {silo: work_of(number) for number, silo in enumerate(HOSPITALS, 1)},
         parameters=PARAMETERS,
         rounds=ROUNDS,
+        changes={"personalisation": {}},
     )
 
     async def story(driver: StudyDriver) -> None:
@@ -60,6 +65,10 @@ def study_of(folder: Path) -> SimulatedFederation:
             if number == 5:
                 federation.hospitals["h5"].relent()
             await one_round(driver, number)
+        assert await driver.witness_end() == ()
+        work = driver.open_round(ROUNDS + 1)
+        _, found = await attempts(work, "personalise", work.model_in, RoundWork.compare)
+        driver.learn_personalised(found)
         assert await driver.witness_end() == ()
         driver.finish("ALL_ROUNDS_DONE")
 
@@ -125,6 +134,7 @@ def test_its_numbers_are_those_of_the_logs(done: SimulatedFederation, tmp_path: 
     refusals = [data["code"] for event, data in said["h5"] if event == "work-refused"]
     assert refusals
     assert all(code in text for code in refusals)
+    assert "How the model compares with what each hospital has alone, and with its own after personalisation" in text
     assert sum(report["verdicts"].values()) == len(report["controls"])
     assert report["verdicts"]["FAIL"] == 0
 

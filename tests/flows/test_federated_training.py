@@ -116,14 +116,23 @@ def test_a_round_without_some_hospital_is_never_called_a_plain_success(federatio
     assert "| h4 | no: SILENT |" in ask(page)
 
 
-def test_a_plan_that_normalises_over_all_hospitals_counts_their_images_first(
+def test_a_plan_counts_all_hospitals_images_first_and_has_them_personalise_last(
     tmp_path: Path, prefect: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     works = {f"h{n}": work_of(n) for n in (1, 2, 3)}
-    made = make_federation(tmp_path / "home", works, parameters=PARAMETERS, rounds=2, normalise="federated")
+    made = make_federation(
+        tmp_path / "home", works, parameters=PARAMETERS, rounds=2, normalise="federated", attempts=1,
+        changes={"personalisation": {}},
+    )  # fmt: skip
     monkeypatch.setenv("WARDROUND_HOME", str(tmp_path / "home"))
     assert run(made, count=1).name == "RoundsDone"
-    assert run(made, count=1).is_completed()
+    made.hospitals["h2"].refuse("personalise", "OUT_OF_MEMORY")
+    state = run(made, count=1)
+    assert state.name == "NotPersonalised"
+    assert "all 2 rounds are committed; not personalised: too few hospitals in every attempt" in state.message
+    made.hospitals["h2"].relent()
+    assert run(made).name == "Completed", "all is repeated that is missing, and nothing else"
+    assert committed(made) == [1, 2]
 
     async def seen(client: Any) -> tuple[list[str], list[str]]:
         flows = [one.name for one in await client.read_flow_runs(limit=200) if one.start_time >= made.made_at]
@@ -133,6 +142,11 @@ def test_a_plan_that_normalises_over_all_hospitals_counts_their_images_first(
     flows, pages = ask(seen)
     assert flows.count("statistics") == 1
     assert ["6 training images of 3 hospitals" in data for data in pages] == [True]
+    page = f"{made.study.study}-personalised"
+    flows, pages = ask(seen)
+    assert flows.count("personalise") == 2
+    said = "2 of 3 hospitals: federated better than alone, 1: same; mean difference +0.200"
+    assert [said in data for data in pages] == [True]
 
 
 def test_a_step_says_who_is_missing_in_it(federation: SimulatedFederation) -> None:

@@ -20,6 +20,8 @@ from flows.comparison.figure import draw, png
 from flows.comparison.page import html, markdown
 from flows.comparison.rows import Compared
 from flows.mlflow_book import Publisher
+from flows.personalisation import Compared as Pair
+from flows.personalisation import Personalised
 from flows.privacy_audit import Audit, Finding, log_to_mlflow
 from flows.records import Measurement, ModelStart, Statistics
 from flows.store import holdings, measurements, rounds, studies
@@ -120,6 +122,26 @@ def compared(federation: SimulatedFederation, url: str) -> None:
     assert run.data.tags["mlflow.note.content"].startswith(f"# {study.label} against other@1")
 
 
+def personalise(federation: SimulatedFederation) -> None:
+    """What the sum after the last round leaves in the store."""
+    from flows.coordinator import DRIVER_LEASE
+
+    now, study = federation.coordinator.now(), federation.study
+    decision = CohortDecision(
+        phase="personalise", attempt=1, reason="ALL_THERE", members=study.plan.silos, absent={}, closed_at=now
+    )
+    found = Personalised(
+        figure="AUROC", decision=decision, survivors=study.model.initial.digest,
+        compared=(
+            Pair(one="federated", other="local", better=2, same=1, worse=0, difference=0.02),
+            Pair(one="personal", other="local", better=0, same=0, worse=0, difference=None),
+        ),
+    )  # fmt: skip
+    with writing(federation.coordinator.store) as connection:
+        reins = studies.take_reins(connection, study.study, "test", now, DRIVER_LEASE)
+        assert studies.keep_personalised(connection, reins, found, now) == found
+
+
 def test_an_outage_stops_nothing_and_is_made_up_for_without_doubled_points(
     federation: SimulatedFederation, commit: Commit, mlflow_server: tuple[str, Callable[[], None]]
 ) -> None:
@@ -139,6 +161,7 @@ def test_an_outage_stops_nothing_and_is_made_up_for_without_doubled_points(
     with writing(federation.coordinator.store) as connection:  # as after a crash between sending and remembering
         connection.execute(rounds.published.delete().where(rounds.published.c.what.like("round-%")))
         connection.execute(rounds.published.delete().where(rounds.published.c.what.like("measured-%")))
+    personalise(federation)
     Publisher(federation.coordinator, federation.study).catch_up()
 
     from mlflow import MlflowClient
@@ -146,6 +169,10 @@ def test_an_outage_stops_nothing_and_is_made_up_for_without_doubled_points(
     client = MlflowClient(url)
     experiment = client.get_experiment_by_name(federation.plan.name)
     (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.metrics["personalisation/federated_vs_local_better"] == 2
+    assert run.data.metrics["personalisation/federated_vs_local_difference"] == 0.02
+    assert "personalisation/personal_vs_local_difference" not in run.data.metrics, "no hospital could tell"
+    assert "2 of 3 hospitals: federated better than alone, 1: same" in run.data.tags["mlflow.note.content"]
     for metric, values in {"global/train_loss": [1.0, 0.5], "global/loss": [0.5, 0.25], "global/auroc": [0.75]}.items():
         history = client.get_metric_history(run.info.run_id, metric)
         assert [point.value for point in sorted(history, key=lambda point: point.step)] == values, metric

@@ -20,6 +20,7 @@ def study(plan: StudyPlan, record: RoundRecord) -> Study:
     model = ModelStart.model_validate({"manifest": {"tensors": []}, "initial": record.model_out.model_dump()})
     return Study(
         study=study_id(plan), label=plan.label, plan=plan, plan_digest=digest_of(plan), model=model, statistics=None,
+        personalised=None,
         state="running", driver=None, driver_until=None, published_at=golden.NOW,
     )  # fmt: skip
 

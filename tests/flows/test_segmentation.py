@@ -84,7 +84,8 @@ def test_a_record_with_dice_comes_back_from_its_bytes(record: RoundRecord) -> No
 
 def study(plan: StudyPlan, found: RoundRecord) -> Any:
     return SimpleNamespace(
-        study=found.study, label=plan.label, plan=plan, plan_digest="sha256:0", model=None, statistics=None
+        study=found.study, label=plan.label, plan=plan, plan_digest="sha256:0", model=None, statistics=None,
+        personalised=None,
     )  # fmt: skip
 
 

@@ -314,6 +314,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "a hospital's own already",
     ),
     "nothing to train": ({"personalisation": {"parameters": []}}, "nothing to train"),
+    "a plan that trains nothing": (
+        {"personalisation": {}, "training": {"rounds": 0}, "evaluation": {"models": [MODEL.digest]}},
+        "there is no model to go on from",
+    ),
     "no round left": ({"personalisation": {}, "training": {"rounds": 10_000}}, "at most 9999"),
     "an unknown key": ({"personalisation": {"lambda": 1.0}}, "unknown key"),
 }  # fmt: skip
