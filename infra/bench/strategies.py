@@ -90,9 +90,9 @@ def run(task: Task) -> list[Result]:
 def _learned(task: Task, arm: Arm, federation: NonIid) -> list[Result]:
     plan, weights = together(arm, federation, task.seed)
     private = plan.privacy.mechanism != "none"
-    measure: Measure = "own" if arm.home else "common"
+    measure: Measure = "own" if arm.home or arm.ditto else "common"
     found = [Result(task.archive, arm.name, measure, task.seed, scores(plan, weights, federation), private)]
-    if not private:
+    if not private and arm.ditto is None:
         mine = fine_tuned(plan, weights, federation, task.seed, RATES[task.archive].fine_tuning)
         scored = scores(plan, mine, federation)
         found.append(Result(task.archive, f"{arm.name}{TUNED}", "own", task.seed, scored))

@@ -7,12 +7,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from boundary.parts import parts_of
-from boundary.plan import StudyPlan, Training
+from boundary.parts import parts_of, tuned_of
+from boundary.plan import Personalisation, StudyPlan
 from boundary.tensors import Vector, flatten, manifest_of, unflatten
 from compliance.empirical import area, roc
 from infra.simulation.rounds import entropy, network_of, quiet, seed_of
-from models.parameters import load_tensors, to_tensors, train_only
+from models.parameters import load_tensors, to_tensors
+from models.personal import alone_training, personalise
 from models.training import LocalData, train
 
 _AT_ONCE = 512
@@ -38,10 +39,7 @@ def alone(plan: StudyPlan, data: LocalData, seed: int) -> Vector:
     optimiser's state is kept through all of it.
     """
     module, _ = network_of(plan)
-    training = plan.training.model_copy(
-        update={"local_epochs": plan.training.local_epochs * plan.training.rounds, "proximal": 0.0}
-    )
-    train(module, data, training, seed=seed_of(entropy(seed)), on_step=quiet)
+    train(module, data, alone_training(plan.training), seed=seed_of(entropy(seed)), on_step=quiet)
     return _weights(module)
 
 
@@ -51,12 +49,15 @@ def personalised(plan: StudyPlan, weights: Vector, data: LocalData, seed: int, h
     Wang et al. 2019, "Federated evaluation of on-device personalization".
     """
     module = loaded(plan, weights)
-    choice = plan.model.model_copy(update={"trained": how.trained, "home": ()})
-    train_only(module, parts_of(choice, manifest_of(to_tensors(module))).trained)
-    training = Training(
-        rounds=1, local_epochs=how.epochs, batch_size=how.batch_size, optimizer="adam", learning_rate=how.learning_rate
-    )
-    train(module, data, training, seed=seed_of(entropy(seed, 2)), on_step=quiet)
+    federated = to_tensors(module)
+    parts = parts_of(plan.model.model_copy(update={"home": ()}), manifest_of(federated))
+    training = plan.training.model_copy(update={"batch_size": how.batch_size, "optimizer": "adam"})
+    tuning = Personalisation(parameters=how.trained, epochs=how.epochs, learning_rate=how.learning_rate)
+    personalise(
+        module, data, training, tuning,
+        federated=federated, own=None, tuned=tuned_of(parts, how.trained), seed=seed_of(entropy(seed, 2)),
+        on_step=quiet,
+    )  # fmt: skip
     return _weights(module)
 
 

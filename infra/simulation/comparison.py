@@ -17,7 +17,7 @@ from statistics import fmean
 
 from boundary.guarantee import NoPrivacy, Privacy
 from boundary.identity import SigningIdentity
-from boundary.plan import Server, StudyPlan, Training, parse_plan
+from boundary.plan import Personalisation, Server, StudyPlan, Training, parse_plan
 from boundary.robustness import Robustness
 from boundary.tensors import Vector
 from infra.hospitals.noniid import Hospital, NonIid
@@ -56,7 +56,10 @@ modalities = ["CR"]
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A strategy with all its settings. `home` are patterns of parameters that never leave a hospital."""
+    """A strategy with all its settings. `home` are patterns of parameters that never leave a hospital.
+
+    With `ditto` what counts is each hospital's own network, trained beside the rounds.
+    """
 
     name: str
     training: Training
@@ -64,6 +67,7 @@ class Arm:
     home: tuple[str, ...] = ()
     privacy: Privacy = field(default_factory=NoPrivacy)
     robustness: Robustness = field(default_factory=Robustness)
+    ditto: Personalisation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,7 @@ def plan_of(arm: Arm, hospitals: Sequence[str], seed: int) -> StudyPlan:
             "server": arm.server.model_dump(),
             "privacy": arm.privacy.model_dump(),
             "robustness": arm.robustness.model_dump(),
+            "personalisation": None if arm.ditto is None else arm.ditto.model_dump(),
         }
     )
 
@@ -96,7 +101,7 @@ def together(arm: Arm, federation: NonIid, seed: int) -> tuple[StudyPlan, list[V
     hospitals = federation.hospitals
     plan = plan_of(arm, [one.name for one in hospitals], seed)
     learned = Simulation(plan, [Site(one.training, one.most_patients) for one in hospitals], seed).run()
-    return plan, [learned.of(number) for number in range(len(hospitals))]
+    return plan, [*learned.owns] or [learned.of(number) for number in range(len(hospitals))]
 
 
 def fine_tuned(

@@ -16,7 +16,7 @@ from torch import nn
 
 from boundary.guarantee import PatientPrivacy
 from boundary.layout import layout_in
-from boundary.parts import Parts, parts_of
+from boundary.parts import Parts, parts_of, tuned_of
 from boundary.plan import StudyPlan, study_id
 from boundary.robustness import RolledBack, counted
 from boundary.secagg.encoding import Quantiser, count_clipped, decode_numbers, encode_numbers
@@ -31,6 +31,7 @@ from flows.verdict import of_sum
 from models.catalogue import build
 from models.measuring import layout_of, mean_loss_of
 from models.parameters import initial_tensors, load_tensors, to_tensors, train_only
+from models.personal import personalise
 from models.private.training import PrivateSteps, PrivateTraining
 from models.training import LocalData, evaluate, next_control, planned_steps, shorten, train, weight_of
 from models.weiszfeld import weight_beside
@@ -68,6 +69,7 @@ class Learned:
     """After the last round: what moved, float32 [parts.moving.size], and what stayed in each hospital.
 
     `rolled_back` are the rounds that were, from 1, with why.
+    `owns` are the hospitals' own networks, float32 [parts.whole.size], where the plan trains such beside the rounds.
     """
 
     parts: Parts
@@ -75,6 +77,7 @@ class Learned:
     moving: Vector
     homes: tuple[Vector, ...]
     rolled_back: Mapping[int, RolledBack] = field(default_factory=dict)
+    owns: tuple[Vector, ...] = ()
 
     def of(self, hospital: int) -> Vector:
         """The whole network that a hospital has, float32 [parts.whole.size]: with what stayed home in its place."""
@@ -120,6 +123,7 @@ class Simulation:
         controls = [zeros for _ in self.sites]
         rolled_back: dict[int, RolledBack] = {}
         history: list[bool] = []  # whether each round was rolled back
+        owns: dict[int, Vector] = {}
         for number in range(self.plan.training.rounds):
             if strategy.begins_anew(number + 1):
                 state = replace(state, memory=strategy.init(state.weights).memory)
@@ -127,6 +131,7 @@ class Simulation:
             common, out = state.memory.get(CONTROL, zeros), self._left_out(history)
             there = [k for k, hospital in enumerate(self.plan.hospitals) if hospital.silo not in out]
             changes = {k: self.local(number, k, state.weights, homes[k], common, controls[k]) for k in there}
+            beside = {k: self.beside(number, k, state.weights, owns.get(k)) for k in there if self.plan.trains_beside}
             mean, fitted = self._mean(changes, encoding, number)
             tried = strategy.apply(state, replace(mean, local_rate=self.plan.training.learning_rate))
             why = self._verdict(number, state.weights, tried.weights, float(np.linalg.norm(mean.delta)))
@@ -137,7 +142,28 @@ class Simulation:
             state, encoding = tried, fitted
             for k, change in changes.items():
                 homes[k], controls[k] = change.home, change.control
-        return Learned(self.parts, self.base, state.weights, tuple(homes), rolled_back)
+            owns |= beside
+        if self.plan.trains_beside:
+            last = self.plan.training.rounds
+            owns = {k: self.beside(last, k, state.weights, owns.get(k)) for k in range(len(self.sites))}
+        return Learned(self.parts, self.base, state.weights, tuple(homes), rolled_back, tuple(owns.values()))
+
+    def beside(self, number: int, hospital: int, moving: Vector, before: Vector | None) -> Vector:
+        """A hospital's own network one training further, pulled to the global model as Ditto has it.
+
+        Raises `ValueError` for a plan without.
+        """
+        how, module = self.plan.personalisation, network_of(self.plan)[0]
+        if how is None:
+            raise ValueError("the plan has no personalisation")
+        personalise(
+            module, self.sites[hospital].data, self.plan.training, how,
+            federated=unflatten(self.parts.joined(self.base, moving), self.parts.whole),
+            own=None if before is None else unflatten(before, self.parts.whole),
+            tuned=tuned_of(self.parts, how.parameters),
+            seed=seed_of(entropy(self._seed, number, hospital, 3)), on_step=quiet,
+        )  # fmt: skip
+        return flatten(to_tensors(module), self.parts.whole)
 
     def _left_out(self, history: Sequence[bool]) -> frozenset[str]:
         if not self.plan.robustness.leave_out:

@@ -24,7 +24,7 @@ from statistics import fmean
 import torch
 
 from boundary.guarantee import PatientPrivacy
-from boundary.plan import Server, Training
+from boundary.plan import Personalisation, Server, Training
 from boundary.strategies import StrategyName
 from infra.hospitals.noniid import ARCHIVES, Archive, split
 from infra.simulation.alone import FineTuning
@@ -67,6 +67,7 @@ class Rates:
     private: float
     private_server: Mapping[StrategyName, float]
     fine_tuning: FineTuning
+    ditto: float = 0.1  # of Ditto's pull; the middle of what its authors tried, not chosen for the archive
 
     def training(self, rate: float) -> Training:
         return Training(rounds=self.rounds, batch_size=BATCH, learning_rate=rate)
@@ -94,6 +95,7 @@ class Rates:
             *[self._on_server(strategy, plain, self.server) for strategy in _ON_SERVER],
         ]
         others = (Arm("fednova", nova), Arm("scaffold", corrected), Arm("fedbn", plain, home=NORMALISATION))
+        others = (*others, Arm("ditto", plain, ditto=Personalisation(method="ditto", strength=self.ditto)))
         return (*shared, *others, *map(self._private, shared))
 
     def _on_server(self, strategy: StrategyName, training: Training, rates: Mapping[StrategyName, float]) -> Arm:
@@ -144,6 +146,8 @@ def candidates(chosen: Rates) -> Iterator[tuple[str, Rates]]:
         yield "fednova", replace(chosen, nova=rate)
     for rate in (0.01, 0.03, 0.05, 0.1):
         yield "scaffold", replace(chosen, scaffold=rate)
+    for strength in (0.01, 0.1, 1.0):
+        yield "ditto", replace(chosen, ditto=strength)
     yield from _servers(chosen)
     for rate in (0.25, 0.5, 1.0, 2.0):
         yield f"fedavg, epsilon {EPSILON:g}", replace(chosen, private=rate)

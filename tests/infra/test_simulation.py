@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from boundary.guarantee import PatientPrivacy
-from boundary.plan import Server, StudyPlan, Training
+from boundary.plan import Personalisation, Server, StudyPlan, Training
 from boundary.secagg.ring import first_encoding
 from boundary.tensors import Vector, flatten, manifest_of, unflatten
 from compliance.terms import PlanTerms
@@ -23,7 +23,7 @@ from infra.simulation.rounds import Simulation, Site, entropy, network_of, plain
 from infra.simulation.settings import RATES
 from models.losses import mean_loss
 from models.parameters import load_tensors, to_tensors
-from models.training import LocalData, batch, batches, planned_steps, train
+from models.training import LocalData, ProximalTerm, batch, batches, planned_steps, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("north", "south", "west")
@@ -244,6 +244,32 @@ def test_fine_tuning_of_a_head_leaves_all_else() -> None:
     assert names == ["5.weight", "5.bias"]
 
 
+def test_ditto_is_the_plain_loop_beside_the_rounds_and_leaves_them_as_they_are() -> None:
+    """Li et al. 2021, Algorithm 1, with the models of a run without it."""
+    study = plan(rounds=2, optimizer="sgd", learning_rate=0.05)
+    how = Personalisation(method="ditto", strength=0.5, epochs=2)
+    with_own = study.model_copy(update={"personalisation": how})
+    learned, plain = (Simulation(one, sites(), SEED).run() for one in (with_own, study))
+    assert learned.moving.tobytes() == plain.moving.tobytes()
+    assert (len(learned.owns), plain.owns) == (3, ())
+    first = Simulation(plan(rounds=1, optimizer="sgd", learning_rate=0.05), sites(), SEED).run()
+    module, begin = network_of(study)
+    parts = plain.parts
+    v = unflatten(begin, parts.whole)
+    for number, w in enumerate((begin, first.moving, plain.moving)):
+        load_tensors(module, v)
+        pull = ProximalTerm(module, 0.5, unflatten(w, parts.whole))
+        rule = torch.optim.SGD(module.parameters(), lr=0.05)
+        training, data = study.training.model_copy(update={"local_epochs": 2}), sites()[1].data
+        for some in batches(len(data), training, seed_of(entropy(SEED, number, 1, 3))):
+            rule.zero_grad()
+            mean_loss(module(torch.from_numpy(data.images[some])), torch.from_numpy(data.labels[some])).backward()
+            pull.add()
+            rule.step()
+        v = to_tensors(module)
+    np.testing.assert_allclose(learned.owns[1], flatten(v, parts.whole), atol=2e-6)
+
+
 def test_the_area_is_the_share_of_pairs_in_the_right_order() -> None:
     study, data = plan(), images(30, 5)
     module = loaded(study, network_of(study)[1])
@@ -340,7 +366,7 @@ def test_a_private_strategy_is_not_the_best_without_noise() -> None:
 def test_every_strategy_is_compared_with_and_without_a_guarantee(archive: str) -> None:
     names = {arm.name for arm in RATES[archive].arms}
     shared = {*STRATEGIES, "fedprox"} - {"fednova", "scaffold"}  # neither of which a plan has with a guarantee
-    assert names == shared | {f"{name}, epsilon 8" for name in shared} | {"fednova", "scaffold", "fedbn"}
+    assert names == shared | {f"{name}, epsilon 8" for name in shared} | {"fednova", "scaffold", "fedbn", "ditto"}
     for arm in RATES[archive].arms:
         made = plan_of(arm, NAMES, 0)  # a plan that a study could have
         epochs = made.training.rounds * made.training.local_epochs
