@@ -1,7 +1,7 @@
 """A hospital personalises, in the child: its own model, what it would have alone, and how all three do on its patients.
 
 After the last round: the federated model that the order brought, this hospital's own (fine-tuned from it, or Ditto's
-v), and one that it trains from the plan's seed with as many epochs as the study had. All are looked at on the held-back
+v), and one that it trains from where the study began, with as many epochs as it had. All are looked at on the held-back
 patients. Into the vector goes which is better, as `boundary.layout.COMPARED` has it; the figures themselves and the
 hospital's own model lie beside it and never leave. With a guarantee per patient its own is trained with the same noise
 as a round, paid for like one, and none is trained alone: that would have to be paid for too.
@@ -19,10 +19,11 @@ import numpy as np
 from boundary.errors import BadTensors
 from boundary.parts import tuned_of
 from boundary.plan import Personalisation
-from boundary.tensors import Vector, check_values, flatten, pack, unflatten
+from boundary.tensors import Vector, check_values, flatten, manifest_of, pack, unflatten
 from models.catalogue import build
 from models.comparing import Comparison, Estimate, Figure, compare, figure_of
 from models.errors import TrainingCancelled
+from models.low_rank import merge
 from models.measuring import layout_of
 from models.metrics import MetricLayout
 from models.parameters import Tensors, initial_tensors, load_tensors, to_tensors, train_only
@@ -69,10 +70,9 @@ def personalise_round(work: LocalRound, watch: Watch) -> dict[str, Any]:
     if work.private is None:
         models["local"] = _alone(work, data, watch)
     compared = _compared(work, models, watch.should_stop)
-    own = flatten(models["personal"], work.parts.whole)
-    check_values(own, float("inf"))
+    check_values(flatten(models["personal"], work.parts.whole), float("inf"))
     write_vector(work.out, compared.outcomes())
-    write_private(work.out.with_suffix(MODEL), pack(own, work.parts.whole))
+    write_private(work.out.with_suffix(MODEL), _plain(work, models["personal"]))
     write_private(work.out.with_suffix(ROW), json.dumps(_row(work, compared)).encode())
     return {"parameters": work.parts.moving.size, "metrics": 0}
 
@@ -123,7 +123,7 @@ def _kept(work: LocalRound) -> Vector | None:
 def _alone(work: LocalRound, data: LocalData, watch: Watch) -> Tensors:
     plan, classes = work.plan, len(work.plan.labels.classes)
     module = build(plan.model, classes)
-    load_tensors(module, initial_tensors(plan.model, classes))
+    load_tensors(module, initial_tensors(plan.model, classes, work.weights))
     train_only(module, work.parts.trained)
     try:
         train(
@@ -145,6 +145,16 @@ def _compared(work: LocalRound, models: dict[str, Tensors], should_stop: Callabl
     except TrainingCancelled as why:
         raise WorkCancelled("between two batches") from why
     return compare(figures, held_back.patients, secrets.randbits(63))
+
+
+def _plain(work: LocalRound, own: Tensors) -> bytes:
+    """The catalogue's network with these weights, adapters merged: who uses it needs to know nothing of them."""
+    module = build(work.plan.model, len(work.plan.labels.classes))
+    load_tensors(module, own)
+    merge(module)
+    tensors = to_tensors(module)
+    shapes = manifest_of(tensors)
+    return pack(flatten(tensors, shapes), shapes)
 
 
 def _row(work: LocalRound, compared: Comparison) -> dict[str, Any]:

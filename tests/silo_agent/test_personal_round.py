@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from boundary.errors import InvalidPlan
 from boundary.layout import COMPARED, layout_for
+from boundary.parts import parts_of
 from boundary.plan import Personalisation, StudyPlan
 from boundary.tensors import flatten, pack, unflatten, unpack
 from compliance.empirical import area, roc
@@ -27,6 +28,10 @@ from silo_agent.personal_round import Watch, personalise_round, train_beside
 from silo_agent.results import DITTO, MODEL, ROW
 
 TRAINING, HELD_BACK = 48, 24
+USUAL: dict[str, Any] = {
+    "model": {"name": "cnn-small", "version": 1},
+    "training": {"rounds": 2, "local_epochs": 2, "batch_size": 8, "learning_rate": 0.01},
+}
 Make = Callable[..., LocalRound]
 QUIET = Watch(lambda _step, _steps: None, lambda: False)
 
@@ -49,16 +54,18 @@ def make(make_plan_for: Any, new_card: Any, tmp_path: Path, monkeypatch: pytest.
     def make(how: dict[str, Any], private: Private | None = None, **changes: Any) -> LocalRound:
         plan: StudyPlan = make_plan_for(
             [new_card(name) for name in ("st-olavs", "charite", "utrecht")], personalisation=how,
-            model={"name": "cnn-small", "version": 1},
             preprocessing={"size": [16, 16], "intensity": "window", "low": 0, "high": 1},
-            **({"training": {"rounds": 2, "local_epochs": 2, "batch_size": 8, "learning_rate": 0.01}} | changes),
+            **(USUAL | changes),
         )  # fmt: skip
         work = LocalRound.of({"plan": plan.model_dump(mode="json"), "device": "cpu", "threads": 1})
         model = tmp_path / "model.safetensors"
-        model.write_bytes(pack(federated(plan), work.parts.moving))
+        model.write_bytes(pack(work.parts.moving_of(federated(plan)), work.parts.moving))
+        base = None if work.parts.moves_whole else tmp_path / "base.safetensors"
+        if base is not None:
+            base.write_bytes(pack(federated(plan), work.parts.whole))
         return LocalRound(
             plan, work.parts, tmp_path, model, tmp_path / "out" / "vector", "cpu", personal=tmp_path / "ditto",
-            private=private,
+            private=private, base=base,
         )  # fmt: skip
 
     return make
@@ -118,9 +125,23 @@ def test_only_what_the_plan_says_is_tuned(make: Make) -> None:
     assert changed == {name for name in names if "adn" in name}
 
 
+def test_adapters_are_tuned_and_the_model_that_is_kept_has_none(make: Make) -> None:
+    lora = {"rank": 1, "alpha": 4.0, "targets": ["5"]}
+    work = make({"epochs": 4}, model={"name": "cnn-small", "version": 1, "lora": lora, "trained": ["*.lora_?.weight"]})
+    personalise_round(work, QUIET)
+    row = json.loads(work.out.with_suffix(ROW).read_bytes())
+    plain = work.plan.model_copy(update={"model": work.plan.model.model_copy(update={"lora": None, "trained": ("*",)})})
+    whole = manifest(plain.model, 2)
+    own = unflatten(unpack(work.out.with_suffix(MODEL).read_bytes(), whole), whole)
+    begun = initial_tensors(plain.model, 2)
+    assert {name for name in own if not np.array_equal(own[name], begun[name])} == {"5.weight"}
+    unadapted = LocalRound(plain, parts_of(plain.model, whole), work.cache, work.model, work.out, "cpu")
+    assert area_of(unadapted, flatten(own, whole)) == pytest.approx(row["figures"]["personal"][0], abs=1e-3)
+
+
 def test_a_pattern_that_fits_nothing_is_found_at_publication_and_here(make: Make) -> None:
     for refuse in (lambda: make({"parameters": ["haed.*"]}), lambda: checked_tensors(
-        make({}).plan.model_copy(update={"personalisation": Personalisation(parameters=("haed.*",))})
+        make({}).plan.model_copy(update={"personalisation": Personalisation(parameters=("haed.*",))}), None
     )):  # fmt: skip
         with pytest.raises(InvalidPlan, match=r"'haed\.\*' fits no parameter that is trained"):
             refuse()
