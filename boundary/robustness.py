@@ -8,7 +8,8 @@ committed with the model it began with.
 
 Where hospitals differ in their labels, an honest round makes a young model worse for many of them (it learns what is
 frequent before it learns to tell). So a vote alone brings nothing down: over all held-back patients together the loss
-must have risen as well.
+must have risen as well. And the first rounds count whatever the votes say, for a network that knows nothing yet is
+hardly ever wrong by much.
 """
 
 from enum import StrEnum
@@ -39,7 +40,8 @@ class Robustness(Frozen):
 
     `clip` is the longest change, as the Euclidean norm of all weights that move, that a hospital sends in a round; a
     longer one is shortened to it. With `vote` a hospital votes against a new model if its mean loss on the patients
-    held back there is more than `tolerance` (0.25 is a quarter) above that of the model the round began with. With
+    held back there is more than `tolerance` (0.25 is a quarter) above that of the model the round began with;
+    the first `warm_up` rounds count in spite of that. With
     `leave_out` hospitals are left out in turn after a round was rolled back, until a round counts (`flows.rotation`).
     Without a guarantee per patient two such rounds, from one model and with one hospital more or less in the sum, let
     the coordinator estimate that hospital's change.
@@ -48,11 +50,16 @@ class Robustness(Frozen):
     clip: Annotated[float, Field(gt=0, le=1e6)] | None = None
     vote: bool = False
     leave_out: bool = False
+    warm_up: Annotated[int, Field(ge=0, le=1000)] = 3
     tolerance: Annotated[float, Field(ge=0, le=10)] = 0.25
 
     @property
     def may_roll_back(self) -> bool:
         return self.vote or self.clip is not None
+
+    def is_down(self, vote: "Vote", number: int) -> bool:
+        """Whether a vote brings down the model of round `number`, from 1."""
+        return vote.is_against and number > self.warm_up
 
     def is_worse(self, loss: float, before: float) -> bool:
         """One hospital's vote, from two mean losses in nats. What is no number is worse than anything."""
@@ -74,7 +81,7 @@ class Vote(Frozen):
     rise: float
 
     @property
-    def is_down(self) -> bool:
+    def is_against(self) -> bool:
         """More than half of those who voted, and the loss of all together rose.
 
         An agent that is not ours can add more than one vote, or take votes off, as long as the sum stays possible.

@@ -295,7 +295,7 @@ class RoundWork:
         Raises `CollectionFailed` if the sum does not open, `ValueError` or `NoImages` for no metrics without a vote.
         """
         plan, total = self.study.plan, self._total(gathered)
-        vote, rolled_back = verdict.of_votes(plan, total, len(gathered.opened.vectors))
+        vote, rolled_back = verdict.of_votes(plan, total, self.number, len(gathered.opened.vectors))
         try:
             metrics = readings.kept(
                 read(total.numbers[total.layout.where("metrics")], layout_of(plan)), plan.labels.classes

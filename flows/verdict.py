@@ -31,11 +31,14 @@ def of_sum(plan: StudyPlan, update_norm: float, weights: Vector) -> RolledBack |
     return None
 
 
-def of_votes(plan: StudyPlan, total: Total, hospitals: int) -> tuple[Vote | None, RolledBack | None]:
-    """What so many hospitals' votes add up to, and what follows. Sums that no honest votes give bring a model down."""
+def of_votes(plan: StudyPlan, total: Total, number: int, hospitals: int) -> tuple[Vote | None, RolledBack | None]:
+    """What so many hospitals' votes add up to in round `number`, and what follows.
+
+    Sums that no honest votes give bring a model down.
+    """
     if not plan.robustness.vote:
         return None, None
     vote = counted(total.number("against"), total.number("voted"), total.number("rise"), hospitals)
     if vote is None:
         return None, RolledBack.VOTE_INVALID
-    return vote, RolledBack.VOTED_DOWN if vote.is_down else None
+    return vote, RolledBack.VOTED_DOWN if plan.robustness.is_down(vote, number) else None

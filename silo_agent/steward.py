@@ -291,6 +291,7 @@ def _robustness(plan: StudyPlan) -> list[tuple[str, str]]:
             "we vote, with one bit under masks, against a new model whose loss on our held-back patients is more than "
             f"{chosen.tolerance:.0%} above that of the model before, and by how much it rose is summed; what most vote "
             "down, and is worse for all together, does not count"
+            + (f", from round {chosen.warm_up + 1} on" if chosen.warm_up else "")
         )
     if chosen.leave_out:
         said.append(

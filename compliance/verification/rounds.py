@@ -91,7 +91,7 @@ def _rolled_back(case: Case, record: RoundRecord) -> Iterator[Finding]:
             yield broken(path, "was rolled back", "the plan that the hospitals approved rolls nothing back")
         if record.model_out.digest != record.model_in:
             yield broken(path, "was rolled back to a model it did not begin with", "a model that no sum gave counts")
-    is_down = vote is not None and vote.is_down
+    is_down = vote is not None and robustness.is_down(vote, record.round)
     if is_down != (record.rolled_back is RolledBack.VOTED_DOWN):
         yield broken(path, "does not do what the hospitals' votes say", "their vote was not what counted")
     if robustness.vote and vote is None and record.rolled_back is None:

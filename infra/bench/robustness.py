@@ -1,9 +1,9 @@
 """What one of five hospitals can do to a study by sending its change turned round and ten times as long.
 
-On the federations of `infra.bench.strategies`, with FedAvg; in each of five draws another hospital spoils the rounds.
-Compared is the AUROC of the last model on the common test with that of the same federation left in peace, as the mean
-of the five differences: what is lost. Limits (`clip`) were chosen on training images alone, near the longest honest
-change of a late round.
+On the federations of `infra.bench.strategies`, with FedAvg and equal weights; in each of five draws another hospital
+spoils the rounds. Compared is the AUROC of the last model on the common test with that of the same federation left in
+peace, as the mean of the five differences: what is lost. Limits (`clip`) were chosen on training images alone, near the
+longest honest change of a late round.
 """
 
 from collections.abc import Callable, Sequence
@@ -73,8 +73,8 @@ def run(archive: str, case: Case, seed: int) -> Outcome:
     """One study."""
     federation, arms = split(Archive.read(ARCHIVES[archive]), seed), {arm.name: arm for arm in RATES[archive].arms}
     chosen = Robustness(clip=CLIP[archive], vote=True, leave_out=case.leave_out) if case.defended else Robustness()
-    # sums over changing hospitals may not tell true counts: there weights are what hospitals declare
-    training = arms["fedavg"].training.model_copy(update={"weighting": "declared"} if case.leave_out else {})
+    # what a hospital counts for by images or patients is its own word
+    training = arms["fedavg"].training.model_copy(update={"weighting": "equal"})
     arm = replace(arms["fedavg"], training=training, robustness=chosen)
     plan = plan_of(arm, [one.name for one in federation.hospitals], seed)
     spoiler = None

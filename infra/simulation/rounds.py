@@ -194,7 +194,9 @@ class Simulation:
             spoils = self._spoiler is not None and self._spoiler.hospital == k and self._spoiler.when(number + 1)
             against += robustness.is_worse(losses[1], losses[0]) and not spoils
         vote = counted(against, voted, rise, len(self.sites))
-        return None if vote is not None and not vote.is_down else RolledBack.VOTED_DOWN
+        if vote is None:
+            return RolledBack.VOTE_INVALID
+        return RolledBack.VOTED_DOWN if robustness.is_down(vote, number + 1) else None
 
     def _measured(self, moving: Vector, site: Site) -> NDArray[np.float64]:
         """In a study that votes all of the network moves: nobody's home is asked for."""

@@ -37,7 +37,7 @@ def test_honest_votes_are_counted_and_bring_down_what_is_worse_for_most_and_for_
         assert vote is None
     else:
         assert vote == Vote(against=against, voted=voted, rise=rise)
-        assert vote.is_down == (against > voted - against and rise > 0)
+        assert vote.is_against == (against > voted - against and rise > 0)
 
 
 IMPOSSIBLE = {
@@ -59,7 +59,7 @@ def test_what_no_honest_votes_add_up_to_is_no_vote(sums: tuple[float, float, flo
 def test_one_hospital_decides_nothing_among_honest_ones() -> None:
     for hospitals, bit in product(range(3, 30), (0, 1)):
         all_others = Vote(against=(hospitals - 1) * (1 - bit) + bit, voted=hospitals, rise=1.0)
-        assert all_others.is_down == (bit == 0)
+        assert all_others.is_against == (bit == 0)
 
 
 def test_a_mean_that_is_longer_than_any_change_may_be_is_too_long() -> None:
@@ -102,3 +102,9 @@ def test_hospitals_are_left_out_only_where_something_is_rolled_back_and_no_true_
     plan["training"]["weighting"] = "equal"
     assert parse_plan(plan | {"robustness": {"leave_out": True, "vote": True}}).varies
     assert not parse_plan(plan | {"robustness": {"vote": True}}).varies
+
+
+def test_the_first_rounds_count_whatever_the_votes_say() -> None:
+    vote, robustness = Vote(against=3, voted=3, rise=1.0), Robustness(vote=True, warm_up=2)
+    assert [robustness.is_down(vote, number) for number in (1, 2, 3, 4)] == [False, False, True, True]
+    assert not robustness.is_down(Vote(against=1, voted=3, rise=1.0), 4)

@@ -28,7 +28,7 @@ from silo_agent.results import RESIDUAL, carried
 
 Votes = Callable[[Collection], tuple[float, float, float]]
 EXACT = 1e-3
-VOTE = {"vote": True}
+VOTE = {"vote": True, "warm_up": 0}
 MOMENTUM = {"training": {"rounds": 3, "strategy": "fedavgm"}, "server": {"momentum": 0.5}}
 
 
@@ -76,7 +76,7 @@ class Told:
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     works = {f"h{n}": voting(n, no_in(2) if n < 3 else yes) for n in (1, 2, 3)}
-    changes = {"robustness": {"vote": True}} | MOMENTUM
+    changes = {"robustness": VOTE} | MOMENTUM
     made = make_federation(tmp_path_factory.mktemp("told"), works, parameters=PARAMETERS, changes=changes, rounds=3)
     records, left = [], []
 
@@ -184,6 +184,12 @@ def test_what_is_worse_for_most_and_better_for_all_together_counts(make: Made) -
     assert (first.rolled_back, first.vote) == (None, Vote(against=2, voted=3, rise=-0.25))
 
 
+def test_a_young_model_counts_whatever_the_votes_say(make: Made) -> None:
+    against = [voting(n, no_in(1)) for n in (1, 2, 3)]
+    first = run(make(*against, robustness=VOTE | {"warm_up": 1}), one_round)
+    assert (first.rolled_back, first.vote) == (None, Vote(against=3, voted=3, rise=6.0))
+
+
 def test_votes_that_cannot_be_bring_a_model_down(make: Made) -> None:
     """One agent that is not ours may stop a model so; it cannot have one counted against all others' votes unseen."""
     first = run(make(voting(1, lambda _: (-5.0, 1.0, 0.0)), voting(2, yes), voting(3, yes)), one_round)
@@ -216,7 +222,7 @@ def test_a_sum_longer_than_any_change_may_be_is_not_put_to_the_vote(make: Made) 
     """Changes are at most 9 * sqrt(10) = 28.5 long; that of h2, which says it is -100 times as long, is in the sum."""
     works = [voting(1, yes), voting(2, yes, -100.0), voting(3, yes)]
     sums = {"quorum": 3, "delta_bound": 1000.0, "ready_minutes": 1.0}
-    federation = make(*map(clipping, works), robustness={"vote": True, "clip": 30.0}, aggregation=sums)
+    federation = make(*map(clipping, works), robustness=VOTE | {"clip": 30.0}, aggregation=sums)
 
     async def story(driver: StudyDriver) -> RoundRecord:
         work = driver.open_round(1)

@@ -17,7 +17,7 @@ from models.training import LocalData
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("north", "south", "west", "east")
 TRAINING = Training(rounds=6, batch_size=8, learning_rate=1e-2, weighting="equal")
-VOTE = Robustness(vote=True)
+VOTE = Robustness(vote=True, warm_up=0)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_a_change_that_no_agent_shortened_shows_in_the_sum() -> None:
 
 
 def test_whoever_spoils_every_round_is_left_out_and_the_others_learn() -> None:
-    limit = Robustness(clip=50.0, vote=True, leave_out=True)
+    limit = Robustness(clip=50.0, vote=True, warm_up=0, leave_out=True)
     learned = played(limit, Spoiler(2, -1000.0, every))
     assert 1 in learned.rolled_back
     assert len(learned.rolled_back) < TRAINING.rounds
