@@ -437,7 +437,7 @@ class StudyPlan(Frozen):
             raise ValueError("privacy.mechanism: nothing is trained, so there is nothing to guarantee; take none")
         if self.preprocessing.normalise != "none":
             raise ValueError("preprocessing.normalise: nothing is trained, so there are no training images; take none")
-        if self.robustness.may_roll_back or self.robustness.clip is not None or self.selection.varies:
+        if self.robustness.may_roll_back or self.selection.varies:
             raise ValueError("robustness, selection: nothing is trained, so nothing to clip, to vote on or to draw for")
         if self.model.pretrained is not None:
             raise ValueError("model.pretrained: nothing is trained, so nothing begins with it; name it in evaluation")

@@ -105,7 +105,8 @@ def figure_of(plan: StudyPlan) -> str:
 def lines(found: Personalised) -> list[str]:
     """Markdown: a sentence, and the table it is from."""
     rows = [
-        f"| {NAMES[one.one]} | {NAMES[one.other]} | {one.better} | {one.same} | {one.worse} | {_signed(one)} |"
+        f"| {NAMES[one.one]} | {NAMES[one.other]} | {one.better} | {one.same} | {one.worse} "
+        f"| {signed(one.difference)} |"
         for one in found.compared
     ]
     return [
@@ -121,8 +122,8 @@ def lines(found: Personalised) -> list[str]:
     ]
 
 
-def _signed(one: Compared) -> str:
-    return "–" if one.difference is None else f"{one.difference:+.4f}"  # noqa: RUF001 - how "no value" is printed
+def signed(difference: float | None) -> str:
+    return "–" if difference is None else f"{difference:+.4f}"  # noqa: RUF001 - how "no value" is printed
 
 
 def points(found: Personalised) -> dict[str, float]:

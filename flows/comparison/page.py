@@ -10,6 +10,7 @@ from flows import readings
 from flows.comparison.rows import ABSENT, Compared, cautions, differences, final_told, interval_told, verdict
 from flows.measured_pages import INDEPENDENT
 from flows.pages import size
+from flows.personalisation import NAMES, signed
 
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#1b1f24;background:#fff;max-width:72rem;margin:2rem auto;padding:0 1rem}
@@ -33,8 +34,9 @@ class Table:
 
 
 def tables(studies: Sequence[Compared]) -> list[Table]:
-    """Results, what they cost, by round, what differs, which models."""
-    return [_results(studies), _costs(studies), _by_round(studies), _differences(studies), _models(studies)]
+    """Results, whether they are worth it, what they cost, by round, what differs, which models."""
+    worth = [_worth(studies)] if any(one.study.personalised for one in studies) else []
+    return [_results(studies), *worth, _costs(studies), _by_round(studies), _differences(studies), _models(studies)]
 
 
 def _results(studies: Sequence[Compared]) -> Table:
@@ -49,6 +51,20 @@ def _results(studies: Sequence[Compared]) -> Table:
         rows.append((one.label, one.method, done, *figures, *external))
     head = ("study", "strategy", "round", *names, *([f"{names[0]}, external"] if apart else []))
     return Table("After the last measured round", head, tuple(rows), frozenset(range(2, len(head))))
+
+
+def _worth(studies: Sequence[Compared]) -> Table:
+    """At how many hospitals which model is better for their own patients: nobody but they know at which."""
+    rows = tuple(
+        (
+            one.label, NAMES[pair.one], NAMES[pair.other], str(pair.better), str(pair.same), str(pair.worse),
+            signed(pair.difference),
+        )
+        for one in studies
+        for pair in (one.study.personalised.compared if one.study.personalised else ())
+    )  # fmt: skip
+    head = ("study", "", "compared with", "better", "same", "worse", "mean difference")
+    return Table("Is it worth it: hospitals, by their own held-back patients", head, rows, frozenset(range(3, 7)))
 
 
 def _costs(studies: Sequence[Compared]) -> Table:

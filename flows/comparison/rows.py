@@ -64,6 +64,11 @@ class Compared:
         return next((record for record in reversed(self.records) if record.metrics is not None), None)
 
     @property
+    def counting(self) -> RoundRecord | None:
+        """The last round whose model counts."""
+        return next((record for record in reversed(self.records) if record.rolled_back is None), None)
+
+    @property
     def measured_on(self) -> tuple[tuple[str, ...], int] | None:
         """The hospitals and the number of images of the last measured round."""
         last = self.last
@@ -161,7 +166,7 @@ def cautions(studies: Sequence[Compared]) -> list[str]:
     absent = [f"{one.label} {one.partial}" for one in studies if one.partial]
     if absent:
         said.append(f"Rounds without some hospital: {', '.join(absent)}.")
-    stale = [one.label for one in studies if one.last is not None and one.last.round < one.records[-1].round]
+    stale = [one.label for one in studies if one.unmeasured and one.last is not one.counting]
     if stale:
         said.append(f"The last round was not measured, an earlier one is shown: {', '.join(stale)}.")
     return said

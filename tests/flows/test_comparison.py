@@ -12,11 +12,14 @@ import pytest
 
 from boundary.parts import parts_of
 from boundary.plan import StudyPlan, parse_plan, to_json
+from boundary.robustness import RolledBack
 from compliance.records import GlobalMetrics, RoundRecord, Traffic
 from flows.comparison.compare import HTML, compare
 from flows.comparison.figure import draw, png
 from flows.comparison.page import html, markdown
 from flows.comparison.rows import Compared, NotComparable, cautions, check_comparable, differences, verdict
+from flows.personalisation import Compared as OfHospitals
+from flows.personalisation import Personalised
 from flows.publication import begin_study
 from flows.records import Measurement, ModelStart
 from flows.store.studies import Study
@@ -51,7 +54,7 @@ def study_of(round_record: Make) -> Callable[..., Compared]:
         published = round_record(1).committed_at
         name, chosen = label.partition("@")[0], plan or golden.plan()
         chosen = chosen.model_copy(update={"name": name})
-        study = Study(f"{name}-0", label, chosen, "", start, None, "finished", None, None, published)
+        study = Study(f"{name}-0", label, chosen, "", start, None, None, "finished", None, None, published)
         return Compared(study, records, ())
 
     return made
@@ -70,6 +73,26 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002 - its interface
         self.wanted += [value or "" for name, value in attrs if name in {"src", "href"}]
+
+
+def test_whether_it_is_worth_it_for_hospitals_stands_beside_the_results(study_of: Callable[..., Compared]) -> None:
+    first, second = study_of("a@1", 0.8), study_of("b@1", 0.9)
+    assert "worth it" not in markdown([first, second])
+    pair = OfHospitals(one="federated", other="local", better=3, same=1, worse=1, difference=0.0214)
+    cohort = first.records[0].train
+    found = Personalised(figure="AUROC", compared=(pair,), decision=cohort, survivors="sha256:" + "a" * 64)
+    text = markdown([first, replace(second, study=replace(second.study, personalised=found))])
+    assert "| b@1 | the federated model | what each would have trained alone | 3 | 1 | 1 | +0.0214 |" in text
+    assert "| a@1 | the federated model" not in text
+
+
+def test_a_round_that_was_rolled_back_last_is_not_called_unmeasured(study_of: Callable[..., Compared]) -> None:
+    one, other = study_of("a@1", 0.8, 0.9), study_of("b@1", 0.8, 0.9)
+    last = one.records[-1]
+    back = last.model_copy(update={"metrics": None, "rolled_back": RolledBack.VOTED_DOWN, "tried": last.model_out})
+    assert not any("not measured" in said for said in cautions([replace(one, records=(one.records[0], back)), other]))
+    missed = last.model_copy(update={"metrics": None})
+    assert any("not measured" in said for said in cautions([replace(one, records=(one.records[0], missed)), other]))
 
 
 def test_the_page_has_each_study_by_round_and_loads_nothing(study_of: Callable[..., Compared]) -> None:
