@@ -22,8 +22,8 @@ from boundary.names import DigestStr, Frozen, SiloId, StudyName, VersionOne, lis
 from boundary.pretrained import Pretrained
 from boundary.robustness import Robustness
 from boundary.series import SeriesRule
+from boundary.stored import Dtype
 from boundary.strategies import ADAPTIVE, Strategy
-from boundary.tensors import Dtype
 
 SMALLEST_COHORT = 3  # hospitals in one sum; two could subtract themselves from it (secure-aggregation.md)
 MAX_HOSPITALS = 200

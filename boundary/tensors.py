@@ -23,14 +23,13 @@ from boundary import bfloat16
 from boundary.canonical import parse_json
 from boundary.errors import BadTensors, BoundaryError
 from boundary.names import Frozen, list_in
+from boundary.stored import STORED, Dtype
 
 Vector = NDArray[np.float32]
-Dtype = Literal["float32", "bfloat16"]  # on the wire; in memory all is float32
 
 MAX_HEADER_BYTES = 1024 * 1024
 MAX_ELEMENTS = 2**29  # 2 GiB of float32; the largest catalogue network has 7 M
 _PIECE = 2**20  # elements
-_STORED: dict[Dtype, tuple[str, int]] = {"float32": ("F32", 4), "bfloat16": ("BF16", bfloat16.BYTES)}  # name, bytes
 
 
 class TensorSpec(Frozen):
@@ -122,22 +121,17 @@ def _packed_words(words: NDArray[np.uint16], manifest: TensorManifest) -> bytes:
     return struct.pack("<Q", len(text)) + text + words.astype("<u2").tobytes()
 
 
-def stored_bits(dtype: Dtype) -> int:
-    """Of one weight on the wire."""
-    return 8 * _STORED[dtype][1]
-
-
 def packed_size(manifest: TensorManifest, dtype: Dtype = "float32") -> int:
     """An upper bound in bytes for what `pack` makes, known before anything arrives."""
     names = sum(len(spec.name) + 20 * len(spec.shape) + 120 for spec in manifest.tensors)
-    return 8 + 1024 + names + _STORED[dtype][1] * manifest.size
+    return 8 + 1024 + names + STORED[dtype][1] * manifest.size
 
 
 def unpack(data: bytes | memoryview, manifest: TensorManifest, dtype: Dtype = "float32") -> Vector:
     """Read safetensors into one flat vector, float32 [size]; raises `BadTensors` unless it is exactly the manifest."""
     view = memoryview(data).cast("B")
     starts, body = _layout(view, manifest, dtype)
-    item = _STORED[dtype][1]
+    item = STORED[dtype][1]
     vector = np.empty(manifest.size, dtype=np.float32)
     at = 0
     for spec in manifest.tensors:
@@ -200,7 +194,7 @@ def _layout(view: memoryview, manifest: TensorManifest, dtype: Dtype) -> tuple[d
 
 
 def _span(raw: object, spec: TensorSpec, dtype: Dtype) -> tuple[int, int]:
-    stored, item = _STORED[dtype]
+    stored, item = STORED[dtype]
     try:
         entry = _Entry.model_validate(raw)
     except ValidationError as why:

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from boundary.errors import BadTensors, InvalidPlan
-from boundary.pretrained import MAX_PRETRAINED_BYTES, listed_tensors
+from boundary.pretrained import MAX_PRETRAINED_BYTES
+from boundary.pretrained_file import listed_tensors
 
 if TYPE_CHECKING:
     import torch

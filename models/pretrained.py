@@ -1,7 +1,7 @@
 """The pinned file of pretrained weights, read from a folder of this party's own: the very bytes that were hashed.
 
-Nothing here runs what a file says: it is safetensors, parsed by `boundary.pretrained`. The bytes are read once, so a
-file that is exchanged between the hash and the reading is not possible.
+Nothing here runs what a file says: it is safetensors, parsed by `boundary.pretrained_file`. The bytes are read once, so
+a file that is exchanged between the hash and the reading is not possible.
 """
 
 import hashlib
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boundary.errors import BadTensors
-from boundary.pretrained import MAX_PRETRAINED_BYTES, Pretrained, read_pretrained
+from boundary.pretrained import MAX_PRETRAINED_BYTES, Pretrained
+from boundary.pretrained_file import read_pretrained
 from boundary.tensors import manifest_of
 from models.errors import PretrainedDiffers, PretrainedMissing, PretrainedUnfit
 

@@ -14,7 +14,7 @@ from boundary.canonical import canonical_bytes, digest, parse_json
 from boundary.messages import PHASES, Phase, WorkOrder
 from boundary.parties import last_round, taking_part, validators
 from boundary.plan import StudyPlan
-from boundary.tensors import stored_bits
+from boundary.stored import stored_bits
 from compliance.errors import ComplianceError
 from compliance.events import CELL, BudgetRefused, GateRefused, GatesPassed, PolicyAdopted, WorkPaused, WorkResumed
 from silo_agent.budget import Terms, terms_of

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from boundary.tensors import stored_bits
+from boundary.stored import stored_bits
 from models.metrics import MetricLayout, measure
 from silo_agent.vector import write_vector
 

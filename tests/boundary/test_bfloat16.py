@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 
 from boundary import bfloat16
 from boundary.errors import BadTensors
+from boundary.stored import Dtype, stored_bits
 from boundary.tensors import (
-    Dtype,
     TensorManifest,
     TensorSpec,
     pack,
     packed_size,
-    stored_bits,
     unflatten,
     unpack,
     unpack_file,

@@ -11,7 +11,7 @@ from boundary.errors import InvalidPlan
 from boundary.identity import SigningIdentity
 from boundary.messages import PHASES
 from boundary.parties import last_round, taking_part, trainers, validates_apart, validators
-from boundary.plan import StudyPlan, parse_plan, to_json
+from boundary.plan import Personalisation, StudyPlan, parse_plan, to_json
 
 TRAINING, OTHERS = ("t1", "t2", "t3"), ("v1", "v2", "v3")
 FINISHED = ["sha256:" + "a" * 64, "sha256:" + "b" * 64]
@@ -38,6 +38,7 @@ def made(
     value["preprocessing"]["normalise"] = "none"
     value["aggregation"] |= {"quorum": 3, "error_feedback": False}
     value["model"] |= {"home": [], "trained": ["*"]}
+    value["personalisation"] = None
     for section, changed in changes.items():
         value[section] = value[section] | changed
     return parse_plan(value)
@@ -48,14 +49,20 @@ def test_those_who_validate_have_a_sum_of_their_own_where_they_are_enough(
 ) -> None:
     plan = made(fed, keys, OTHERS)
     assert (trainers(plan), validators(plan), validates_apart(plan)) == (TRAINING, OTHERS, True)
-    assert [taking_part(plan, phase) for phase in PHASES] == [(), TRAINING, TRAINING, OTHERS]
+    assert [taking_part(plan, phase) for phase in PHASES] == [(), TRAINING, TRAINING, OTHERS, ()]
+
+
+def test_only_those_who_train_personalise(fed: ModuleType, keys: dict[str, str]) -> None:
+    plan = made(fed, keys, OTHERS)
+    own = plan.model_copy(update={"personalisation": Personalisation()})
+    assert (taking_part(plan, "personalise"), taking_part(own, "personalise")) == ((), TRAINING)
 
 
 def test_too_few_of_them_are_in_the_sum_of_all(fed: ModuleType, keys: dict[str, str]) -> None:
     plan = made(fed, keys, OTHERS[:2], {"dataset": {"described": True}})
     assert not validates_apart(plan)
     everybody = (*TRAINING, *OTHERS[:2])
-    assert [taking_part(plan, phase) for phase in PHASES] == [TRAINING, TRAINING, everybody, ()]
+    assert [taking_part(plan, phase) for phase in PHASES] == [TRAINING, TRAINING, everybody, (), ()]
 
 
 def test_a_hospital_measures_a_model_in_one_kind_of_sum(fed: ModuleType, keys: dict[str, str]) -> None:
@@ -68,7 +75,7 @@ def test_a_hospital_measures_a_model_in_one_kind_of_sum(fed: ModuleType, keys: d
 
 def test_a_plan_without_rounds_trains_nobody(fed: ModuleType, keys: dict[str, str]) -> None:
     plan = made(fed, keys, (), {"training": {"rounds": 0}, "evaluation": {"models": FINISHED}})
-    assert [taking_part(plan, phase) for phase in PHASES] == [(), (), TRAINING, ()]
+    assert [taking_part(plan, phase) for phase in PHASES] == [(), (), TRAINING, (), ()]
     assert last_round(plan) == 2
 
 

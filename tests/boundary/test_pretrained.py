@@ -11,7 +11,8 @@ from numpy.testing import assert_array_equal
 from pydantic import ValidationError
 
 from boundary.errors import BadTensors
-from boundary.pretrained import Pretrained, listed_tensors, read_pretrained
+from boundary.pretrained import Pretrained
+from boundary.pretrained_file import listed_tensors, read_pretrained
 from boundary.tensors import MAX_HEADER_BYTES, TensorManifest, TensorSpec
 
 SHA = "ab" * 32

@@ -16,6 +16,7 @@ ON_REQUEST: dict[str, str] = {
     "budget-committed": "budget",
     "budget-refused": "budget",
     "training-started": "budget",
+    "late-update-offered": "budget",
     "gates-passed": "budget",
     "gate-refused": "budget",
     "intake-counted": "intake",
