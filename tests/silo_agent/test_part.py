@@ -25,6 +25,7 @@ def plan_with(validating: int, **sections: dict[str, Any]) -> StudyPlan:
     value = golden.plan().model_dump(mode="json")
     value["preprocessing"]["normalise"] = "none"
     value["aggregation"] |= {"error_feedback": False, "quorum": 3}
+    value["personalisation"] = None
     value["model"] |= {"home": [], "trained": ["*"]}
     for number, key in enumerate(KEYS[:validating], 1):
         value["hospitals"].append({"silo": f"v-{number}", "signing_key": key, "role": "validate"})
