@@ -46,7 +46,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "private-learning": Benchmark(private.private_learning, "AUROC without noise, at epsilon 8 and at epsilon 3", 3),
     "privacy-audit": Benchmark(audit.privacy_audit, "membership inference without noise and at epsilon 8", 4),
     "strategies": Benchmark(strategies.strategies, "AUROC of every strategy on five hospitals that differ", 10),
-    "robustness": Benchmark(robustness.robustness, "what one hospital that spoils rounds can do to a study", 6),
+    "robustness": Benchmark(robustness.robustness, "what one hospital that spoils rounds can do to a study", 9),
     "stragglers": Benchmark(
         stragglers.stragglers, "AUROC with a sample of five hospitals, and with one always late", 2
     ),

@@ -54,7 +54,7 @@ CASES = (
 
 
 def robustness() -> list[Row]:
-    """Run all of it on two cores; about six minutes. Raises `FileNotFoundError` without the archives."""
+    """Run all of it on two cores; about nine minutes. Raises `FileNotFoundError` without the archives."""
     cases = (PEACE, *CASES)
     tasks = [(archive, case, seed) for archive in ARCHIVES for case in cases for seed in SEEDS]
     with ProcessPoolExecutor(PROCESSES, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
