@@ -95,7 +95,8 @@ class Rates:
             *[self._on_server(strategy, plain, self.server) for strategy in _ON_SERVER],
         ]
         others = (Arm("fednova", nova), Arm("scaffold", corrected), Arm("fedbn", plain, home=NORMALISATION))
-        others = (*others, Arm("ditto", plain, ditto=Personalisation(method="ditto", strength=self.ditto)))
+        alike = Arm("fedavg, equal weights", plain.model_copy(update={"weighting": "equal"}))
+        others = (alike, *others, Arm("ditto", plain, ditto=Personalisation(method="ditto", strength=self.ditto)))
         return (*shared, *others, *map(self._private, shared))
 
     def _on_server(self, strategy: StrategyName, training: Training, rates: Mapping[StrategyName, float]) -> Arm:
