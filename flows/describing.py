@@ -69,8 +69,7 @@ def description_page(study: Study, found: Statistics) -> str:
     sides = zip(plan.labels.classes, *(shown_of(side) for side in (cohort.training, cohort.held_back)), strict=True)
     lines += [f"| {of} {name} | {training} | {held_back} |" for name, training, held_back in sides]
     lines += ["", "| images of one patient | patients |", "|---|---:|"]
-    patients = hidden(cohort.per_patient)
-    lines += [f"| {name} | {count} |" for name, count in zip(bins_told(plan), patients, strict=True)]
+    lines += [f"| {name} | {count} |" for name, count in zip(bins_told(plan), shown_per_patient(cohort), strict=True)]
     lines += ["", "| intensity of the model's input | share of pixels |", "|---|---:|"]
     lines += [f"| {name} | {share:.1%} |" for name, share in zip(intensity_bins(), cohort.intensities, strict=True)]
     return "\n".join(lines)
@@ -84,6 +83,16 @@ def told(count: int) -> str:
 def shown_of(side: Side) -> tuple[str, ...]:
     """Images by class."""
     return hidden(side.classes)
+
+
+def shown_per_patient(cohort: Description) -> tuple[str, ...]:
+    """Patients by how many images of theirs are used: all of these counts are told, or none.
+
+    They add up to the patients of both sides, and times their images to the images, so that a small side follows from
+    them, and a small cell from the totals and from which cells are 0.
+    """
+    small = any(0 < n < CELL for n in (cohort.training.patients, cohort.held_back.patients, *cohort.per_patient))
+    return tuple("not told" if small else f"{count:,}" for count in cohort.per_patient)
 
 
 def hidden(cells: tuple[int, ...]) -> tuple[str, ...]:

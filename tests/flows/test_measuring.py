@@ -16,12 +16,12 @@ from boundary.plan import parse_plan, to_json
 from boundary.tensors import pack
 from compliance.events import ModelMeasured, SumOpened
 from compliance.records import to_bytes
-from flows.describing import description_page, hidden
+from flows.describing import description_page, hidden, shown_per_patient
 from flows.driver import StudyDriver
 from flows.measured_pages import finished_page, rounds_page
 from flows.publication import begin_study, check_finished, pinned
 from flows.readings import bounds
-from flows.records import Measurement
+from flows.records import Description, Measurement, Side
 from flows.round_work import RoundWork
 from infra import golden
 from infra.driving import PARAMETERS, attempts, collect, one_round, run, trail, work_of
@@ -268,6 +268,20 @@ def test_a_small_cell_cannot_be_worked_out_from_the_others() -> None:
     assert hidden((100, 50, 3)) == ("100", "not told", "not told")
     assert hidden((100, 1, 2)) == ("not told", "not told", "not told"), "two small ones and their sum would tell both"
     assert hidden((3,)) == ("not told",)
+
+
+def test_a_small_count_of_patients_does_not_follow_from_their_images() -> None:
+    def shown(training: int, held_back: int, *per_patient: int) -> tuple[str, ...]:
+        sides = (Side(patients=patients, images=100, classes=(60, 40)) for patients in (training, held_back))
+        shares = (1.0, *[0.0] * 19)
+        names = ("training", "held_back")
+        said = dict(zip(names, sides, strict=True))
+        return shown_per_patient(Description(**said, intensities=shares, per_patient=per_patient))
+
+    nothing = ("not told",) * 5
+    assert shown(80, 20, 60, 40, 0, 0, 0) == ("60", "40", "0", "0", "0")
+    assert shown(95, 5, 60, 40, 0, 0, 0) == nothing, "100 less 95 would be those who are held back"
+    assert shown(28, 20, 8, 40, 0, 0, 0) == nothing, "48 patients with 88 images are 8 with one and 40 with two"
 
 
 def test_more_than_two_classes_are_as_sure_as_the_rarest() -> None:
