@@ -45,11 +45,13 @@ def rounds_page(study: Study, records: Sequence[RoundRecord], external: Sequence
 
 
 def _headline(records: Sequence[RoundRecord], number: int) -> str:
-    missing = [record.round for record in records if record.metrics is None and number in {0, record.round}]
+    asked = [record for record in records if record.metrics is None and number in {0, record.round}]
+    missing = [record.round for record in asked if record.rolled_back is None]
+    brought_down = [record.round for record in asked if record.rolled_back is not None]
     said = f"round {number}" if number else f"{len(records)} rounds"
-    if not missing:
-        return f"{said}, as measured on held-back patients"
-    return f"{said}; not measured, for want of hospitals: {', '.join(map(str, missing))}"
+    told = [f"not measured, for want of hospitals: {', '.join(map(str, missing))}"] if missing else []
+    told += [f"rolled back: {', '.join(map(str, brought_down))}"] if brought_down else []
+    return "; ".join([said, *told]) if told else f"{said}, as measured on held-back patients"
 
 
 def _who_validates(study: Study) -> list[str]:

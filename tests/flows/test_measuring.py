@@ -13,6 +13,7 @@ from boundary.messages import Collection, Refused, SharesRevealed, WorkOrder
 from boundary.parties import trainers, validators
 from boundary.parts import parts_of
 from boundary.plan import parse_plan, to_json
+from boundary.robustness import RolledBack
 from boundary.tensors import pack
 from compliance.events import ModelMeasured, SumOpened
 from compliance.records import to_bytes
@@ -81,6 +82,11 @@ def test_too_few_to_be_told_apart_are_in_the_sum_of_all(tmp_path: Path) -> None:
     assert record.evaluate.members == (*TRAINING, *OTHERS[:2])
     assert record.metrics.count == 2 * (1 + 2 + 3 + 4 + 5)
     assert "no external result can be told" in rounds_page(made.study, [record], [])
+    assert "1 rounds, as measured on held-back patients" in rounds_page(made.study, [record], [])
+    unheard = record.model_copy(update={"round": 2, "metrics": None})
+    undone = unheard.model_copy(update={"round": 3, "rolled_back": RolledBack.VOTED_DOWN, "tried": record.model_out})
+    page = rounds_page(made.study, [record, unheard, undone], [])
+    assert "3 rounds; not measured, for want of hospitals: 2; rolled back: 3" in page
     made.close()
 
 
