@@ -7,8 +7,7 @@ from boundary.parties import trainers, validates_apart, validators
 from boundary.plan import StudyPlan
 from boundary.robustness import RolledBack
 from compliance.records import AnyMetrics, RoundRecord, current
-from flows import personalisation, readings
-from flows.describing import description_page
+from flows import describing, personalisation, readings
 from flows.engine import HEADLINES, Reason
 from flows.personalisation import Personalised
 from flows.records import Statistics
@@ -148,23 +147,23 @@ def late_updates(record: RoundRecord) -> str:
 
 
 def statistics_page(study: Study, found: Statistics) -> str:
-    """What the images of all hospitals are like: only these sums are known, to anybody."""
+    """What the images of all hospitals are like: only these sums are known, to anybody. Small cells are not told."""
     scale, names = found.normalisation, study.plan.labels.classes
     if found.description is not None:
         said = "" if scale is None else f"\n\nMean intensity {number(scale.mean)}, deviation {number(scale.deviation)}."
-        return description_page(study, found) + said
+        return describing.description_page(study, found) + said
     if scale is None:
         raise ValueError("statistics over no image")
     of = "of the class" if study.plan.task == "classification" else "that show the class"
     rows = [f"| class | training images {of} |", "|---|---:|"]
-    rows += [f"| {name} | {count} |" for name, count in zip(names, found.labels, strict=True)]
+    rows += [f"| {name} | {count} |" for name, count in zip(names, describing.hidden(found.labels), strict=True)]
     return "\n".join(
         [
             f"# {study.label}: the images of all hospitals together",
             "",
-            f"{found.images} training images of {len(found.decision.members)} hospitals. Their intensities, mapped to "
-            f"0 to 1, have mean {number(scale.mean)} and standard deviation {number(scale.deviation)}: all rounds use "
-            "these two.",
+            f"{describing.told(found.images)} training images of {len(found.decision.members)} hospitals. Their "
+            f"intensities, mapped to 0 to 1, have mean {number(scale.mean)} and standard deviation "
+            f"{number(scale.deviation)}: all rounds use these two.",
             "",
             *rows,
         ]

@@ -51,8 +51,11 @@ def test_the_sums_give_mean_and_deviation_of_all_images_together(make: Make) -> 
     assert found.normalisation.mean == pytest.approx(intensities.mean())
     assert found.normalisation.deviation == pytest.approx(intensities.std())
     page = statistics_page(federation.study, found)
-    assert "6 training images of 3 hospitals" in page
-    assert "| 1 | 4 |" in page
+    assert "fewer than 10 training images of 3 hospitals" in page
+    assert "| 1 | not told |" in page
+    more = found.model_copy(update={"images": 60, "labels": (20, 40)})
+    assert "60 training images of 3 hospitals" in statistics_page(federation.study, more)
+    assert "| 1 | 40 |" in statistics_page(federation.study, more)
 
 
 def test_every_later_order_carries_what_came_out(make: Make) -> None:
