@@ -73,13 +73,13 @@ def _is_same(
     came: Vector, own: Vector, manifest: TensorManifest, choice: ModelChoice, tolerance: Vector | float
 ) -> bool:
     """To the bit what is from a file, within `tolerance` (one for all, or float32 [size]) what is drawn."""
-    pinned, away = choice.pretrained, np.abs(came - own)
-    over = away - tolerance
-    if pinned is not None:
-        for spec in manifest.tensors:
-            if pinned.takes(spec.name):
-                unflatten(over, manifest)[spec.name][...] = unflatten(away, manifest)[spec.name]
-    return bool((over <= 0).all())  # False for NaN
+    allowed = np.empty_like(own)
+    allowed[...] = tolerance
+    if choice.pretrained is not None:
+        for name, part in unflatten(allowed, manifest).items():
+            if choice.pretrained.takes(name):
+                part[...] = 0
+    return bool((np.abs(came - own) <= allowed).all())  # False for NaN
 
 
 def _source(plan: StudyPlan) -> str:
