@@ -14,7 +14,7 @@ hardly ever wrong by much.
 
 from enum import StrEnum
 from math import isfinite
-from typing import Annotated
+from typing import Annotated, assert_never
 
 from pydantic import Field
 
@@ -56,6 +56,18 @@ class Robustness(Frozen):
     @property
     def may_roll_back(self) -> bool:
         return self.vote or self.clip is not None
+
+    def knows(self, why: RolledBack) -> bool:
+        """Whether a round of such a plan can be rolled back for this reason."""
+        match why:
+            case RolledBack.VOTED_DOWN | RolledBack.VOTE_INVALID:
+                return self.vote
+            case RolledBack.TOO_LONG:
+                return self.clip is not None
+            case RolledBack.MODEL_TOO_LARGE:
+                return self.may_roll_back
+            case _:
+                assert_never(why)
 
     def is_down(self, vote: "Vote", number: int) -> bool:
         """Whether a vote brings down the model of round `number`, from 1."""

@@ -82,19 +82,24 @@ def records(case: Case) -> Iterator[Finding]:
 
 
 def _rolled_back(case: Case, record: RoundRecord) -> Iterator[Finding]:
-    """A round is rolled back to the model it began with, if the plan says so and the votes do, and not otherwise."""
-    path, vote, robustness = round_file(record.round), record.vote, case.bundle.plan.robustness
-    if (record.tried is None) != (record.rolled_back is None):
+    """A round is rolled back to the model it began with, if plan, length and votes say so, and not otherwise."""
+    path, vote, why, robustness = round_file(record.round), record.vote, record.rolled_back, case.bundle.plan.robustness
+    if (record.tried is None) != (why is None):
         yield broken(path, "says half that it was rolled back", "two accounts of one round")
-    if record.rolled_back is not None:
-        if not robustness.may_roll_back:
-            yield broken(path, "was rolled back", "the plan that the hospitals approved rolls nothing back")
+    if why is not None:
+        if not robustness.knows(why):
+            yield broken(path, f"was rolled back ({why})", "the plan that the hospitals approved has nothing of that")
         if record.model_out.digest != record.model_in:
             yield broken(path, "was rolled back to a model it did not begin with", "a model that no sum gave counts")
+    if robustness.is_too_long(record.update_norm) != (why is RolledBack.TOO_LONG):
+        yield broken(path, "does not do what the length of its sum says", "a change too long counts, or was made up")
     is_down = vote is not None and robustness.is_down(vote, record.round)
-    if is_down != (record.rolled_back is RolledBack.VOTED_DOWN):
+    if is_down != (why is RolledBack.VOTED_DOWN):
         yield broken(path, "does not do what the hospitals' votes say", "their vote was not what counted")
-    if robustness.vote and vote is None and record.rolled_back is None:
+    measured = () if record.evaluate is None else record.evaluate.members
+    if vote is not None and (not robustness.vote or vote.voted > len(measured)):
+        yield broken(path, f"tells of {vote.voted} votes", "no so many hospitals were asked for one")
+    if robustness.vote and vote is None and why is None:
         yield broken(path, "counts without a vote", "the hospitals approved that they vote on every model")
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from boundary.errors import InvalidPlan
 from boundary.plan import StudyPlan, parse_plan
-from boundary.robustness import Robustness, Vote, counted
+from boundary.robustness import Robustness, RolledBack, Vote, counted
 from infra import golden
 
 LOSSES = st.floats(0, 100)
@@ -67,6 +67,13 @@ def test_a_mean_that_is_longer_than_any_change_may_be_is_too_long() -> None:
     assert not robustness.is_too_long(2.0 * (1 + 1e-4)), "rounding"
     assert robustness.is_too_long(2.01)
     assert not Robustness().is_too_long(1e30)
+
+
+def test_a_reason_to_roll_back_is_of_what_the_plan_has() -> None:
+    voting, clipping = Robustness(vote=True), Robustness(clip=1.0)
+    assert {why for why in RolledBack if voting.knows(why)} == set(RolledBack) - {RolledBack.TOO_LONG}
+    assert {why for why in RolledBack if clipping.knows(why)} == {RolledBack.TOO_LONG, RolledBack.MODEL_TOO_LARGE}
+    assert not any(Robustness().knows(why) for why in RolledBack)
 
 
 def robust(**changes: object) -> StudyPlan:

@@ -148,10 +148,39 @@ def test_a_round_is_rolled_back_as_plan_and_votes_say(changes: dict[str, Any], s
     any_of(rounds.records, recorded(5, **changes), said)
 
 
+def robust(bundle: Bundle, **said: Any) -> Bundle:
+    """The same study under a plan with this section."""
+    return replace(bundle, plan=bundle.plan.model_copy(update={"robustness": Robustness(**said)}))
+
+
 def test_a_model_that_was_to_be_voted_on_does_not_count_without() -> None:
-    bundle = clean_bundle()
-    voting = bundle.plan.model_copy(update={"robustness": Robustness(vote=True)})
-    any_of(rounds.records, replace(bundle, plan=voting), "counts without a vote")
+    any_of(rounds.records, robust(clean_bundle(), vote=True), "counts without a vote")
+
+
+BOTH: dict[str, Any] = {"vote": True, "clip": 1.0, "warm_up": 0}
+FOR = Vote(against=0, voted=3, rise=-1.0)
+MADE_UP: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "too long, where nothing is limited": ({"vote": True}, {"rolled_back": RolledBack.TOO_LONG}, "was rolled back"),
+    "by a vote, where nobody votes": ({"clip": 1.0}, {"rolled_back": RolledBack.VOTE_INVALID}, "was rolled back"),
+    "too long, and was not": (BOTH, {"rolled_back": RolledBack.TOO_LONG}, "what the length of its sum says"),
+    "not, and was too long": (BOTH, {"vote": FOR, "update_norm": 1.5}, "what the length of its sum says"),
+    "votes that nobody was asked for": ({"clip": 1.0}, {"vote": FOR}, "tells of 3 votes"),
+    "more votes than hospitals": (BOTH, {"vote": Vote(against=0, voted=9, rise=0.0)}, "tells of 9 votes"),
+}
+
+
+@pytest.mark.parametrize(("plan", "changes", "said"), MADE_UP.values(), ids=MADE_UP)
+def test_what_a_round_is_said_to_be_rolled_back_for_is_held_against_plan_and_record(
+    plan: dict[str, Any], changes: dict[str, Any], said: str
+) -> None:
+    changes = changes | ({"tried": TRIED} if "rolled_back" in changes else {})
+    any_of(rounds.records, robust(recorded(5, **changes), **plan), said)
+
+
+def test_a_round_that_was_too_long_is_rightly_rolled_back() -> None:
+    changes = {"rolled_back": RolledBack.TOO_LONG, "tried": TRIED, "update_norm": 1.5}
+    found = finds(rounds.records, robust(recorded(5, **changes), clip=1.0))
+    assert not any("the length" in line or "was rolled back (" in line for line in found[BROKEN])
 
 
 def test_a_record_of_no_round_is_broken() -> None:
