@@ -41,6 +41,7 @@ def draws(case: Case) -> Iterator[Finding]:
         if said.drawn != wanted:
             yield broken(where, f"round {said.round}: {names(said.drawn)} instead of {names(wanted)}", _CHOSEN)
         yield from _out_of_all(case, log, entry, where)
+        yield from _resting(case, said, where)
     for decided in log.of(CohortDecided, case.study):
         about = decided.event
         if about.phase != "train":
@@ -81,6 +82,13 @@ def _out_of_all(case: Case, log: Log, entry: Entry[HospitalsDrawn], where: str) 
             )
         elif not own.of(PlanDeclineGiven, case.study):
             yield broken(where, f"round {number} was drawn without {silo}, which had approved", _CHOSEN)
+
+
+def _resting(case: Case, said: HospitalsDrawn, where: str) -> Iterator[Finding]:
+    """Somebody rests only where the plan leaves hospitals out, and after a round that was rolled back."""
+    undone = any(closed.event.tried is not None and closed.event.round < said.round for closed in case.closed)
+    if said.resting and not (case.bundle.plan.robustness.leave_out and undone):
+        yield broken(where, f"round {said.round} was drawn without {names(said.resting)}, to rest", _CHOSEN)
 
 
 def late(case: Case) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ from compliance.events import (
     PlanApprovalGiven,
     PlanDeclineGiven,
     RosterTrusted,
+    RoundClosed,
     WorkDone,
 )
 from compliance.verification import selection
@@ -77,13 +78,32 @@ def only(check: Check, bundle: Bundle, severity: Severity, said: str) -> None:
 def test_an_honest_draw_has_nothing_to_find() -> None:
     plan = plan_of(**DRAWS)
     assert finds(selection.draws, told(plan, coordinator=story(plan))) == {}
-    resting = frozenset({SILOS[0]})
-    chosen = drawn(digest_of(plan), 5, SILOS, 4, without=resting, least=3)
-    events = story(plan, resting=tuple(resting), drawn=chosen)
-    events[-2] = events[-2].model_copy(update={"members": chosen, "absent": ()})
-    assert finds(selection.draws, told(plan, coordinator=events)) == {}
     assert finds(selection.draws, unlogged(told(plan), COORDINATOR)) == {}
     assert finds(selection.draws, told(plan_of(), coordinator=story(plan_of())[:-3] + story(plan_of())[-2:])) == {}
+
+
+@pytest.mark.parametrize(
+    ("leave_out", "undone", "is_right"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_somebody_rests_only_after_a_rollback_and_as_the_plan_has_it(
+    leave_out: bool,
+    undone: bool,
+    is_right: bool,
+) -> None:
+    said = json.loads(to_json(plan_of(**DRAWS)))
+    plan = parse_plan(said | {"robustness": {"vote": True, "leave_out": leave_out}})
+    chosen = drawn(digest_of(plan), 5, SILOS, 4, without=frozenset(SILOS[:1]), least=3)
+    events = story(plan, resting=SILOS[:1], drawn=chosen)
+    events[-2] = events[-2].model_copy(update={"members": chosen, "absent": ()})
+    closed = RoundClosed(
+        study=study_id(plan), round=4, model_in=sha("m"), model_out=sha("m"), tried=sha("t") if undone else None,
+        contributing=SILOS, absent=(), record=sha("r"),
+    )  # fmt: skip
+    bundle = told(plan, coordinator=[closed, *events])
+    if is_right:
+        assert finds(selection.draws, bundle) == {}
+    else:
+        only(selection.draws, bundle, BROKEN, f"was drawn without {SILOS[0]}, to rest")
 
 
 def _favourites(plan: StudyPlan) -> tuple[str, ...]:
