@@ -170,7 +170,7 @@ class Mailroom:
         if committed.round <= self.journal.committed_round(committed.study):
             return
         for order in self.journal.orders_of(committed.study):
-            if order.round <= committed.round:
+            if order.round <= committed.round and order.step is not Step.OVER:
                 self._end(order, goes_on=late.goes_on(self.journal, order, committed.round + 1))
         for order in late.outdated(self.journal, committed.study, committed.round + 1):
             self.unwanted(order.collection)
