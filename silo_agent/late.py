@@ -33,26 +33,32 @@ class Late:
 
 def most_stale(journal: Journal, study: str) -> int:
     """By how many rounds a training of this study may come late; 0 if that is not for a later round."""
-    kept = journal.plan(study)
-    if kept is None:
-        return 0
-    selection = plan_from_json(parse_json(kept.plan)).selection
-    return selection.most_stale if selection.keeps_late else 0
+    plan = _plan(journal, study)
+    return plan.selection.most_stale if plan is not None and plan.selection.keeps_late else 0
 
 
 def goes_on(journal: Journal, order: KeptOrder, number: int) -> bool:
-    """Whether the training of `order` is let be finished, because round `number` may still take it."""
-    return order.phase == "train" and number - order.round <= most_stale(journal, order.study)
+    """Whether the training of `order` is let be finished, because round `number` may still take it.
+
+    Not behind the last round: it would only keep the hospital from personalising.
+    """
+    plan = _plan(journal, order.study)
+    if plan is None or order.phase != "train" or number > plan.training.rounds:
+        return False
+    return plan.selection.keeps_late and number - order.round <= plan.selection.most_stale
 
 
 def outdated(journal: Journal, study: str, number: int) -> list[KeptOrder]:
     """Orders whose training was let go on, and which round `number` and all that follow would not take any more."""
-    allowed = most_stale(journal, study)
+    plan = _plan(journal, study)
+    if plan is None or not plan.selection.keeps_late:
+        return []
+    allowed, is_over = plan.selection.most_stale, number > plan.training.rounds
     return [
         order
         for order in journal.orders_of(study)
-        if allowed and order.phase == "train" and order.step in FINAL and order.result is None
-        and number - order.round == allowed + 1
+        if order.phase == "train" and order.step in FINAL and order.result is None
+        and (is_over or number - order.round == allowed + 1)
     ]  # fmt: skip
 
 
@@ -111,6 +117,11 @@ def staleness(plan: StudyPlan, collection: Collection, result: StoredResult) -> 
     if not 0 <= stale <= plan.selection.most_stale:
         raise StoredFileLost(f"the result is of round {result.made_in}: it may not go into round {collection.round}")
     return stale
+
+
+def _plan(journal: Journal, study: str) -> StudyPlan | None:
+    kept = journal.plan(study)
+    return None if kept is None else plan_from_json(parse_json(kept.plan))
 
 
 def _kept(place: Path) -> StoredResult | None:

@@ -241,6 +241,36 @@ def test_a_training_goes_on_behind_its_round_and_its_result_is_the_next_ones(
     assert said == ["gates-passed", "training-started", "gates-passed", "late-update-offered"]
 
 
+@pytest.mark.parametrize("most_stale", [1, 2])
+def test_no_training_goes_on_behind_the_last_round(make_site: Callable[..., Any], most_stale: int) -> None:
+    """There is no round that would take it, and while it lasts the hospital could not personalise."""
+    site = make_site(changes=late_plan(most_stale=most_stale))
+    site.approve()
+    site.hear(site.committed(1))
+    earlier = site.ordered(2)
+    site.hear(site.closing(earlier, members=OTHERS, absent=(SILO,)))
+    site.hear(site.committed(2))
+    assert site.unwanted == []
+    site.hear(site.committed(3))
+    assert site.unwanted == [earlier.collection]
+
+
+def test_a_training_that_comes_too_late_for_the_last_round_is_stopped_at_once(late_site: Any) -> None:
+    late_site.hear(late_site.committed(1))
+    late_site.hear(late_site.committed(2))
+    kept = late_site.ordered(3)
+    late_site.hear(late_site.closing(kept, members=OTHERS, absent=(SILO,)))
+    assert late_site.unwanted == [kept.collection]
+
+
+def test_without_late_updates_a_training_ends_with_the_order_to_evaluate(make_site: Callable[..., Any]) -> None:
+    site = make_site()
+    site.approve()
+    kept = site.ordered(1)
+    site.ordered(1, "evaluate")
+    assert site.unwanted == [kept.collection]
+
+
 def test_a_training_that_no_round_would_take_any_more_is_stopped(late_site: Any) -> None:
     kept = late_site.ordered(1)
     late_site.hear(late_site.closing(kept, members=OTHERS, absent=(SILO,)))
