@@ -79,6 +79,8 @@ def check_order(
     body, before = to_body(order), [(kept_order, parse_json(kept_order.envelope)["body"]) for kept_order in earlier]
     _check_normalisation(order, plan, [old["normalisation"] for _, old in before])
     _check_beside(order, plan, [old["base"] for _, old in before])
+    begun = [old["model"]["digest"] for one, old in before if (one.round, one.phase) == (collection.round, "train")]
+    _check_voted_on(order, begun or [final] * (collection.round == committed + 1))
     same = [old for one, old in before if (one.round, one.phase) == (collection.round, collection.phase)]
     if any(_question(old) != _question(body) for old in same):  # a second question to the same data
         raise OutOfTurn(
@@ -141,6 +143,15 @@ def _check_beside(order: WorkOrder, plan: StudyPlan, before: list[Any]) -> None:
     base = to_body(order)["base"]
     if any(one != base for one in before):
         raise OutOfTurn("another base than in an earlier order of this study")
+
+
+def _check_voted_on(order: WorkOrder, begun: list[str | None]) -> None:
+    """A new model is held to the one that its round began with: another of the coordinator's would be measured too.
+
+    `begun` is what we know of that one: what we were ordered to train from, else what the last round gave.
+    """
+    if order.before is not None and any(one not in (None, order.before.digest) for one in begun):
+        raise OutOfTurn("the vote is to hold the new model to another one than the round began with")
 
 
 def _question(body: dict[str, Any]) -> bytes:

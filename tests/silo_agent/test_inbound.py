@@ -257,6 +257,12 @@ BESIDE: dict[str, tuple[dict[str, Any], list[dict[str, Any]], type[PeerFault] | 
         VOTING, [{"phase": "evaluate", "before": BLOBS[0]}, {"phase": "evaluate", "attempt": 2, "before": BLOBS[1]}],
         OutOfTurn,
     ),
+    "a vote against the model that the round began with": (
+        VOTING, [{"model": BLOBS[0]}, {"phase": "evaluate", "before": BLOBS[0]}], None,
+    ),
+    "a vote against another model than the round began with": (
+        VOTING, [{"model": BLOBS[0]}, {"phase": "evaluate", "before": BLOBS[1]}], OutOfTurn,
+    ),
     "another one in a second attempt": (
         CORRECTED, [{"control": BLOBS[0]}, {"attempt": 2, "control": BLOBS[1]}], OutOfTurn,
     ),
@@ -279,6 +285,20 @@ def test_what_comes_beside_the_model_is_what_the_plan_has(
         return
     with pytest.raises(refusal):
         judge(site, site.order(**orders[-1]))
+
+
+def test_who_was_not_asked_to_train_votes_against_what_the_last_round_gave(make_site: Callable[..., Any]) -> None:
+    site = make_site(changes=VOTING)
+    site.approve()
+
+    def ask(number: int, before: BlobRef) -> None:
+        order, kept = site.order(number, "evaluate", before=before), site.journal.plan(site.study)
+        check_order(order, kept, [], site.own(), committed=1, final=BLOBS[0].digest)
+
+    ask(2, BLOBS[0])
+    with pytest.raises(OutOfTurn, match="another one than the round began with"):
+        ask(2, BLOBS[1])
+    ask(3, BLOBS[1])  # of round 2 we were not told yet: nobody here knows
 
 
 def test_a_round_that_was_committed_is_not_worked_on_again(site: Any) -> None:
