@@ -122,6 +122,11 @@ def check_selection(plan: "StudyPlan") -> None:
             f"training.strategy: {plan.training.strategy} needs the same hospitals in every round, and [selection] "
             f"gives others; take one of {', '.join(sorted(WITHOUT_MEMORY))}"
         )
+    if plan.counts_steps:
+        raise ValueError(
+            f"robustness.leave_out: sums of {plan.training.strategy}'s steps over other hospitals would tell how many "
+            f"images each of them has; take one of {', '.join(sorted(WITHOUT_MEMORY))}"
+        )
     if selection.keeps_late:
         _check_late(plan)
 

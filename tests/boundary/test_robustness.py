@@ -108,6 +108,10 @@ def test_hospitals_are_left_out_only_where_something_is_rolled_back_and_no_true_
     plan = golden.plan().model_dump(mode="json")
     plan["training"]["weighting"] = "equal"
     assert parse_plan(plan | {"robustness": {"leave_out": True, "vote": True}}).varies
+    steps = plan | {"training": plan["training"] | {"strategy": "fednova", "optimizer": "sgd", "proximal": 0.0}}
+    parse_plan(steps | {"robustness": {"vote": True}})
+    with pytest.raises(InvalidPlan, match="fednova's steps over other hospitals would tell how many images"):
+        parse_plan(steps | {"robustness": {"leave_out": True, "vote": True}})
     assert not parse_plan(plan | {"robustness": {"vote": True}}).varies
 
 
