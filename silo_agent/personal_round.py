@@ -8,6 +8,7 @@ as a round, paid for like one, and none is trained alone: that would have to be 
 """
 
 import json
+import logging
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,13 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from boundary.errors import BadTensors
 from boundary.parts import tuned_of
 from boundary.plan import Personalisation
 from boundary.tensors import Vector, check_values, flatten, manifest_of, pack, unflatten
 from models.catalogue import build
 from models.comparing import Comparison, Estimate, Figure, compare, figure_of
-from models.errors import TrainingCancelled
+from models.errors import NonFiniteLoss, TrainingCancelled
 from models.low_rank import merge
 from models.measuring import layout_of
 from models.metrics import MetricLayout
@@ -37,6 +37,8 @@ from silo_agent.results import DITTO, MODEL, ROW
 from silo_agent.state import write_private
 from silo_agent.vector import write_vector
 
+_log = logging.getLogger("silo_agent.personal_round")
+
 
 @dataclass(frozen=True, slots=True)
 class Watch:
@@ -49,16 +51,17 @@ class Watch:
 def train_beside(work: LocalRound, watch: Watch) -> None:
     """Ditto's half of a round: this hospital's own model, pulled to the one that the round began with.
 
-    It takes the place of the one before when the round is committed with this hospital in it. Raises as
+    It takes the place of the one before when the round is committed with this hospital in it. One that diverges is
+    dropped and the one before stays: the study is not to miss this hospital's part for it. Raises as
     `personalise_round`.
     """
-    module = work.network(work.incoming())
-    federated = to_tensors(module)
-    own = _own(work, work.data(holdout=False), federated, watch)
+    federated = to_tensors(work.network(work.incoming()))
     try:
-        write_vector(work.out.with_suffix(DITTO), np.empty(0), flatten(own, work.parts.whole))
-    except BadTensors as why:
-        raise WorkFailed("NON_FINITE_LOSS", str(why)) from why
+        own = flatten(_own(work, work.data(holdout=False), federated, watch), work.parts.whole)
+    except NonFiniteLoss as why:
+        _log.warning("our own model is left as it was: %s", why)
+        return
+    write_vector(work.out.with_suffix(DITTO), np.empty(0), own)
 
 
 def personalise_round(work: LocalRound, watch: Watch) -> dict[str, Any]:
@@ -68,7 +71,8 @@ def personalise_round(work: LocalRound, watch: Watch) -> dict[str, Any]:
     data = work.data(holdout=False)
     models["personal"] = _own(work, data, models["federated"], watch)
     if work.private is None:
-        models["local"] = _alone(work, data, watch)
+        with suppress(NonFiniteLoss):  # alone it may come to nothing: then there is none to compare with
+            models["local"] = _alone(work, data, watch)
     compared = _compared(work, models, watch.should_stop)
     check_values(flatten(models["personal"], work.parts.whole), float("inf"))
     write_vector(work.out, compared.outcomes())

@@ -16,11 +16,13 @@ from boundary.plan import Personalisation, StudyPlan
 from boundary.tensors import flatten, pack, unflatten, unpack
 from compliance.empirical import area, roc
 from flows.publication import checked_tensors
+from models import personal
 from models.catalogue import build
+from models.errors import NonFiniteLoss
 from models.parameters import initial_tensors, load_tensors, manifest
 from models.private.training import PrivateSteps
 from models.training import evaluate
-from silo_agent import local_round
+from silo_agent import local_round, personal_round
 from silo_agent.errors import WorkCancelled, WorkFailed
 from silo_agent.intake.cache import CohortArrays
 from silo_agent.local_round import LocalRound, Private
@@ -160,6 +162,31 @@ def test_ditto_goes_on_from_the_rounds_and_is_carried(make: Make) -> None:
     own = unpack(work.out.with_suffix(MODEL).read_bytes(), work.parts.whole)
     assert 0 < np.abs(own - first).max() < 1e-5 < np.abs(first - federated(work.plan)).max(), "on from there"
     assert json.loads(work.out.with_suffix(ROW).read_bytes())["method"] == "ditto"
+
+
+def diverges(*_: Any, **__: Any) -> None:
+    raise NonFiniteLoss(3)
+
+
+def test_one_that_diverges_beside_a_round_is_dropped(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was trained for the study is not lost with it."""
+    work = make({"method": "ditto"})
+    monkeypatch.setattr(personal, "train", diverges)
+    train_beside(work, QUIET)
+    assert not work.out.with_suffix(DITTO).exists()
+
+
+def test_where_training_alone_comes_to_nothing_the_others_are_compared(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = make({})
+    monkeypatch.setattr(personal_round, "train", diverges)
+    personalise_round(work, QUIET)
+    row = json.loads(work.out.with_suffix(ROW).read_bytes())
+    assert set(row["figures"]) == {"federated", "personal"}
+    numbers = np.fromfile(work.out, "<f8").reshape(3, 4)
+    assert not numbers[:2].any(), "nobody can tell"
+    assert numbers[2, :3].sum() == 1
 
 
 def test_a_kept_model_of_another_size_is_refused(make: Make) -> None:
