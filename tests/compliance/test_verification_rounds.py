@@ -133,7 +133,7 @@ TRIED = BlobRef(digest=sha("tried"), size=9)
 ROLLED_BACK: dict[str, tuple[dict[str, Any], str]] = {
     "half": ({"tried": TRIED}, "says half that it was rolled back"),
     "and the plan knows nothing of it": (
-        {"tried": TRIED, "rolled_back": RolledBack.TOO_LONG}, "rounds/0005.json: was rolled back",
+        {"tried": TRIED, "rolled_back": RolledBack.TOO_LONG}, "rounds/0005.json: was rolled back (TOO_LONG)",
     ),
     "to another model": ({"tried": TRIED, "rolled_back": RolledBack.TOO_LONG}, "to a model it did not begin with"),
     "without having been voted down": (
@@ -160,8 +160,16 @@ def test_a_model_that_was_to_be_voted_on_does_not_count_without() -> None:
 BOTH: dict[str, Any] = {"vote": True, "clip": 1.0, "warm_up": 0}
 FOR = Vote(against=0, voted=3, rise=-1.0)
 MADE_UP: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "too long, where nothing is limited": ({"vote": True}, {"rolled_back": RolledBack.TOO_LONG}, "was rolled back"),
-    "by a vote, where nobody votes": ({"clip": 1.0}, {"rolled_back": RolledBack.VOTE_INVALID}, "was rolled back"),
+    "too long, where nothing is limited": (
+        {"vote": True},
+        {"rolled_back": RolledBack.TOO_LONG},
+        "was rolled back (TOO_LONG)",
+    ),
+    "by a vote, where nobody votes": (
+        {"clip": 1.0},
+        {"rolled_back": RolledBack.VOTE_INVALID},
+        "was rolled back (VOTE_INVALID)",
+    ),
     "too long, and was not": (BOTH, {"rolled_back": RolledBack.TOO_LONG}, "what the length of its sum says"),
     "not, and was too long": (BOTH, {"vote": FOR, "update_norm": 1.5}, "what the length of its sum says"),
     "votes that nobody was asked for": ({"clip": 1.0}, {"vote": FOR}, "tells of 3 votes"),
