@@ -170,13 +170,16 @@ class _Ranked:
 
 
 class Overlaps:
-    """Mean Dice: of each class over the images that show it, then over the classes (`models.dice`)."""
+    """Mean Dice: of each class over the images that show it, then over the classes (`models.dice`).
+
+    Over those that any image shows: a draw without one of them has another mean, of fewer classes, and so none at all.
+    """
 
     def __init__(self, shown: NDArray[np.float64]) -> None:
         """`shown` is [n, classes - 1, 2]: whether the image shows the class, and its Dice if so."""
-        self._shown, self._dice = shown[..., 0], shown[..., 1]
+        there = shown[..., 0].any(axis=0)
+        self._shown, self._dice = shown[:, there, 0], shown[:, there, 1]
 
     def __call__(self, weights: Vector) -> float:
-        there = weights @ self._shown
-        means = (weights @ self._dice)[there > 0] / there[there > 0]
-        return float(means.mean()) if len(means) else float("nan")
+        images = weights @ self._shown
+        return float(np.mean(weights @ self._dice / images)) if len(images) and images.all() else float("nan")

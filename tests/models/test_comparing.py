@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from boundary.layout import COMPARED, OUTCOMES
-from models.comparing import DRAWS, FEWEST_PATIENTS, Areas, Estimate, compare, figure_of
+from models.comparing import DRAWS, FEWEST_PATIENTS, Areas, Estimate, Overlaps, compare, figure_of
 from models.dice import DiceLayout
 from models.errors import TrainingCancelled
 from models.measuring import measure, read
@@ -165,6 +165,19 @@ def test_of_masks_it_is_the_mean_dice_as_it_is_measured_everywhere() -> None:
     weights = np.bincount(twice, minlength=12).astype(np.float64)
     expected = read(measure(logits[twice], masks[twice], layout), layout).dice
     assert figure(weights) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_dice_of_a_draw_without_a_class_is_none() -> None:
+    """It would be the mean of the other classes: easier ones, say, and an interval of two different figures."""
+    shown = np.zeros((12, 3, 2))
+    shown[:, 0] = 1.0, 0.9
+    shown[:2, 1] = 1.0, 0.1  # the third class nobody has
+    figure = Overlaps(shown)
+    assert figure(np.ones(12)) == pytest.approx(0.5)
+    assert np.isnan(figure(np.arange(12) >= 2))
+    found = compare({"federated": figure, "local": figure}, np.arange(12), seed=1)
+    assert found.figures["federated"].low is None, "in 11 % of the draws it is absent"
+    assert np.isnan(Overlaps(np.zeros((12, 3, 2)))(np.ones(12)))
 
 
 def test_looking_can_be_stopped() -> None:
