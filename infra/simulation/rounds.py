@@ -262,7 +262,7 @@ class Simulation:
         privacy = self.plan.privacy
         if privacy.mechanism == "none":
             raise ValueError("the plan has no guarantee per patient")
-        terms = _terms(privacy, self.plan.training.rounds, site.declared)
+        terms = _terms(privacy, self.plan.rounds_in_all, site.declared)
         return PrivateSteps(
             steps=privacy.steps, rate=terms.rate, denominator=terms.denominator, clip=privacy.clip,
             noise_multiplier=terms.noise_multiplier, images=privacy.images_per_patient,

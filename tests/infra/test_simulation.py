@@ -166,6 +166,9 @@ def test_a_guarantee_takes_its_noise_from_the_accountant() -> None:
     terms = PlanTerms.of(privacy, 2, 20)
     assert simulation.private_steps(sites()[0]).noise_multiplier == terms.noise_multiplier
     assert terms.epsilon <= 8.0
+    one_more = study.model_copy(update={"personalisation": Personalisation()})  # which costs as a round does
+    more = Simulation(one_more, sites(), SEED).private_steps(sites()[0])
+    assert more.noise_multiplier == PlanTerms.of(privacy, 3, 20).noise_multiplier > terms.noise_multiplier
     noisy = simulation.run().of(0)
     assert noisy.tobytes() == Simulation(study, sites(), SEED).run().of(0).tobytes()
     assert noisy.tobytes() != Simulation(study, sites(), SEED + 1).run().of(0).tobytes()
