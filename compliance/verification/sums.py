@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from boundary.names import COORDINATOR
-from boundary.parties import trainers
+from boundary.parties import taking_part, trainers
 from boundary.plan import SMALLEST_COHORT
 from boundary.secagg.context import transcript_of
 from boundary.secagg.graph import thresholds
@@ -77,6 +77,10 @@ def cohorts(case: Case) -> Iterator[Finding]:
         ready = sums.decided.get(place_of(said))
         if ready is None or not set(said.surviving) <= set(ready.members):
             yield broken(where, f"{what} is over others than were ready for it", "who was in the sum is not sure")
+        strangers = set(said.surviving) - set(taking_part(case.bundle.plan, said.phase))
+        if strangers:
+            means = "their numbers are in a sum that the plan has without them"
+            yield broken(where, f"{what}: {names(strangers)} have no part in it by the plan", means)
         earlier = first.setdefault((said.round, said.phase), said)
         if (earlier.surviving, earlier.survivors) != (said.surviving, said.survivors):
             means = "the difference of two sums shows the hospitals that are in one of them"
@@ -100,8 +104,14 @@ def _statistics(case: Case, log: Log, sums: _Sums) -> Iterator[Finding]:
 
 def _measured(case: Case, log: Log, sums: _Sums) -> Iterator[Finding]:
     opened = {(number, phase, said.survivors) for (number, phase, _), said in sums.opened.items()}
+    made = {one.event.round: one.event.tried or one.event.model_out for one in case.closed}
+    named = dict(enumerate(case.bundle.plan.evaluation.models, start=1))
     for entry in log.of(ModelMeasured, case.study):
         said = entry.event
+        wanted = made.get(said.round, said.model) if said.phase == "validate" else named.get(said.round)
+        if said.model != wanted:
+            found = f"round {said.round}: {said.phase} is said to be of another model than the round's"
+            yield broken(at(COORDINATOR, entry.number), found, "the figures are not of the model they are shown for")
         if (said.round, said.phase, said.survivors) not in opened:
             means = "what is told of the model does not come out of a sum"
             yield broken(at(COORDINATOR, entry.number), f"round {said.round}: a model measured in no opened sum", means)

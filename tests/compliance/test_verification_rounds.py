@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
-from boundary.messages import BlobRef
+from boundary.messages import BlobRef, Phase
 from boundary.names import COORDINATOR
+from boundary.plan import Evaluation, Personalisation, StudyPlan
 from boundary.robustness import Robustness, RolledBack, Vote
 from compliance.bundle import Bundle
 from compliance.events import (
+    AnyEvent,
     CohortDecided,
     ContributionReleased,
     ModelMeasured,
@@ -28,7 +30,17 @@ from compliance.verification.case import Check
 from compliance.verification.findings import Severity
 from infra.golden import key, sha
 from tests.compliance.made_study import SILOS
-from tests.compliance.verification_cases import Events, changed, clean_bundle, dropped, finds, hidden, retold, unlogged
+from tests.compliance.verification_cases import (
+    Events,
+    appended,
+    changed,
+    clean_bundle,
+    dropped,
+    finds,
+    hidden,
+    retold,
+    unlogged,
+)
 
 BROKEN, INCOMPLETE, NOTE = Severity
 
@@ -280,25 +292,76 @@ def test_no_two_sums_of_a_phase_are_over_different_hospitals() -> None:
     assert finds(sums.cohorts, retold(COORDINATOR, again)) == {}  # a driver that was restarted between
 
 
+def telling(plan: StudyPlan, *events: AnyEvent) -> Bundle:
+    """The study under this plan, of which the coordinator's log says exactly this."""
+    log = replace(clean_bundle().logs[COORDINATOR], entries=(), heads=(), cosignatures={})
+    return replace(clean_bundle(), plan=plan, logs={COORDINATOR: appended(log, *events)}, receipts={}, rounds=())
+
+
+def sum_of(phase: Phase, number: int, silos: tuple[str, ...] = SILOS) -> tuple[CohortDecided, SumOpened]:
+    about: dict[str, Any] = {"study": clean_bundle().study, "round": number, "phase": phase, "attempt": 1}
+    decided = CohortDecided(**about, members=silos, absent=(), reason="ALL_THERE")
+    return decided, SumOpened(**about, survivors=sha("s"), surviving=silos)
+
+
+def with_plan(**changes: Any) -> StudyPlan:
+    return clean_bundle().plan.model_copy(update=changes)
+
+
 def test_statistics_come_out_of_a_sum() -> None:
-    study = clean_bundle().study
-    taken = StatisticsTaken(study=study, survivors=sha("s"), result=sha("r"))
-    about: dict[str, Any] = {"study": study, "round": 1, "phase": "statistics", "attempt": 1}
-    decided = CohortDecided(**about, members=SILOS, absent=(), reason="ALL_THERE")
-    opened = SumOpened(**about, survivors=sha("s"), surviving=SILOS)
-    without = retold(COORDINATOR, lambda events: [*events, taken])
-    only(sums.cohorts, without, BROKEN, "statistics of no sum that was opened")
-    assert finds(sums.cohorts, retold(COORDINATOR, lambda events: [*events, decided, opened, taken])) == {}
+    plan = with_plan(preprocessing=clean_bundle().plan.preprocessing.model_copy(update={"normalise": "federated"}))
+    taken = StatisticsTaken(study=clean_bundle().study, survivors=sha("s"), result=sha("r"))
+    only(sums.cohorts, telling(plan, taken), BROKEN, "statistics of no sum that was opened")
+    assert finds(sums.cohorts, telling(plan, *sum_of("statistics", 1), taken)) == {}
+
+
+def validating(*silos: str) -> StudyPlan:
+    return with_plan(
+        hospitals=tuple(
+            one.model_copy(update={"role": "validate" if one.silo in silos else "train"})
+            for one in clean_bundle().plan.hospitals
+        )
+    )
+
+
+def measured(phase: Phase, number: int, model: str = "m") -> ModelMeasured:
+    about: dict[str, Any] = {"study": clean_bundle().study, "round": number, "phase": phase}
+    return ModelMeasured(**about, model=sha(model), survivors=sha("s"), result=sha("r"))
+
+
+def closed_with(tried: str | None) -> RoundClosed:
+    return RoundClosed(
+        study=clean_bundle().study, round=5, model_in=sha("in"), model_out=sha("m" if tried is None else "in"),
+        tried=None if tried is None else sha(tried), contributing=SILOS, absent=(), record=sha("r"),
+    )  # fmt: skip
 
 
 def test_a_model_that_was_measured_apart_was_measured_in_an_opened_sum() -> None:
-    about: dict[str, Any] = {"study": clean_bundle().study, "round": 5, "phase": "validate"}
-    said = ModelMeasured(**about, model=sha("m"), survivors=sha("s"), result=sha("r"))
-    decided = CohortDecided(**about, attempt=1, members=SILOS, absent=(), reason="ALL_THERE")
-    opened = SumOpened(**about, attempt=1, survivors=sha("s"), surviving=SILOS)
-    without = retold(COORDINATOR, lambda events: [*events, said])
-    only(sums.cohorts, without, BROKEN, "round 5: a model measured in no opened sum")
-    assert finds(sums.cohorts, retold(COORDINATOR, lambda events: [*events, decided, opened, said])) == {}
+    plan, of_them = validating(*SILOS[:3]), sum_of("validate", 5, SILOS[:3])
+    said = measured("validate", 5)
+    only(sums.cohorts, telling(plan, said), BROKEN, "round 5: a model measured in no opened sum")
+    assert finds(sums.cohorts, telling(plan, *of_them, said)) == {}
+    for tried in (None, "m"):
+        assert finds(sums.cohorts, telling(plan, *of_them, said, closed_with(tried))) == {}
+    other = telling(plan, *of_them, measured("validate", 5, "other"), closed_with(None))
+    only(sums.cohorts, other, BROKEN, "round 5: validate is said to be of another model than the round's")
+
+
+def test_a_finished_model_is_the_one_that_the_plan_names_for_its_round() -> None:
+    old = clean_bundle().plan
+    plan = with_plan(
+        training=old.training.model_copy(update={"rounds": 0}), evaluation=Evaluation(models=(sha("m"), sha("n")))
+    )
+    assert finds(sums.cohorts, telling(plan, *sum_of("evaluate", 1), measured("evaluate", 1))) == {}
+    other = telling(plan, *sum_of("evaluate", 2), measured("evaluate", 2))
+    only(sums.cohorts, other, BROKEN, "round 2: evaluate is said to be of another model than the round's")
+
+
+def test_a_sum_is_over_those_whom_the_plan_has_in_it() -> None:
+    plan = validating(*SILOS[:1])
+    assert finds(sums.cohorts, telling(plan, *sum_of("train", 5, SILOS[1:]))) == {}
+    too_many = telling(plan, *sum_of("train", 5))
+    only(sums.cohorts, too_many, BROKEN, f"attempt 1: {SILOS[0]} have no part in it by the plan")
 
 
 def test_a_hospital_that_only_validates_is_in_no_model() -> None:
@@ -309,14 +372,10 @@ def test_a_hospital_that_only_validates_is_in_no_model() -> None:
 
 
 def test_comparisons_of_models_come_out_of_a_sum() -> None:
-    study = clean_bundle().study
-    summed = PersonalisationSummed(study=study, survivors=sha("s"), result=sha("r"))
-    about: dict[str, Any] = {"study": study, "round": 6, "phase": "personalise", "attempt": 2}
-    decided = CohortDecided(**about, members=SILOS, absent=(), reason="ALL_THERE")
-    opened = SumOpened(**about, survivors=sha("s"), surviving=SILOS)
-    without = retold(COORDINATOR, lambda events: [*events, summed])
-    only(sums.cohorts, without, BROKEN, "comparisons of no sum that was opened")
-    assert finds(sums.cohorts, retold(COORDINATOR, lambda events: [*events, decided, opened, summed])) == {}
+    plan = with_plan(personalisation=Personalisation())
+    summed = PersonalisationSummed(study=clean_bundle().study, survivors=sha("s"), result=sha("r"))
+    only(sums.cohorts, telling(plan, summed), BROKEN, "comparisons of no sum that was opened")
+    assert finds(sums.cohorts, telling(plan, *sum_of("personalise", 6), summed)) == {}
 
 
 # --- models ------------------------------------------------------------------------------------------
