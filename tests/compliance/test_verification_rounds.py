@@ -122,6 +122,7 @@ def test_a_round_that_was_not_closed_is_a_note() -> None:
     opened = RoundOpened(study=clean_bundle().study, round=6, model=sha("model 5"))
     found = retold(COORDINATOR, lambda events: [*events, opened])
     only(rounds.chain, found, NOTE, "round 6 was opened and not closed")
+    assert finds(rounds.chain, replace(found, plan=with_plan(personalisation=Personalisation()))) == {}, "it never is"
 
 
 # --- records -----------------------------------------------------------------------------------------
@@ -198,9 +199,11 @@ def test_what_a_round_is_said_to_be_rolled_back_for_is_held_against_plan_and_rec
 
 
 def test_a_round_that_was_too_long_is_rightly_rolled_back() -> None:
+    begun = next(one.model_in for one in clean_bundle().rounds if one.round == 5)
     changes = {"rolled_back": RolledBack.TOO_LONG, "tried": TRIED, "update_norm": 1.5}
-    found = finds(rounds.records, robust(recorded(5, **changes), clip=1.0))
-    assert not any("the length" in line or "was rolled back (" in line for line in found[BROKEN])
+    back = recorded(5, **changes, model_out=BlobRef(digest=begun, size=9))
+    found = finds(rounds.records, robust(back, clip=1.0))[BROKEN]
+    assert {line.partition(": ")[2].partition(" coord")[0] for line in found} == {"not what", "contradicts"}, found
 
 
 def test_a_record_of_no_round_is_broken() -> None:
