@@ -10,11 +10,15 @@ from boundary.canonical import parse_json
 from boundary.errors import PeerFault
 from boundary.messages import MEASURING, Collection, WorkOrder
 from boundary.plan import SMALLEST_COHORT, StudyPlan, plan_from_json
+from compliance.events import RoundReceived
+from compliance.trail import read_leaf
 from silo_agent.journal import Journal
+
+_RECEIVED = RoundReceived.event.encode()  # in the bytes of each such entry
 
 
 class EvaluatedBefore(PeerFault):
-    """A model that this hospital has helped to measure in another study."""
+    """A model that this hospital has helped to measure, or to train, in another study."""
 
     code = "EVALUATED_BEFORE"
 
@@ -31,8 +35,26 @@ def check_unmeasured(journal: Journal, order: WorkOrder) -> None:
     Where the model was trained with our patients, or chosen by them, they are no external validation of it either.
     """
     study, model = order.collection.study, order.model.digest
-    if order.collection.phase in MEASURING and (other := journal.measured_elsewhere(study, model)):
+    if order.collection.phase not in MEASURING:
+        return
+    if other := journal.measured_elsewhere(study, model):
         raise EvaluatedBefore(f"this hospital has measured the model in {other}")
+    if other := _trained_elsewhere(journal, study, model):
+        raise EvaluatedBefore(f"the model comes of {other}, in which this hospital has trained")
+
+
+def _trained_elsewhere(journal: Journal, study: str, model: str) -> str | None:
+    """Another study of which a round gave this model, with our work in that round or in one before, as we were told."""
+    ours = set[str]()
+    for leaf in journal.trail():
+        if _RECEIVED not in leaf or not isinstance(said := read_leaf(leaf).event, RoundReceived) or said.study == study:
+            continue
+        is_ours = journal.silo in said.contributing
+        if is_ours and said.tried is None:
+            ours.add(said.study)
+        if (said.model == model and said.study in ours) or (said.tried == model and is_ours):
+            return said.study
+    return None
 
 
 def check_uncounted(journal: Journal, plan: StudyPlan, collection: Collection, surviving: AbstractSet[str]) -> None:
