@@ -86,6 +86,14 @@ def find(journal: Journal, folder: StateFolder, study: str, number: int) -> Late
     return max(found, key=lambda one: one.made_in, default=None)
 
 
+def forget_waiting(journal: Journal, folder: StateFolder, study: str) -> None:
+    """Somebody has withdrawn: of rounds that are over nothing waits for a later one any more. Again is harmless."""
+    for place in (folder.work / study).glob("*-train-*"):
+        number = place.name.partition("-")[0]
+        if number.isdecimal() and int(number) <= journal.committed_round(study):
+            shutil.rmtree(place, ignore_errors=True)
+
+
 def offer(
     journal: Journal, folder: StateFolder, order: KeptOrder, model: str, begin: Callable[[], None], now: datetime
 ) -> bool:

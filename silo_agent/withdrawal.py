@@ -14,6 +14,7 @@ from silo_agent.exposure import first_without, side_of
 from silo_agent.intake.erasing import alone, erase, forget_rows
 from silo_agent.intake.withdrawn import reference_of, tag_of
 from silo_agent.journal import Journal
+from silo_agent.late import forget_waiting
 from silo_agent.personal import forget_after_withdrawals
 from silo_agent.private_trail import Decision, Effect, Withdrawal
 from silo_agent.results import forget_carried
@@ -91,6 +92,7 @@ def finish(journal: Journal, folder: StateFolder, now: datetime, *, again: bool 
         _erase(journal, folder, kept.study)
     for study in journal.private.unfinished_of():
         forget_carried(folder, study)
+        forget_waiting(journal, folder, study)
     forget_after_withdrawals(journal, folder)
     with journal.transaction():
         journal.private.finished(last, now)

@@ -365,7 +365,10 @@ def late_ward(make_site: Any, archive: Path) -> Ward:
 
 def test_what_came_too_late_is_thrown_away_when_somebody_withdraws_before_it_is_offered(late_ward: Ward) -> None:
     who = late_ward.one(holdout=False)
+    waiting = late_ward.site.folder.work / late_ward.site.study
+    assert [*waiting.glob("0001-train-*")]
     late_ward.withdraw(who)
+    assert not [*waiting.glob("0001-train-*")], "at once, not when the next order comes"
     assert who not in late_ward.train(2), "it is trained anew, without them"
     assert late_ward.events(LateUpdateOffered) == []
     assert [one.round for one in late_ward.events(WithdrawalEffective)] == [2]
