@@ -97,17 +97,22 @@ def layout_for(  # noqa: PLR0913 - one for each thing a plan may have reported
 
     statistics: the number of training images, the sums of their mean intensities and of their mean squared ones, and
     (`metrics` counts) how many there are of each class or, with masks, show it; with `described` also the sections of
-    `boundary.description`. train: the summed training loss, the number of images it is over, the weight, how many
-    weights had to be clipped; then the weighted delta. With a guarantee per patient (`bands` is not 0) neither loss nor
-    images, which no noise covers, but a 1 in each band of epsilon that the hospital has not reached
-    (`boundary.guarantee.EPSILON_BANDS`). With `steps` (for FedNova) also how many it took times its weight, and the
-    delta is divided by them. With `clipping` a 1 for a change that had to be shortened (`boundary.robustness`). With
-    `late` (a plan whose late updates go into a later round) also a 1 if the delta is one. Where a plan has other
-    hospitals in each sum (`StudyPlan.varies`), the loss is the mean one times the weight and the images are the weight:
-    true counts could be solved for. evaluate: the additive metrics of the plan's task, as `models.measuring.layout_of`
-    lays them out; with `vote` then a 1 for a vote against the model, one for a vote, and by how much its summed loss is
-    above that of the model before. validate: the metrics alone. personalise: for each pair of
-    `COMPARED` the four `OUTCOMES`, all 0 where the hospital cannot tell.
+    `boundary.description`.
+
+    train: the summed training loss, the number of images it is over, the weight, how many weights had to be clipped;
+    then the weighted delta. With a guarantee per patient (`bands` is not 0) neither loss nor images, which no noise
+    covers, but a 1 in each band of epsilon that the hospital has not reached (`boundary.guarantee.EPSILON_BANDS`). With
+    `steps` (for FedNova) also how many it took times its weight, and the delta is divided by them. With `clipping` a 1
+    for a change that had to be shortened (`boundary.robustness`). With `late` (a plan whose late updates go into a
+    later round) also a 1 if the delta is one. Where a plan has other hospitals in each sum (`StudyPlan.varies`), the
+    loss is the mean one times the weight and the images are the weight: true counts could be solved for.
+
+    evaluate: the additive metrics of the plan's task, as `models.measuring.layout_of` lays them out; with `vote` then a
+    1 for a vote against the model, one for a vote, and by how much its summed loss is above that of the model before.
+
+    validate: the metrics alone.
+
+    personalise: for each pair of `COMPARED` the four `OUTCOMES`, all 0 where the hospital cannot tell.
     """
     match phase:
         case "statistics":
