@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from boundary.canonical import MAX_MESSAGE_BYTES
+from boundary.fields import PublicKeyStr
 from boundary.messages import Phase
 from boundary.names import (
     Base64Bytes,
@@ -20,7 +21,6 @@ from boundary.names import (
     VersionOne,
     list_in,
 )
-from boundary.plan import PublicKeyStr
 from boundary.roster import KeyCard
 from boundary.version import ProtocolRange
 

@@ -7,9 +7,10 @@ from pydantic import Field
 
 from boundary.canonical import canonical_bytes
 from boundary.errors import NotApproved
+from boundary.fields import PublicKeyStr
 from boundary.identity import PublicIdentity, SigningIdentity
 from boundary.names import Base64Bytes, DigestStr, Frozen, Moment, SiloId
-from boundary.plan import PublicKeyStr, StudyPlan, digest_of
+from boundary.plan import StudyPlan, digest_of
 from boundary.requests import CLOCK_SKEW
 
 _CONTEXT = "plan approval"

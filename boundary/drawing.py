@@ -14,6 +14,7 @@ from pydantic import Field
 
 from boundary.canonical import canonical_bytes
 from boundary.names import Frozen
+from boundary.parties import trainers
 
 if TYPE_CHECKING:
     from boundary.plan import StudyPlan
@@ -102,7 +103,7 @@ def passed_over(plan_digest: str, number: int, silos: Iterable[str], asked: Iter
 
 def check_selection(plan: "StudyPlan") -> None:
     """Raises `ValueError` for a selection that is unsafe or senseless with the rest of the plan."""
-    selection, count = plan.selection, sum(hospital.role == "train" for hospital in plan.hospitals)
+    selection, count = plan.selection, len(trainers(plan))
     if selection.hospitals is None:
         if selection.over:
             raise ValueError("selection.over: asks more than a sample, and there is none; say selection.hospitals")

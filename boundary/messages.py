@@ -9,10 +9,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self, assert_never
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
+from boundary.aggregation import MAX_HOSPITALS
 from boundary.approval import SignedApproval
 from boundary.canonical import Digest, canonical_bytes, digest
 from boundary.checkpoint import Checkpoint, Cosignature
 from boundary.errors import MalformedMessage
+from boundary.learning import MOST_ROUNDS
 from boundary.names import (
     Base64Bytes,
     Code,
@@ -27,7 +29,7 @@ from boundary.names import (
     decode_base64,
     list_in,
 )
-from boundary.plan import MAX_HOSPITALS, MOST_ROUNDS, StudyPlan
+from boundary.plan import StudyPlan
 from boundary.receipt import ReceiptSignature
 from boundary.secagg.ring import Encoding
 

@@ -9,34 +9,37 @@ follows from the plan, so it never changes within a study, and each hospital's n
 A plan of 0 rounds trains nothing: all its hospitals only validate, in one sum, one model in each round.
 """
 
-from boundary.messages import Phase
-from boundary.plan import StudyPlan
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from boundary.messages import Phase
+    from boundary.plan import StudyPlan
 
 
-def trainers(plan: StudyPlan) -> tuple[str, ...]:
+def trainers(plan: "StudyPlan") -> tuple[str, ...]:
     """The hospitals that train, sorted; none in a plan of 0 rounds."""
     if plan.training.rounds == 0:
         return ()
     return tuple(sorted(hospital.silo for hospital in plan.hospitals if hospital.role == "train"))
 
 
-def validators(plan: StudyPlan) -> tuple[str, ...]:
+def validators(plan: "StudyPlan") -> tuple[str, ...]:
     """The hospitals that hold all of their patients back, sorted."""
     training = set(trainers(plan))
     return tuple(silo for silo in plan.silos if silo not in training)
 
 
-def trains(plan: StudyPlan, silo: str) -> bool:
+def trains(plan: "StudyPlan", silo: str) -> bool:
     """Whether this hospital trains; False for one that holds all of its patients back."""
     return silo in trainers(plan)
 
 
-def validates_apart(plan: StudyPlan) -> bool:
+def validates_apart(plan: "StudyPlan") -> bool:
     """Whether the hospitals that only validate have a sum of their own."""
     return plan.training.rounds > 0 and len(validators(plan)) >= plan.aggregation.quorum
 
 
-def taking_part(plan: StudyPlan, phase: Phase) -> tuple[str, ...]:
+def taking_part(plan: "StudyPlan", phase: "Phase") -> tuple[str, ...]:
     """The hospitals whose numbers may be in a sum of this phase, sorted; none if the plan has no such sum."""
     match phase:
         case "train":
@@ -51,11 +54,11 @@ def taking_part(plan: StudyPlan, phase: Phase) -> tuple[str, ...]:
             return () if plan.personalisation is None else trainers(plan)
 
 
-def counts_images(plan: StudyPlan) -> bool:
+def counts_images(plan: "StudyPlan") -> bool:
     """Whether the plan has one masked sum over images before round 1, to normalise by or to describe them."""
     return plan.preprocessing.normalise == "federated" or plan.dataset.described
 
 
-def last_round(plan: StudyPlan) -> int:
+def last_round(plan: "StudyPlan") -> int:
     """The last round that may be ordered: 1 at least, in which a plan that trains nothing counts images."""
     return plan.training.rounds or max(1, len(plan.evaluation.models))

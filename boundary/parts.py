@@ -11,8 +11,8 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from boundary.errors import BadTensors, InvalidPlan
+from boundary.learning import ModelChoice
 from boundary.low_rank import check_adapters
-from boundary.plan import ModelChoice
 from boundary.tensors import TensorManifest, Vector, flatten, unflatten
 
 

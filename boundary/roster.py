@@ -11,11 +11,13 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, ValidationError
 
+from boundary.aggregation import MAX_HOSPITALS
 from boundary.canonical import Digest, canonical_bytes, digest, parse_canonical
 from boundary.errors import BadSignature, Expired, MalformedMessage, RolledBack, UnknownMember
+from boundary.fields import PublicKeyStr
 from boundary.identity import PublicIdentity, SigningIdentity
 from boundary.names import COORDINATOR, Base64Bytes, Frozen, Moment, PartyId, encode_base64, list_in
-from boundary.plan import MAX_HOSPITALS, PublicKeyStr, StudyPlan
+from boundary.plan import StudyPlan
 from boundary.sealing import SealingKey
 
 _CARD = "key card"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from boundary.plan import Disclosed
+from boundary.agreement import Disclosed
 from compliance.events import (
     AnyEvent,
     BudgetCommitted,

@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
+from boundary.aggregation import MAX_HOSPITALS
 from boundary.messages import Phase
 from boundary.names import Code, DigestStr, Frozen, PartyId, RoundNumber, SiloId, Silos, StudyId, list_in
-from boundary.plan import MAX_HOSPITALS
 from compliance.privacy import Delta, PrivacyEvent
 
 CELL = 10

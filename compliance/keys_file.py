@@ -9,9 +9,10 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
+from boundary.aggregation import MAX_HOSPITALS
+from boundary.fields import PublicKeyStr
 from boundary.identity import PublicIdentity
 from boundary.names import Frozen, SiloId, VersionOne
-from boundary.plan import MAX_HOSPITALS, PublicKeyStr
 from compliance.bundle import Trust
 from compliance.errors import ComplianceError
 

@@ -219,7 +219,7 @@ def plan_models(
 
 def parameters_of(name: str) -> list[tuple[str, int]]:
     """(parameter, how many weights) of a network with two classes. Raises `UnknownModel`."""
-    from boundary.plan import ModelChoice
+    from boundary.learning import ModelChoice
     from models.parameters import manifest
 
     wanted, _, version = name.partition("@")

@@ -13,9 +13,9 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 from sqlalchemy import Engine
 
+from boundary.fields import PublicKeyStr
 from boundary.identity import SigningIdentity
 from boundary.names import COORDINATOR, Frozen, StudyName
-from boundary.plan import PublicKeyStr
 from boundary.roster import KeyCard, make_card
 from boundary.sealing import UnsealingKey
 from flows.authority import Authority, write_secret

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boundary.guarantee import PatientPrivacy
-from boundary.plan import ModelChoice, Preprocessing, Training
+from boundary.images import Preprocessing
+from boundary.learning import ModelChoice, Training
 from compliance.empirical import Guesses, area, epsilon_lower_bound, most_true, roc
 from compliance.terms import PlanTerms
 

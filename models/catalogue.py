@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from boundary.plan import ModelChoice, StudyPlan, Task
+from boundary.learning import ModelChoice
+from boundary.plan import StudyPlan, Task
 from models.errors import InputIndivisible, InputTooSmall, UnknownModel, WrongNetwork
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from boundary.plan import ModelChoice
+from boundary.learning import ModelChoice
 from boundary.tensors import TensorManifest, manifest_of
 from models.catalogue import build
 from models.errors import UnsharedState, WrongTensors

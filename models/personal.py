@@ -1,6 +1,6 @@
 """What a hospital trains for itself: alone, on from the model that all have learned together, or beside it.
 
-Where the plan asks for it (`boundary.plan.Personalisation`). None of what comes out of here is ever sent.
+Where the plan asks for it (`boundary.learning.Personalisation`). None of what comes out of here is ever sent.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from boundary.plan import Personalisation, Training
+from boundary.learning import Personalisation, Training
 from models.parameters import Tensors, load_tensors, to_tensors, train_only
 from models.training import LocalData, TrainingOutcome, train
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from boundary.plan import Preprocessing
+from boundary.images import Preprocessing
 from models.resampling import canonical_slices, canonical_volume, nearest, resampled, resampled_mask, turned
 
 Image = NDArray[np.float32]

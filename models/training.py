@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from boundary.plan import StudyPlan, Training
+from boundary.learning import Training
+from boundary.plan import StudyPlan
 from models.errors import NoImages, NonFiniteLoss, TrainingCancelled
 from models.losses import mean_loss
 from models.measuring import Layout, measure

@@ -11,8 +11,9 @@ import numpy as np
 
 from boundary.bfloat16 import rounded
 from boundary.errors import BadTensors
+from boundary.learning import ModelChoice
 from boundary.parts import Parts
-from boundary.plan import ModelChoice, StudyPlan
+from boundary.plan import StudyPlan
 from boundary.tensors import TensorManifest, Vector, check_values, flatten, unflatten, unpack_file
 from models.parameters import initial_tensors
 

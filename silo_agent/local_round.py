@@ -21,9 +21,10 @@ import torch
 from numpy.typing import NDArray
 
 from boundary.errors import BadTensors
+from boundary.learning import ModelChoice
 from boundary.messages import Normalisation
 from boundary.parts import Parts, parts_of, tuned_of
-from boundary.plan import ModelChoice, StudyPlan, parse_plan
+from boundary.plan import StudyPlan, parse_plan
 from boundary.secagg.selection import selected
 from boundary.tensors import TensorManifest, TensorSpec, Vector, check_values, flatten, unflatten, unpack_file
 from models.catalogue import build, check_model, entry_of

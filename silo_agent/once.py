@@ -6,10 +6,11 @@ down that a result was unmasked, before any share leaves.
 
 from collections.abc import Set as AbstractSet
 
+from boundary.aggregation import SMALLEST_COHORT
 from boundary.canonical import parse_json
 from boundary.errors import PeerFault
 from boundary.messages import MEASURING, Collection, WorkOrder
-from boundary.plan import SMALLEST_COHORT, StudyPlan, plan_from_json
+from boundary.plan import StudyPlan, plan_from_json
 from compliance.events import RoundReceived
 from compliance.trail import read_leaf
 from silo_agent.journal import Journal

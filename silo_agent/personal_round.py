@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from boundary.learning import Personalisation
 from boundary.parts import tuned_of
-from boundary.plan import Personalisation
 from boundary.tensors import Vector, check_values, flatten, manifest_of, pack, unflatten
 from models.catalogue import build
 from models.comparing import Comparison, Estimate, Figure, compare, figure_of

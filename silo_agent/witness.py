@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 
+from boundary.agreement import Disclosed
 from boundary.canonical import canonical_bytes, parse_json
 from boundary.checkpoint import Checkpoint, Cosignature, log_name
 from boundary.errors import BoundaryError, OutOfTurn, PeerFault, UnknownMember
@@ -34,7 +35,7 @@ from boundary.messages import (
     to_body,
 )
 from boundary.names import COORDINATOR
-from boundary.plan import Disclosed, plan_from_json
+from boundary.plan import plan_from_json
 from boundary.receipt import Receipt
 from boundary.secagg.context import transcript_of
 from compliance.disclosure import shown as as_shown

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import comb
 
+from boundary.aggregation import SMALLEST_COHORT
 from boundary.errors import CallerFault
-from boundary.plan import SMALLEST_COHORT
 
 COMPLETE_UP_TO = 64
 CORRUPT_SHARE, LOST_SHARE = 5, 10  # one in five may collude with the coordinator, one in ten may drop out

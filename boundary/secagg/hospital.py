@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from boundary.aggregation import SMALLEST_COHORT
 from boundary.errors import CohortTooSmall, MalformedMessage, OutOfTurn, UnknownMember, UnsealFailed
-from boundary.plan import SMALLEST_COHORT
 from boundary.sealing import SealingKey
 from boundary.secagg import shamir
 from boundary.secagg.context import binding, cohort_of, sharers_of, survivors_of

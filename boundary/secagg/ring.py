@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from boundary.aggregation import MAX_HOSPITALS, SMALLEST_COHORT
 from boundary.errors import CallerFault, NotApproved
 from boundary.names import Frozen, whole
-from boundary.plan import MAX_HOSPITALS, SMALLEST_COHORT, StudyPlan
+from boundary.plan import StudyPlan
 
 FRACTION_BITS = 24  # of a number: whole numbers and losses up to 2^39 / hospitals, in steps of 6e-8
 _FLOAT32_BITS = 24

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, TypeVar, cast
 
+from boundary.aggregation import SMALLEST_COHORT
 from boundary.canonical import Digest
 from boundary.errors import BoundaryError
 from boundary.identity import PublicIdentity
 from boundary.names import COORDINATOR
-from boundary.plan import SMALLEST_COHORT, digest_of
+from boundary.plan import digest_of
 from compliance.bundle import Bundle, LogCopy, Manifest, Trust, parties_of
 from compliance.events import Event, HeadsWitnessed, RoundClosed, RoundReceived
 from compliance.merkle import HASH_BYTES, Tree, leaf_hash

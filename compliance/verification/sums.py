@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from boundary.aggregation import SMALLEST_COHORT
 from boundary.names import COORDINATOR
 from boundary.parties import taking_part, trainers
-from boundary.plan import SMALLEST_COHORT
 from boundary.secagg.context import transcript_of
 from boundary.secagg.graph import thresholds
 from compliance.bundle import round_file

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
-from boundary.plan import Server, StudyPlan
+from boundary.learning import Server
+from boundary.plan import StudyPlan
 from boundary.strategies import StrategyName
 from flows.aggregation.fedadagrad import fedadagrad
 from flows.aggregation.fedadam import fedadam

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from boundary.plan import Server
+from boundary.learning import Server
 from boundary.tensors import Vector
 from flows.aggregation.state import MOMENTUM, SECOND_MOMENT, Mean, ServerState, ServerStrategy
 

@@ -1,6 +1,6 @@
 """FedAdagrad: Reddi et al. 2021, "Adaptive Federated Optimization" (ICLR), Algorithm 2, its line for v."""
 
-from boundary.plan import Server
+from boundary.learning import Server
 from boundary.tensors import Vector
 from flows.aggregation.adaptive import adaptive
 from flows.aggregation.state import ServerStrategy

@@ -3,7 +3,7 @@
 In the delta form of Reddi et al. 2021, whose server has a learning rate; with rate 1 it is McMahan's.
 """
 
-from boundary.plan import Server
+from boundary.learning import Server
 from boundary.tensors import Vector
 from flows.aggregation.state import Mean, ServerState, ServerStrategy
 

@@ -6,7 +6,7 @@ Hsu, Qi and Brown 2019, "Measuring the Effects of Non-Identical Data Distributio
 
 import numpy as np
 
-from boundary.plan import Server
+from boundary.learning import Server
 from boundary.tensors import Vector
 from flows.aggregation.state import MOMENTUM, Mean, ServerState, ServerStrategy
 

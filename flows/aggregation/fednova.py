@@ -5,7 +5,7 @@ local SGD without momentum: there tau_i is a hospital's number of steps, and tau
 """
 
 from boundary.errors import CallerFault
-from boundary.plan import Server
+from boundary.learning import Server
 from boundary.tensors import Vector
 from flows.aggregation.state import Mean, ServerState, ServerStrategy
 

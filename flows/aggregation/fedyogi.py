@@ -5,7 +5,7 @@ After Zaheer et al. 2018, "Adaptive Methods for Nonconvex Optimization" (NeurIPS
 
 import numpy as np
 
-from boundary.plan import Server
+from boundary.learning import Server
 from boundary.tensors import Vector
 from flows.aggregation.adaptive import adaptive
 from flows.aggregation.state import ServerStrategy

@@ -6,7 +6,7 @@ where that median is 0, and rounds are the steps that lead there. More steps on 
 them with other factors, which tell single hospitals' changes apart (docs/adr/0018).
 """
 
-from boundary.plan import Server
+from boundary.learning import Server
 from boundary.tensors import Vector
 from flows.aggregation.state import Mean, ServerState, ServerStrategy
 

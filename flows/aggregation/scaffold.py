@@ -12,7 +12,7 @@ somebody withdrew) would otherwise leave c beside the mean of the c_i, and the m
 import numpy as np
 
 from boundary.errors import CallerFault
-from boundary.plan import Server
+from boundary.learning import Server
 from boundary.tensors import Vector
 from flows.aggregation.state import CONTROL, Mean, ServerState, ServerStrategy
 

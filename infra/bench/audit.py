@@ -5,7 +5,8 @@ figures are of one audit and scatter: the bound is a bound at 95 %, not a measur
 """
 
 from boundary.guarantee import PatientPrivacy
-from boundary.plan import ModelChoice, Preprocessing, Training
+from boundary.images import Preprocessing
+from boundary.learning import ModelChoice, Training
 from flows.privacy_audit import Effort, audit, read_images
 from infra.bench.rows import Row, Target, at_most
 

@@ -15,7 +15,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from boundary.guarantee import PatientPrivacy
-from boundary.plan import ModelChoice, Training
+from boundary.learning import ModelChoice, Training
 from compliance.terms import PlanTerms
 from infra.bench.rows import Row, Target, at_most, ratio_at_most
 from models.catalogue import build

@@ -7,8 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from boundary.learning import Personalisation
 from boundary.parts import parts_of, tuned_of
-from boundary.plan import Personalisation, StudyPlan
+from boundary.plan import StudyPlan
 from boundary.tensors import Vector, flatten, manifest_of, unflatten
 from compliance.empirical import area, roc
 from infra.simulation.rounds import entropy, network_of, quiet, seed_of

@@ -17,7 +17,8 @@ from statistics import fmean
 
 from boundary.guarantee import NoPrivacy, Privacy
 from boundary.identity import SigningIdentity
-from boundary.plan import Personalisation, Server, StudyPlan, Training, parse_plan
+from boundary.learning import Personalisation, Server, Training
+from boundary.plan import StudyPlan, parse_plan
 from boundary.robustness import Robustness
 from boundary.tensors import Vector
 from infra.hospitals.noniid import Hospital, NonIid

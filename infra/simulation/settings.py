@@ -24,7 +24,7 @@ from statistics import fmean
 import torch
 
 from boundary.guarantee import PatientPrivacy
-from boundary.plan import Personalisation, Server, Training
+from boundary.learning import Personalisation, Server, Training
 from boundary.strategies import StrategyName
 from infra.hospitals.noniid import ARCHIVES, Archive, split
 from infra.simulation.alone import FineTuning

@@ -13,7 +13,7 @@ import torch
 from opacus import GradSampleModule
 from torch import nn
 
-from boundary.plan import Training
+from boundary.learning import Training
 from models.errors import TrainingCancelled
 from models.losses import image_losses
 from models.private.keystream import KeyStream

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from boundary.canonical import Digest, canonical_bytes
-from boundary.plan import Dataset
+from boundary.images import Dataset
 from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.split import PatientRef, by_coins_alone, held_out, patient_ref
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 import numpy as np
 from numpy.typing import NDArray
 
-from boundary.plan import Preprocessing
+from boundary.images import Preprocessing
 
 KEPT_BYTES = 32 * 1024 * 1024  # the most that glibc takes for its threshold, on 64 bit
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, mallopt(3)

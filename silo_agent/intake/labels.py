@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from boundary.canonical import Digest, digest
-from boundary.plan import Labels
+from boundary.images import Labels
 from silo_agent.intake.archive import LabelKind
 from silo_agent.intake.errors import (
     LabelColumnAmbiguous,

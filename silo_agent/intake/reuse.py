@@ -21,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from boundary.plan import Preprocessing
+from boundary.images import Preprocessing
 from silo_agent.intake.erasing import MADE_OF
 
 _KEY = b"wardround made of v1\x00"

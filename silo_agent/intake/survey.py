@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from boundary.plan import Dataset
+from boundary.images import Dataset
 from silo_agent.intake.archive import folder_inventory
 from silo_agent.intake.cohort import Candidate, build_cohort
 from silo_agent.intake.encoding import Limits

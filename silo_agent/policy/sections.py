@@ -18,13 +18,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from boundary.aggregation import MAX_HOSPITALS, SMALLEST_COHORT
+from boundary.fields import Day, Names, PublicKeyStr, Sentence, Word
 from boundary.names import DigestStr, Frozen, StudyName, list_in
-from boundary.plan import MAX_HOSPITALS, SMALLEST_COHORT, Day, Names, PublicKeyStr, Sentence, Word
 from compliance.events import CELL
 from silo_agent.intake.dicomweb.endpoint import Endpoint
 from silo_agent.intake.dicomweb.errors import NotDicomweb
 
-MODALITIES = frozenset({"CT", "CR", "DX", "US", "MR"})  # those that plans can ask for (boundary.plan.Dataset)
+MODALITIES = frozenset({"CT", "CR", "DX", "US", "MR"})  # those that plans can ask for (boundary.images.Dataset)
 ROLE_PATTERN = r"^[a-z][a-z_]{1,30}$"  # as in boundary.approval
 Megabytes = Annotated[int, Field(ge=1, le=100_000)]  # of 10^6 bytes
 Role = Annotated[str, Field(pattern=ROLE_PATTERN)]

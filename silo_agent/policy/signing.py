@@ -11,9 +11,9 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from boundary.canonical import canonical_bytes, parse_canonical
 from boundary.errors import BadSignature, PeerFault
+from boundary.fields import PublicKeyStr
 from boundary.identity import PublicIdentity, SigningIdentity
 from boundary.names import Base64Bytes, DigestStr, Frozen, VersionOne, list_in
-from boundary.plan import PublicKeyStr
 from silo_agent.errors import ConfigError
 from silo_agent.policy.errors import PolicyCode, PolicyRefused
 from silo_agent.policy.model import Policy, digest_of

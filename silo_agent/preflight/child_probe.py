@@ -103,7 +103,7 @@ def _one_step(where: str) -> None:
     """Forward and backward through the smallest network: a card that torch sees may still have no kernels for it."""
     import torch
 
-    from boundary.plan import ModelChoice
+    from boundary.learning import ModelChoice
     from models.catalogue import build
 
     network = build(ModelChoice(name="cnn-small", version=1), 2).to(where)
@@ -229,7 +229,7 @@ def labels(command: dict[str, Any]) -> dict[str, Any]:
         walk = _files(path)
         count = sum(not isinstance(one, OSError) for one in islice(walk, MOST_LISTED))
         return {"masks": count, "more": next(walk, None) is not None}
-    from boundary.plan import Labels
+    from boundary.images import Labels
     from silo_agent.intake.errors import LabelColumnAmbiguous
     from silo_agent.intake.labels import count_keyed, read_labels
 

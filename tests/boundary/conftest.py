@@ -16,9 +16,12 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from boundary import plan as plans
+from boundary.aggregation import LARGEST_SUM, Aggregation
+from boundary.agreement import Evidence, Hospital, Purpose
 from boundary.checkpoint import Checkpoint, Cosignature
 from boundary.guarantee import NoPrivacy, PatientPrivacy
+from boundary.images import Dataset, Labels, Preprocessing
+from boundary.learning import ModelChoice, Server, Training
 from boundary.low_rank import LowRank
 from boundary.messages import (
     PHASES,
@@ -31,6 +34,8 @@ from boundary.messages import (
     ShownHead,
 )
 from boundary.names import encode_base64
+from boundary.plan import StudyPlan
+from boundary.plan_checks import MOST_IN_A_STEP
 from boundary.pretrained import Pretrained
 from boundary.secagg.ring import Encoding
 from boundary.series import SeriesRule
@@ -121,7 +126,7 @@ def of_masks(draw: st.DrawFn) -> dict[str, Any]:
         "column": None,
         "modalities": (modality,),
         "size": size,
-        "batch_size": min(4096, plans.MOST_IN_A_STEP // math.prod(size)),
+        "batch_size": min(4096, MOST_IN_A_STEP // math.prod(size)),
         "spacing": draw(spacing if dimensions == 3 else st.none() | spacing),
         "series": SeriesRule(
             modality=modality,
@@ -153,7 +158,7 @@ adapters = st.builds(
 
 
 @st.composite
-def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
+def any_plan(draw: st.DrawFn) -> StudyPlan:
     members = draw(st.lists(names, min_size=3, max_size=6, unique=True))
     low, high = sorted(draw(st.lists(fractions(-1e6, 1e6), min_size=2, max_size=2, unique=True)))
     privacy = draw(st.just(NoPrivacy()) | guarantees)
@@ -162,26 +167,26 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
     strategies = ("fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
     proximal = draw(st.just(0.0) | fractions(0, 1000))
     steps, most = draw(st.integers(1, 10_000_000)), draw(st.integers(1, 10_000_000))
-    is_fit = (privacy.mechanism, optimizer, proximal) == ("none", "sgd", 0) and steps * most * 6 < plans.LARGEST_SUM
+    is_fit = (privacy.mechanism, optimizer, proximal) == ("none", "sgd", 0) and steps * most * 6 < LARGEST_SUM
     strategies += ("fednova",) if is_fit else ()
     weighting = draw(st.sampled_from(weightings))
     strategies += ("scaffold",) if is_fit and weighting == "equal" else ()
     smoothing = draw(fractions(1e-6, 1000))
-    strategies += ("rfa",) if most / smoothing * 6 < plans.LARGEST_SUM else ()
+    strategies += ("rfa",) if most / smoothing * 6 < LARGEST_SUM else ()
     strategy = draw(st.sampled_from(strategies))
     purpose = dict(zip(("title", "statement", "legal_basis", "ethics_reference"), draw(four_sentences), strict=True))
-    return plans.StudyPlan(
+    return StudyPlan(
         version=1,
         name=draw(names),
         revision=draw(st.integers(1, 1_000_000)),
         task=kind["task"],
-        purpose=plans.Purpose(
+        purpose=Purpose(
             **purpose,
             expires=draw(st.dates(date(1000, 1, 1))),
             retain_years=draw(st.integers(1, 100)),
         ),
-        hospitals=tuple(plans.Hospital(silo=s, signing_key=golden.key(s).public.text) for s in members),
-        model=plans.ModelChoice(
+        hospitals=tuple(Hospital(silo=s, signing_key=golden.key(s).public.text) for s in members),
+        model=ModelChoice(
             name=draw(names),
             version=draw(st.integers(1, 1_000_000)),
             initial_seed=draw(st.integers(0, 2**32 - 1)),
@@ -192,15 +197,15 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
             pretrained=draw(st.none() | pretrained),
             lora=draw(st.none() | adapters),
         ),
-        preprocessing=plans.Preprocessing(
+        preprocessing=Preprocessing(
             size=kind["size"], spacing=kind.get("spacing"), intensity="window", low=low, high=high
         ),
-        labels=plans.Labels(
+        labels=Labels(
             column=kind["column"],
             classes=draw(st.lists(words, min_size=2, max_size=5, unique=True).map(tuple)),
             minimum_per_class=draw(st.integers(0, 10_000_000)),
         ),
-        dataset=plans.Dataset(
+        dataset=Dataset(
             name=draw(names),
             modalities=kind["modalities"],
             series=kind.get("series"),
@@ -209,7 +214,7 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
             max_excluded_share=draw(fractions(0, 1)),
             holdout_share=draw(fractions(0, 1, exclude_min=True, exclude_max=True)),
         ),
-        training=plans.Training(
+        training=Training(
             strategy=strategy,
             rounds=draw(rounds),
             local_epochs=draw(st.integers(1, 100)),
@@ -220,7 +225,7 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
             learning_rate=draw(fractions(0, 10, exclude_min=True)),
             weighting=weighting,
         ),
-        server=plans.Server(
+        server=Server(
             learning_rate=draw(st.none() | fractions(0, 100, exclude_min=True)),
             momentum=draw(fractions(0, 1, exclude_max=True)),
             second_moment=draw(fractions(0, 1, exclude_max=True)),
@@ -228,7 +233,7 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
             smoothing=smoothing,
         ),
         privacy=privacy,
-        aggregation=plans.Aggregation(
+        aggregation=Aggregation(
             quorum=draw(st.integers(3, len(members))),
             ready_minutes=draw(fractions(0, 20160, exclude_min=True)),
             step_minutes=draw(fractions(0, 1440, exclude_min=True)),
@@ -240,7 +245,7 @@ def any_plan(draw: st.DrawFn) -> plans.StudyPlan:
             lost_after_seconds=draw(fractions(2, 86400)),
             max_model_norm=draw(fractions(0, 1e12, exclude_min=True)),
         ),
-        evidence=plans.Evidence(
+        evidence=Evidence(
             disclose=draw(st.lists(st.sampled_from(("budget", "intake", "withdrawals")), unique=True).map(tuple))
         ),
     )

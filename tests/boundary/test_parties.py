@@ -9,9 +9,10 @@ import pytest
 
 from boundary.errors import InvalidPlan
 from boundary.identity import SigningIdentity
+from boundary.learning import Personalisation
 from boundary.messages import PHASES
 from boundary.parties import last_round, taking_part, trainers, validates_apart, validators
-from boundary.plan import Personalisation, StudyPlan, parse_plan, to_json
+from boundary.plan import StudyPlan, parse_plan, to_json
 
 TRAINING, OTHERS = ("t1", "t2", "t3"), ("v1", "v2", "v3")
 FINISHED = ["sha256:" + "a" * 64, "sha256:" + "b" * 64]

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boundary.errors import BadTensors, InvalidPlan
+from boundary.learning import ModelChoice
 from boundary.low_rank import LowRank
 from boundary.parts import parts_of, tuned_of
-from boundary.plan import ModelChoice
 from boundary.tensors import TensorManifest, TensorSpec, flatten, unflatten
 
 SHAPES = {"features.conv.weight": (2, 3), "features.norm.bias": (3,), "features.norm.weight": (3,), "head.bias": (2,),

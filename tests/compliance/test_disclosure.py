@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
-from boundary.plan import Disclosed
+from boundary.agreement import Disclosed
 from compliance.disclosure import hash_of, shown
 from compliance.events import EVENTS
 from compliance.merkle import HASH_BYTES, leaf_hash

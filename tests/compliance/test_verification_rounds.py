@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from boundary.learning import Evaluation, Personalisation
 from boundary.messages import BlobRef, Phase
 from boundary.names import COORDINATOR
-from boundary.plan import Evaluation, Personalisation, StudyPlan
+from boundary.plan import StudyPlan
 from boundary.robustness import Robustness, RolledBack, Vote
 from compliance.bundle import Bundle
 from compliance.events import (

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import safetensors.numpy
 
-from boundary.plan import ModelChoice
+from boundary.learning import ModelChoice
 from flows.demo import show
 from flows.demo.archive import DATASET, Site
 from flows.demo.stage import Stage

@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from boundary.errors import InvalidPlan
+from boundary.learning import ModelChoice
 from boundary.messages import WorkOrder
-from boundary.plan import ModelChoice
 from boundary.tensors import unpack
 from compliance.records import RoundRecord
 from flows.cli import app

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from boundary.errors import InvalidPlan
 from boundary.guarantee import PatientPrivacy
-from boundary.plan import Preprocessing
+from boundary.images import Preprocessing
 from compliance.empirical import Guesses
 from compliance.terms import PlanTerms
 from flows.cli import app

@@ -9,7 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from boundary.errors import InvalidPlan
-from boundary.plan import ModelChoice, StudyPlan
+from boundary.learning import ModelChoice
+from boundary.plan import StudyPlan
 from compliance.records import ClassDice, RoundRecord, SegmentationMetrics, record_from, to_bytes
 from flows import pages, readings
 from flows.mlflow_client import _draw_dice, _values

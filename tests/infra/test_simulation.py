@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from boundary.guarantee import PatientPrivacy
-from boundary.plan import Personalisation, Server, StudyPlan, Training
+from boundary.learning import Personalisation, Server, Training
+from boundary.plan import StudyPlan
 from boundary.secagg.ring import first_encoding
 from boundary.tensors import Vector, flatten, manifest_of, unflatten
 from compliance.terms import PlanTerms

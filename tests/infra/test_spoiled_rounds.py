@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from boundary.plan import Training
+from boundary.learning import Training
 from boundary.robustness import Robustness, RolledBack
 from boundary.tensors import Vector
 from infra.bench.robustness import CASES, LOST, PEACE, Case, rows

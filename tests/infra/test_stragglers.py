@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from boundary.drawing import Selection, drawn
-from boundary.plan import StudyPlan, Training, digest_of
+from boundary.learning import Training
+from boundary.plan import StudyPlan, digest_of
 from boundary.tensors import Vector
 from infra.bench import stragglers
 from infra.bench.stragglers import ON_TIME, WAYS, auroc_of, rows

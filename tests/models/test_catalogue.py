@@ -4,7 +4,8 @@ import sys
 import pytest
 import torch
 
-from boundary.plan import ModelChoice, StudyPlan
+from boundary.learning import ModelChoice
+from boundary.plan import StudyPlan
 from infra import golden
 from models.catalogue import Entry, build, check_model, describe, names
 from models.errors import InputIndivisible, InputTooSmall, UnknownModel, WrongNetwork
@@ -147,7 +148,7 @@ def test_training_does_not_import_monai() -> None:
 
 def test_building_a_network_asks_for_no_opacus_which_the_coordinator_does_not_install() -> None:
     code = (
-        "import sys; from boundary.plan import ModelChoice; from models.catalogue import build;"
+        "import sys; from boundary.learning import ModelChoice; from models.catalogue import build;"
         "build(ModelChoice(name='densenet-small', version=1), 2); sys.exit('opacus' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from boundary.plan import MAX_HOSPITALS, MOST_VOXELS
+from boundary.aggregation import MAX_HOSPITALS
+from boundary.images import MOST_VOXELS
 from boundary.secagg.encoding import decode_numbers, encode_numbers
 from infra import golden
 from models.dice import ClassDice, DiceLayout, SegmentationMetrics, measure, read

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from boundary.learning import ModelChoice, Training
 from boundary.low_rank import ADAPTERS, LowRank, is_adapter
 from boundary.parts import parts_of
-from boundary.plan import ModelChoice, Training
 from boundary.tensors import manifest_of
 from models.catalogue import build
 from models.errors import UnfitAdapters

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from boundary.canonical import canonical_bytes, digest
-from boundary.plan import ModelChoice
+from boundary.learning import ModelChoice
 from boundary.tensors import flatten, unflatten
 from models.catalogue import build
 from models.errors import UnsharedState, WrongTensors

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from boundary.plan import Personalisation, Training
+from boundary.learning import Personalisation, Training
 from models.losses import mean_loss
 from models.personal import alone_training, personal_training, personalise, weights_of
 from models.training import LocalData, ProximalTerm, batch, batches

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from boundary.plan import Preprocessing
+from boundary.images import Preprocessing
 from models.preprocessing import normalised, to_input
 
 WINDOW = Preprocessing(size=(16, 16), intensity="window", low=-100.0, high=300.0)

@@ -11,8 +11,8 @@ import pytest
 import safetensors.numpy
 from numpy.testing import assert_array_equal
 
+from boundary.learning import ModelChoice
 from boundary.low_rank import LowRank, is_adapter
-from boundary.plan import ModelChoice
 from boundary.pretrained import Pretrained
 from models.errors import ModelError, PretrainedDiffers, PretrainedMissing, PretrainedUnfit
 from models.parameters import Tensors, initial_tensors, manifest

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
-from boundary.plan import Preprocessing
+from boundary.images import Preprocessing
 from models.preprocessing import volume_inputs
 from models.resampling import canonical_slices, canonical_volume, resampled, resampled_mask, turned
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from boundary.plan import ModelChoice, Training
+from boundary.learning import ModelChoice, Training
 from models.catalogue import build, describe
 from models.dice import DiceLayout, SegmentationMetrics, measure, read
 from models.parameters import initial_tensors, load_tensors, to_tensors

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from boundary.plan import ModelChoice, Training
+from boundary.learning import ModelChoice, Training
 from models.catalogue import build
 from models.errors import NoImages, NonFiniteLogits, NonFiniteLoss, TrainingCancelled
 from models.metrics import MetricLayout, measure, read

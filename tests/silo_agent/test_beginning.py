@@ -11,8 +11,9 @@ import safetensors.numpy
 
 from boundary.bfloat16 import rounded
 from boundary.errors import BadTensors
+from boundary.learning import ModelChoice
 from boundary.parts import Parts, parts_of
-from boundary.plan import ModelChoice, StudyPlan
+from boundary.plan import StudyPlan
 from boundary.tensors import Vector, flatten, pack
 from models.errors import PretrainedDiffers, PretrainedMissing
 from models.parameters import initial_tensors, manifest

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from boundary.errors import NotApproved, OutOfTurn
 from boundary.layout import COMPARED
+from boundary.learning import MOST_ROUNDS
 from boundary.messages import Collection, StudyClosed, TrailShown, end_of
-from boundary.plan import MOST_ROUNDS, StudyPlan, parse_plan
+from boundary.plan import StudyPlan, parse_plan
 from boundary.protocol import Step
 from compliance.events import BudgetCommitted, BudgetReserved, DataPurged
 from compliance.trail import read_leaf

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from boundary.errors import InvalidPlan
 from boundary.layout import COMPARED, layout_for
+from boundary.learning import Personalisation
 from boundary.parts import parts_of
-from boundary.plan import Personalisation, StudyPlan
+from boundary.plan import StudyPlan
 from boundary.tensors import flatten, pack, unflatten, unpack
 from compliance.empirical import area, roc
 from flows.publication import checked_tensors

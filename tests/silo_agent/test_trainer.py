@@ -17,8 +17,9 @@ import safetensors.numpy
 
 from boundary.errors import BadTensors
 from boundary.layout import layout_for
+from boundary.learning import ModelChoice
 from boundary.parts import Parts, parts_of
-from boundary.plan import ModelChoice, StudyPlan, parse_plan, study_id
+from boundary.plan import StudyPlan, parse_plan, study_id
 from boundary.secagg.selection import selected
 from boundary.tensors import TensorManifest, TensorSpec, flatten, manifest_of, pack, unflatten, unpack
 from compliance.accountant import epsilon

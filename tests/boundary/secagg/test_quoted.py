@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from boundary.agreement import Hospital
 from boundary.canonical import MAX_MESSAGE_BYTES, canonical_bytes
 from boundary.envelope import seal_envelope
 from boundary.errors import BadSignature, BoundaryError, MalformedMessage, OutOfTurn, UnknownMember, WrongRecipient
 from boundary.messages import AnyMessage, CohortClosed, Ready, Refused, RevealedShare, SharesRevealed
 from boundary.names import COORDINATOR
-from boundary.plan import Hospital
 from boundary.secagg.errors import BadShares
 from boundary.secagg.hospital import Part
 from boundary.secagg.quoted import Said, announcement, part, revealed

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from boundary.canonical import digest
 from boundary.errors import BadTensors
+from boundary.learning import Server
 from boundary.messages import BlobRef
-from boundary.plan import Server
 from boundary.strategies import StrategyName
 from boundary.tensors import pack
 from flows.aggregation import STRATEGIES, Mean, ServerState

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from boundary.errors import CallerFault
-from boundary.plan import Server
+from boundary.learning import Server
 from boundary.strategies import StrategyName
 from flows.aggregation import STRATEGIES, Mean, ServerState
 from flows.aggregation.scaffold import begins_anew

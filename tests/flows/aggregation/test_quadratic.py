@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from boundary.plan import Server
+from boundary.learning import Server
 from boundary.strategies import StrategyName
 from flows.aggregation import STRATEGIES, Mean
 from flows.aggregation.scaffold import begins_anew

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from boundary.learning import Server
 from boundary.messages import Collection
-from boundary.plan import Server, StudyPlan
+from boundary.plan import StudyPlan
 from compliance.records import RoundRecord
 from flows.aggregation import STRATEGIES, Mean
 from flows.driver import StudyDriver

@@ -8,7 +8,8 @@ from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
 from boundary.bfloat16 import RELATIVE_ERROR, rounded
-from boundary.plan import Server, Strategy
+from boundary.learning import Server
+from boundary.strategies import Strategy
 from flows.aggregation import STRATEGIES, Mean, ServerState, ServerStrategy
 from flows.aggregation.rounding import MASTER, with_master
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from boundary.layout import VectorLayout, layout_for
-from boundary.plan import Server
+from boundary.learning import Server
 from boundary.secagg.encoding import Quantiser, encode_numbers
 from boundary.secagg.masks import Masking, apply_everywhere
 from boundary.secagg.ring import Encoding, exponent_for

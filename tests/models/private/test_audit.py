@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from boundary.guarantee import PatientPrivacy
-from boundary.plan import Training
+from boundary.learning import Training
 from compliance.empirical import Guesses, area, epsilon_lower_bound, p_value, roc
 from compliance.terms import PlanTerms
 from models.private.audit import Attack, attack, with_canaries

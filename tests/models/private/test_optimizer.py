@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from opacus import GradSampleModule
 from torch import Tensor, nn
 
-from boundary.plan import ModelChoice
+from boundary.learning import ModelChoice
 from models.catalogue import build
 from models.private.keystream import KeyStream
 from models.private.optimizer import MOST_IMAGES, STEPS, PatientOptimizer, _squares, add_clipped

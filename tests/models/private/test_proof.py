@@ -11,7 +11,7 @@ from monai.networks.nets import DenseNet, SegResNet, UNet, ViT, resnet18
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from boundary.plan import ModelChoice
+from boundary.learning import ModelChoice
 from models.catalogue import build
 from models.errors import (
     GradientsDiffer,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from boundary.plan import ModelChoice, Training
+from boundary.learning import ModelChoice, Training
 from models.catalogue import build
 from models.errors import TrainingCancelled
 from models.metrics import MetricLayout, read

@@ -12,7 +12,7 @@ from silo_agent.releases import reserve
 from silo_agent.steward import dossier, lines
 
 HOSTILE = "<script>alert(1)</script>{{ 7*7 }}'\"&"
-INVISIBLE = "\u202e\x1b[2J"  # no plan has these (boundary.plan); other text may
+INVISIBLE = "\u202e\x1b[2J"  # no plan has these (boundary.fields); other text may
 
 
 def test_the_overview_says_what_there_is_to_do(waiting: Any, steward: Any) -> None:

@@ -4,7 +4,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from boundary.plan import Dataset
+from boundary.images import Dataset
 from silo_agent.intake.cohort import Candidate, Cohort, build_cohort
 from silo_agent.intake.refusals import Refusal
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boundary.canonical import digest
-from boundary.plan import Labels
+from boundary.images import Labels
 from silo_agent.intake import parquet
 from silo_agent.intake.errors import IntakeError, LabelsUnreadable
 from silo_agent.intake.header import Identifiers
