@@ -1,6 +1,6 @@
 """The simulation against calculations by hand, on images that are noise with a bright corner."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -24,29 +24,13 @@ from infra.simulation.rounds import Simulation, Site, entropy, network_of, plain
 from infra.simulation.settings import RATES
 from models.losses import mean_loss
 from models.parameters import load_tensors, to_tensors
-from models.training import LocalData, ProximalTerm, batch, batches, planned_steps, train
+from models.training import ProximalTerm, batch, batches, planned_steps, train
+from tests.infra.bright_corners import images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("north", "south", "west")
 SIZES = (40, 12, 25)
 SEED = 3
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower on several threads, and much slower on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def images(count: int, seed: int) -> LocalData:
-    rng = np.random.default_rng(seed)
-    labels = (np.arange(count) % 2).astype(np.int64)
-    drawn = rng.random((count, 1, 16, 16), np.float32) * np.float32(0.5)
-    drawn[:, 0, :6, :6] += labels[:, None, None].astype(np.float32) * np.float32(0.3)
-    return LocalData(drawn, labels, np.arange(count) // 2)
 
 
 def sites() -> list[Site]:

@@ -1,10 +1,9 @@
 """Rounds that somebody spoils, in the simulation, and the rows of the benchmark about them."""
 
-from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
-import torch
 
 from boundary.learning import Training
 from boundary.robustness import Robustness, RolledBack
@@ -12,35 +11,22 @@ from boundary.tensors import Vector
 from infra.bench.robustness import CASES, LOST, PEACE, Case, rows
 from infra.simulation.comparison import Arm, plan_of
 from infra.simulation.rounds import Learned, Simulation, Site, Spoiler
-from models.training import LocalData
+from tests.infra.bright_corners import images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("north", "south", "west", "east")
 TRAINING = Training(rounds=6, batch_size=8, learning_rate=1e-2, weighting="equal")
 VOTE = Robustness(vote=True, warm_up=0)
+clear = partial(images, noise=0.3, brighter=0.6, images_per_patient=1)
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def images(count: int, seed: int) -> LocalData:
-    """Half of them have a bright corner."""
-    rng = np.random.default_rng(seed)
-    labels = (np.arange(count) % 2).astype(np.int64)
-    drawn = rng.random((count, 1, 16, 16), np.float32) * np.float32(0.3)
-    drawn[:, 0, :6, :6] += labels[:, None, None].astype(np.float32) * np.float32(0.6)
-    return LocalData(drawn, labels, np.arange(count))
+def sites() -> list[Site]:
+    return [Site(clear(32, seed), held_back=clear(12, 10 + seed)) for seed in range(len(NAMES))]
 
 
 def played(robustness: Robustness, spoiler: Spoiler | None = None, *, encoded: bool = True) -> Learned:
     plan = plan_of(Arm("fedavg", TRAINING, robustness=robustness), NAMES, seed=1)
-    sites = [Site(images(32, seed), held_back=images(12, 10 + seed)) for seed in range(len(NAMES))]
-    return Simulation(plan, sites, 3, encoded=encoded, spoiler=spoiler).run()
+    return Simulation(plan, sites(), 3, encoded=encoded, spoiler=spoiler).run()
 
 
 def moved(learned: Learned) -> Vector:
@@ -63,8 +49,7 @@ def test_rounds_that_one_hospital_spoils_are_voted_down_and_leave_no_trace() -> 
     assert set(learned.rolled_back.values()) == {RolledBack.VOTED_DOWN}
     short = TRAINING.model_copy(update={"rounds": 3})
     plan = plan_of(Arm("fedavg", short, robustness=VOTE), NAMES, seed=1)
-    sites = [Site(images(32, seed), held_back=images(12, 10 + seed)) for seed in range(len(NAMES))]
-    np.testing.assert_array_equal(learned.moving, Simulation(plan, sites, 3).run().moving)
+    np.testing.assert_array_equal(learned.moving, Simulation(plan, sites(), 3).run().moving)
 
 
 def test_a_change_that_no_agent_shortened_shows_in_the_sum() -> None:
@@ -90,7 +75,7 @@ def test_whoever_spoils_every_round_is_left_out_and_the_others_learn() -> None:
 def test_a_site_that_is_to_vote_needs_patients_held_back() -> None:
     plan = plan_of(Arm("fedavg", TRAINING, robustness=VOTE), NAMES, seed=1)
     with pytest.raises(ValueError, match="held back"):
-        Simulation(plan, [Site(images(8, seed)) for seed in range(len(NAMES))], 3).run()
+        Simulation(plan, [Site(clear(8, seed)) for seed in range(len(NAMES))], 3).run()
 
 
 def test_rows_tell_what_each_case_loses_in_the_mean() -> None:

@@ -1,12 +1,10 @@
 """Rounds of a sample and with stragglers in the simulation, against the same rounds by hand."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from boundary.drawing import Selection, drawn
 from boundary.learning import Training
@@ -18,25 +16,10 @@ from infra.hospitals.noniid import Hospital, NonIid, Vendor
 from infra.simulation.comparison import Arm, plan_of
 from infra.simulation.rounds import Simulation, Site
 from infra.simulation.stragglers import learned_with
-from models.training import LocalData
+from tests.infra.bright_corners import images
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES, SIZES, SEED = ("east", "north", "south", "west"), (20, 8, 12, 16), 3
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def images(count: int, seed: int) -> LocalData:
-    rng = np.random.default_rng(seed)
-    labels = (np.arange(count) % 2).astype(np.int64)
-    drawn = rng.random((count, 1, 16, 16), np.float32) * np.float32(0.5)
-    drawn[:, 0, :6, :6] += labels[:, None, None].astype(np.float32) * np.float32(0.3)
-    return LocalData(drawn, labels, np.arange(count) // 2)
 
 
 def simulation(rounds: int, **selection: Any) -> Simulation:
