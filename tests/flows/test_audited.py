@@ -6,7 +6,9 @@ the same transaction, unless it is named here, with the reason why nobody has to
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +74,8 @@ class Watched:
         self._open.pop(id(connection), None)
 
 
-@pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
-    monkeypatch.setattr("flows.driver.WITNESS_SECONDS", 3.0)
+@contextmanager
+def watching() -> Iterator[Watched]:
     log = Watched()
     hooks = (("before_cursor_execute", log.wrote), ("commit", log.ended), ("rollback", log.undone))
     for name, hook in hooks:
@@ -186,18 +187,30 @@ LIVES: dict[str, Life] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("life", LIVES.values(), ids=LIVES)
-def test_what_is_written_is_written_with_its_entry(life: Life, watched: Watched, tmp_path: Path) -> None:
-    life(tmp_path).close()
-    check(watched)
-    assert sum("audit INSERT" in touched for touched in watched.committed) >= 5
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Watched]:
+    """What was written in a life, which is lived once for all who ask."""
+
+    @cache
+    def live(name: str) -> Watched:
+        with pytest.MonkeyPatch.context() as patch, watching() as log:
+            patch.setattr("flows.driver.WITNESS_SECONDS", 3.0)
+            LIVES[name](tmp_path_factory.mktemp("life")).close()
+        return log
+
+    return live
 
 
-def test_what_is_unaudited_is_still_written(watched: Watched, tmp_path: Path) -> None:
+@pytest.mark.parametrize("life", LIVES)
+def test_what_is_written_is_written_with_its_entry(life: str, lived: Callable[[str], Watched]) -> None:
+    log = lived(life)
+    check(log)
+    assert sum("audit INSERT" in touched for touched in log.committed) >= 5
+
+
+def test_what_is_unaudited_is_still_written(lived: Callable[[str], Watched]) -> None:
     """A reason for what no longer happens would hide what happens in its place."""
-    for number, life in enumerate(LIVES.values()):
-        life(tmp_path / str(number)).close()
-    written = set[str]().union(*watched.committed)
+    written = set[str]().union(*(touched for life in LIVES for touched in lived(life).committed))
     reasons = {known(what) for what in written}
     assert reasons >= set(UNAUDITED), f"never written: {sorted(set(UNAUDITED) - reasons)}"
 
