@@ -33,6 +33,7 @@ from flows.store.studies import Study, StudyUnknown
 
 State_ = State[Any]
 DECISION_SECONDS = 7 * 24 * 3600  # how long an officer may take; after that nothing is released
+_LOOK_SECONDS = 5  # between two looks whether somebody has answered
 
 
 # --- compliance-review ------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ async def _ask(coordinator: Coordinator, study: Study, wanted: Decision) -> Stat
     )
     form: Any = ReleaseForm.with_initial_data(description=request)
     try:
-        answer: Any = await pause_flow_run(wait_for_input=form, timeout=DECISION_SECONDS, poll_interval=5)
+        answer: Any = await pause_flow_run(wait_for_input=form, timeout=DECISION_SECONDS, poll_interval=_LOOK_SECONDS)
     except FlowPauseTimeout:
         log.warning("nobody decided in time: nothing is released")
         return Failed(name="NotDecided", message="nobody decided in time; that is a no. Run the flow again to ask anew")

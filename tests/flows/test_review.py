@@ -175,7 +175,7 @@ def answered(done: SimulatedFederation, answer: Callable[[Decision], dict[str, s
     async def together() -> Any:
         running = asyncio.create_task(model_release(done.plan.label, return_state=True))
         while answer is not None and not running.done():
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.1)
             async with get_client() as client:
                 paused = await client.read_flow_runs(
                     flow_filter=FlowFilter.model_validate({"name": {"any_": ["model-release"]}}),
@@ -215,6 +215,7 @@ def aliases(done: SimulatedFederation) -> dict[str, str]:
 def test_a_model_is_released_only_with_an_officers_signature_over_the_evidence(
     done: SimulatedFederation, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("flows.review._LOOK_SECONDS", 0.2)
     review(done.plan.label)
     stranger = answered(done, lambda decision: signed(decision, key=SigningIdentity.generate()))
     assert (stranger.type.value, stranger.name) == ("FAILED", "BadSignature")
