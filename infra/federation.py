@@ -35,7 +35,7 @@ from flows.authority import issue_roster
 from flows.coordinator import Coordinator, create, starting_settings
 from flows.publication import begin_study
 from flows.store import holdings, mail, members, studies
-from flows.store.database import reading, writing
+from flows.store.database import noting, reading, writing
 from flows.store.schema import envelopes, silos
 from infra.hospitals.policy import put_in_force, wide_policy
 from silo_agent.config import Resources, starting_config
@@ -120,7 +120,7 @@ class SimulatedHospital:
         if self.is_silent:
             return
         coordinator = self.coordinator
-        with writing(coordinator.store) as connection:
+        with noting(coordinator.store) as connection:
             heartbeat = Heartbeat(agent_version="0", protocol=ProtocolRange(), roster_version=1)
             members.beat(connection, self.silo, heartbeat, coordinator.now(), timedelta(seconds=60))
             deliveries = mail.inbox(connection, self.silo, after=self.mailroom.cursor)

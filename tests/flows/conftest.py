@@ -44,6 +44,15 @@ from flows.store.database import migrate, open_store, writing
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _looks_often() -> Iterator[None]:
+    """A driver of hospitals that answer in milliseconds looks for their answers, and for who fell silent, as often."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flows.driver._LOOK_SECONDS", 0.02)
+        patch.setattr("flows.collecting.LEASES_SECONDS", 0.1)
+        yield
+
+
 @dataclass(frozen=True)
 class Party:
     name: str
