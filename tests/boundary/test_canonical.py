@@ -1,7 +1,9 @@
 """One byte form out, strict JSON in."""
 
 import json
+from enum import IntEnum, StrEnum
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import rfc8785
@@ -10,6 +12,15 @@ from hypothesis import strategies as st
 
 from boundary.canonical import MAX_DEPTH, canonical_bytes, digest, parse_canonical, parse_digest, parse_json
 from boundary.errors import MalformedMessage, PeerFault, TooLarge
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+
+class Number(IntEnum):
+    ONE = 1
+
 
 NOT_JSON = {
     "nothing at all": b"",
@@ -128,6 +139,24 @@ def test_what_goes_out_comes_back_the_same(strategies: SimpleNamespace, data: st
     assert json.loads(written) == value
     assert written == rfc8785.dumps(value)
     assert canonical_bytes(json.loads(json.dumps(value, indent=3))) == written
+
+
+BORDERS = {
+    "doubles without an exponent in Python and in RFC 8785": [0.0001, 0.5, 1.5e15, 4503599627370495.5, -0.25],
+    "doubles with one in Python alone": [0.00009999, 1e-05, -0.0000012, 1e-6],
+    "doubles with one in both": [9.9e-7, 5e-324, 1e21, -1.7e308],
+    "doubles that are written as integers": [0.0, -0.0, 1.0, -3.0, 2.0**53 - 1],
+    "keys that UTF-16 sorts otherwise": {"\ufb33": 1, "\U0001f600": 2, "a": 3},
+    "keys in ASCII": {"b": 1, "B": 2, "": 3, "\x7f": 4, "a\n": 5},
+    "what is escaped and what is not": ['"\\/\b\f\n\r\t\x00\x1f\x7f\u2028\u2029\xe9\U0001f600'],
+    "enumerations, tuples and nothing": [Colour.RED, Number.ONE, (), (1, (True, None)), {}, []],
+}
+
+
+@pytest.mark.parametrize("value", BORDERS.values(), ids=BORDERS)
+def test_the_quick_way_writes_what_the_library_does(value: Any) -> None:
+    assert canonical_bytes(value) == rfc8785.dumps(value)
+    assert canonical_bytes({"in": [value, value]}) == rfc8785.dumps({"in": [value, value]})
 
 
 @given(st.binary(max_size=60))
