@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from silo_agent.intake.dicomweb.archive import DicomwebArchive
 from silo_agent.intake.dicomweb.errors import ArchiveUnreachable, NotDicomweb
+from silo_agent.intake.dicomweb.limits import WebLimits
 from silo_agent.intake.errors import ArchiveDenied
 from silo_agent.preflight import child_probe
 from silo_agent.preflight.child import judge_archive
@@ -59,9 +61,11 @@ def test_what_is_wrong_is_said_with_its_fix(web: Any, tmp_path: Path, sending: A
 
 def test_nobody_there(web: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     web.close()
-    monkeypatch.setattr("time.sleep", lambda _seconds: None)
+    paused: list[float] = []
+    monkeypatch.setitem(DicomwebArchive.__init__.__kwdefaults__, "pause", paused.append)
     with pytest.raises(ArchiveUnreachable, match="cannot be reached"):
         probe(web.url, tmp_path)
+    assert tuple(paused) == WebLimits().pauses, "a hiccup is waited for, an archive that is away is not"
 
 
 def test_a_login_on_its_way_in_the_open_is_a_warning(web: Any, fill: Any, tmp_path: Path, login: Any) -> None:
