@@ -95,10 +95,9 @@ class StudyDriver:
         with reading(self.coordinator.store) as connection:
             return rounds.committed(connection, self.study.study)
 
-    def current_model(self) -> BlobRef:
-        """The model of the last committed round, or the one the study starts from."""
-        records = self.records()
-        return records[-1].model_out if records else self.study.model.first
+    def last_record(self) -> RoundRecord | None:
+        with reading(self.coordinator.store) as connection:
+            return next(rounds.newest_first(connection, self.study.study), None)
 
     def finished_model(self, number: int) -> BlobRef | None:
         """The finished model that a plan which trains nothing evaluates in this round, if there is one."""
@@ -112,7 +111,8 @@ class StudyDriver:
 
         Raises `LogInDoubt` if somebody's log is not what it was.
         """
-        model = self.finished_model(number) or self.current_model()
+        last = self.last_record()
+        model = self.finished_model(number) or (last.model_out if last else self.study.model.first)
         with writing(self.coordinator.store) as connection:
             # whoever approved since the run began is in the round from here on, and nobody whose approval is not logged
             consenting = _approving(self._record_consents(connection))
@@ -123,19 +123,18 @@ class StudyDriver:
             holdings.record(connection, model, owner=COORDINATOR, now=self.coordinator.now())
             roster = self.desk.roster(connection).signed.digest
             heads = self.trails.show(connection, number - 1, consenting)
-        records = self.records()
-        encoding = records[-1].next_encoding if records else first_encoding(self.study.plan)
+        encoding = last.next_encoding if last else first_encoding(self.study.plan)
         return RoundWork(
             self.coordinator, self.study, self.reins, self.desk, roster, heads, opened, model, consenting, encoding,
-            self._resting(records[: number - 1]),
+            self._resting(number),
         )  # fmt: skip
 
-    def _resting(self, before: list[RoundRecord]) -> frozenset[str]:
-        """Whom the plan leaves out after rounds that were rolled back."""
+    def _resting(self, number: int) -> frozenset[str]:
+        """Whom the plan leaves out in this round after earlier ones that were rolled back."""
         plan = self.study.plan
         if not plan.robustness.leave_out:
             return frozenset()
-        rolled_back = [record.rolled_back is not None for record in before]
+        rolled_back = [record.rolled_back is not None for record in self.records()[: number - 1]]
         return left_out(self.study.study, trainers(plan), plan.aggregation.quorum, rolled_back)
 
     async def witness_end(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 A committed round is final: (study, round) is the key, so no round can be applied twice, whoever retries.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -33,8 +34,14 @@ class OpenRound:
 
 def committed(connection: Connection, study: str) -> list[RoundRecord]:
     """The records of all committed rounds, in order."""
+    return list(newest_first(connection, study))[::-1]
+
+
+def newest_first(connection: Connection, study: str) -> Iterator[RoundRecord]:
+    """The same from the last one back, each parsed when it is asked for."""
     wanted = select(table.c.record).where(table.c.study == study, table.c.state == "committed")
-    return [record_from(bytes(data)) for data in connection.execute(wanted.order_by(table.c.round)).scalars()]
+    for data in connection.execute(wanted.order_by(table.c.round.desc())).scalars():
+        yield record_from(bytes(data))
 
 
 def committed_one(connection: Connection, study: str, number: int) -> RoundRecord | None:
@@ -51,11 +58,9 @@ def candidate_of(connection: Connection, study: str, number: int) -> Candidate |
 
 def last_kept(connection: Connection, study: str) -> tuple[int, Candidate] | None:
     """Number and candidate of the last committed round that was not rolled back; None if there is none."""
-    kept = [record.round for record in committed(connection, study) if record.rolled_back is None]
-    if not kept:
-        return None
-    candidate = candidate_of(connection, study, kept[-1])
-    return None if candidate is None else (kept[-1], candidate)
+    kept = next((record.round for record in newest_first(connection, study) if record.rolled_back is None), 0)
+    candidate = candidate_of(connection, study, kept)
+    return None if candidate is None else (kept, candidate)
 
 
 def memories(connection: Connection, study: str) -> set[str]:

@@ -402,8 +402,9 @@ def test_a_hospital_that_rewrites_its_log_is_found_out(federation: SimulatedFede
         await shown(federation, 1)
         driver.open_round(2)
         rewrite_an_entry(federation.hospitals["h1"])
+        work = driver.open_round(2)
         with pytest.raises(CollectionFailed):  # it finds out by itself, and with it the quorum is gone
-            await collect(driver.open_round(2), "train", driver.current_model())
+            await collect(work, "train", work.model_in)
 
     run(federation, story)
     hospital = federation.hospitals["h1"]
@@ -647,8 +648,9 @@ def test_a_hospital_that_is_ordered_on_other_logs_than_it_was_shown_refuses(
     monkeypatch.setattr(Desk, "tell", otherwise)
 
     async def story(driver: StudyDriver) -> None:
+        work = driver.open_round(1)
         with pytest.raises(CollectionFailed):
-            await collect(driver.open_round(1), "train", driver.current_model())
+            await collect(work, "train", work.model_in)
 
     run(federation, story)
     assert [said.code for said in federation.hospitals["h1"].said(Refused)] == ["OUT_OF_TURN"]
@@ -678,8 +680,9 @@ def test_a_coordinator_whose_database_was_restored_is_refused_by_everybody(
             await answered(hospital, HeadsCosigned, 2)
 
     async def again(driver: StudyDriver) -> None:
+        work = driver.open_round(2)
         with pytest.raises(CollectionFailed):
-            await collect(driver.open_round(2), "train", driver.current_model())
+            await collect(work, "train", work.model_in)
         for hospital in federation.hospitals.values():
             await answered(hospital, LogDisputed, 1)
         with pytest.raises(LogInDoubt):
