@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import cached_property
 from itertools import product
 from time import monotonic
 
@@ -32,12 +33,12 @@ from boundary.parties import taking_part, trainers
 from boundary.secagg.context import context_of, selection_key, transcript_of
 from boundary.secagg.ring import Encoding, first_encoding, next_encoding
 from boundary.secagg.selection import spread
-from boundary.tensors import Vector, pack, unpack
+from boundary.tensors import Vector, pack
 from compliance.events import SumOpened
 from compliance.records import CohortDecision, RoundRecord, Timing, Traffic
 from flows import readings, verdict
-from flows.aggregation import Mean, ServerState, ServerStrategy, strategy_of
-from flows.aggregation.memory import MemoryUnusable, packed, recalled
+from flows.aggregation import Mean
+from flows.aggregation.memory import packed
 from flows.collecting import CollectionFailed, Watch
 from flows.coordinator import Coordinator
 from flows.describing import counts, description_in, normalisation_in
@@ -47,8 +48,9 @@ from flows.masked_sum import MaskedSum, Ordered
 from flows.personalisation import Personalised, figure_of, read_outcomes
 from flows.records import Candidate, Evaluated, Measurement, Statistics
 from flows.selection import asked, pace_of
+from flows.server_state import ServerSide
 from flows.store import audit, holdings, measurements, rounds, studies, witnessed
-from flows.store.database import reading, writing
+from flows.store.database import writing
 from flows.store.rounds import OpenRound
 from flows.store.studies import Reins, Study
 from flows.summing import Total, masked_total, openers, read_train_sum, unmasked
@@ -109,7 +111,7 @@ class RoundWork:
     @asynccontextmanager
     async def collecting(self, phase: Phase, model: BlobRef) -> AsyncIterator[MaskedSum]:
         """Post the orders (or find them) and watch for answers during the block."""
-        collection, orders, control = self.collection(phase), {}, self._control() if phase == "train" else None
+        collection, orders, control = self.collection(phase), {}, self._server.control if phase == "train" else None
         votes = phase == "evaluate" and self.study.plan.robustness.vote
         order = WorkOrder(
             collection=collection,
@@ -214,14 +216,13 @@ class RoundWork:
         begun = monotonic()
         manifest, plan, masked = self.study.parts.moving, self.study.plan, gathered.opened
         summed = read_train_sum(self._total(gathered), hospitals=len(masked.vectors))
-        strategy = strategy_of(plan)
         mean = Mean(
             self._whole(summed.mean_delta, gathered),
             summed.mean_steps,
             share=len(masked.vectors) / len(trainers(plan)),
             local_rate=plan.training.learning_rate,
         )
-        state = strategy.apply(self._state(strategy), mean)
+        state = self._server.after(mean)
         update_norm = float(np.linalg.norm(summed.mean_delta))
         summed = replace(summed, mean_delta=np.empty(0, np.float32))
         del mean  # and the delta with it
@@ -254,32 +255,9 @@ class RoundWork:
             self._record_opened(connection, gathered)
         return candidate
 
-    def _state(self, strategy: ServerStrategy) -> ServerState:
-        """The strategy's state after the last round that counts: its weights, and its memory as that round left it."""
-        state = replace(strategy.init(self._weights(self.model_in)), round=self.number - 1)
-        kept = self._kept
-        if strategy.begins_anew(self.number) or not state.memory or kept is None:
-            return state
-        memory = recalled(self._memory(*kept), state.memory, kept[0], self.coordinator.blobs.open)
-        return replace(state, memory=memory)
-
-    @property
-    def _kept(self) -> tuple[int, Candidate] | None:
-        """The last round that was not rolled back."""
-        with reading(self.coordinator.store) as connection:
-            return rounds.last_kept(connection, self.study.study)
-
-    def _memory(self, number: int, kept: Candidate) -> BlobRef:
-        if kept.memory is None or kept.model != self.model_in:
-            raise MemoryUnusable(number, "was not kept together with its model")
-        return kept.memory
-
-    def _control(self) -> BlobRef | None:
-        """What SCAFFOLD's hospitals are told of all others; nothing where all begin anew."""
-        plan = self.study.plan
-        has_one = plan.has_controls and not strategy_of(plan).begins_anew(self.number)
-        kept = self._kept if has_one else None
-        return None if kept is None else self._memory(*kept)
+    @cached_property
+    def _server(self) -> ServerSide:
+        return ServerSide(self.coordinator, self.study, self.number, self.model_in)
 
     def _whole(self, mean: Vector, gathered: Gathered) -> Vector:
         """The change of all weights, from those that were in the sum."""
@@ -354,10 +332,6 @@ class RoundWork:
             surviving=gathered.decision.members,
         )
         audit.append(connection, event, actor=COORDINATOR, now=self.coordinator.now())
-
-    def _weights(self, model: BlobRef) -> Vector:
-        with self.coordinator.blobs.open(model.digest) as source:
-            return unpack(source.read(), self.study.parts.moving, self.study.plan.aggregation.downlink)
 
     # --- the end -------------------------------------------------------------------------------------
     def must_be_voted_on(self, candidate: Candidate) -> bool:
@@ -449,7 +423,7 @@ class RoundWork:
         models = [candidate.model.digest] + ([self.model_in.digest] if self.number == 1 else [])
         if self.number == 1 and self.study.model.base is not None:
             models.append(self.study.model.base.digest)
-        if (control := self._control()) is not None:
+        if (control := self._server.control) is not None:
             models.append(control.digest)
         vectors: dict[str, list[str]] = {silo: [] for silo in self.study.plan.silos}
         for phase, attempt in product(PHASES, range(1, self.opened.facts.attempt + 1)):

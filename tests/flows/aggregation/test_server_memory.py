@@ -237,6 +237,8 @@ def test_scaffold_tells_the_hospitals_its_control_variate_and_begins_anew_every_
 ) -> None:
     """Of four hospitals one is silent: three quarters of the mean change are taken up."""
     monkeypatch.setattr(sys.modules[begins_anew.__module__], "ROUNDS_UNTIL_ANEW", 2)
+    last_kept, looked = rounds.last_kept, []
+    monkeypatch.setattr(rounds, "last_kept", lambda *asked: looked.append(asked) or last_kept(*asked))
     training = {
         "rounds": 3, "weighting": "equal", "strategy": "scaffold", "optimizer": "sgd", "learning_rate": 0.5,
     }  # fmt: skip
@@ -268,6 +270,7 @@ def test_scaffold_tells_the_hospitals_its_control_variate_and_begins_anew_every_
         for control, expected in zip(kept, (first, second, first), strict=True):
             assert control == pytest.approx(np.full(PARAMETERS, expected), rel=EXACT)
         assert told == [None, memory_of(federation, 1), None]
+        assert len(looked) == 1, "for the orders, the strategy and the traffic of round 2 together"
         with reading(federation.coordinator.store) as connection:
             assert holdings.may_read(connection, memory_of(federation, 1).digest, "h1")
             assert not holdings.may_read(connection, memory_of(federation, 2).digest, "h1"), "nobody was told of it"
