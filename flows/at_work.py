@@ -1,17 +1,51 @@
 """What every flow that asks hospitals for sums begins with: the study's reins, its MLflow run, enough approvals."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
 
-from prefect import get_run_logger, runtime
-from prefect.states import Failed
+from prefect import get_run_logger, runtime, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
 
+from boundary.messages import Phase
 from boundary.parties import taking_part
 from flows import coordinator as home
 from flows.driver import StudyDriver, driving
-from flows.federated_training import Hands, State_, consents, hands
 from flows.mlflow_book import Publisher
 from flows.publication import propose
+from flows.store.database import reading
+from flows.store.studies import StudyUnknown, find
+
+CONSENT_SECONDS = 120.0  # how long a run waits for stewards who have not answered yet
+
+State_ = State[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """What the tasks of a run work with. In a context variable, because Prefect records every parameter."""
+
+    driver: StudyDriver
+    publisher: Publisher
+
+
+hands: ContextVar[Hands] = ContextVar("hands")
+
+
+def run_name() -> str:
+    """`ct-contrast · study 7f3a90c1`; the plan as it was typed if there is no such study."""
+    wanted = str(runtime.flow_run.parameters.get("plan", ""))
+    try:
+        with reading(home.load().store) as connection:
+            study = find(connection, wanted)
+    except (StudyUnknown, home.SettingsError):
+        return wanted
+    return f"{study.plan.name} · study {study.study.rpartition('-')[2]}"
 
 
 @asynccontextmanager
@@ -31,14 +65,34 @@ async def at_work(plan: str) -> AsyncIterator[Hands]:
             hands.reset(token)
 
 
-async def not_enough(driver: StudyDriver, phase: str) -> State_ | None:
+async def not_enough(driver: StudyDriver, phase: Phase) -> State_ | None:
     """Ask for consent; the state of a run that cannot go on because too few hospitals of this phase approve."""
-    study = driver.study
+    study, quorum = driver.study, driver.study.plan.aggregation.quorum
     propose(driver.coordinator, study)
-    may = taking_part(study.plan, "statistics" if phase == "statistics" else "evaluate")
-    consenting = [silo for silo in await consents(driver) if silo in may]
-    quorum = study.plan.aggregation.quorum
-    if len(consenting) >= quorum:
+    silos = study.plan.silos
+    states = await asyncio.gather(*[shown(approval, f"{silo} · approval", silo) for silo in silos])
+    driver.record_consents()
+    consenting = {silo for silo, state in zip(silos, states, strict=True) if state.is_completed()}
+    there = len(consenting.intersection(taking_part(study.plan, phase)))
+    if there >= quorum:
         return None
-    message = f"{len(consenting)} hospitals have approved {study.label}, {quorum} are needed in every sum"
+    message = f"{there} hospitals have approved {study.label}, {quorum} are needed in every sum"
     return Failed(name="NotApproved", message=message)
+
+
+@task(name="approval", cache_policy=NO_CACHE, persist_result=False)
+async def approval(silo: str) -> State_:
+    """Wait for the steward's answer, but not for ever: a hospital may still join a later round."""
+    driver = hands.get().driver
+    try:
+        answer = await asyncio.wait_for(driver.consent_of(silo), CONSENT_SECONDS)
+    except TimeoutError:
+        return Failed(name="NoAnswer", message=f"{silo} has not answered yet; it can join a later round")
+    if answer.code is not None:
+        return Failed(name="Declined", message=f"{silo} declined ({answer.code})")
+    return Completed(name="Approved", message=f"{silo} approved exactly this plan")
+
+
+def shown(what: Any, name: str, *arguments: Any) -> Awaitable[State_]:
+    """Run a task under a name of its own; gives its state, whatever it is."""
+    return what.with_options(task_run_name=name)(*arguments, return_state=True)  # type: ignore[no-any-return]

@@ -5,6 +5,7 @@ difference would be single hospitals' numbers. So what a study's rounds measured
 models are evaluated by a plan that names them, which stewards approve (docs/adr/0020).
 """
 
+from functools import partial
 from typing import Annotated
 
 from prefect import flow
@@ -15,14 +16,16 @@ from pydantic import Field
 from compliance.merkle import BrokenProof
 from compliance.witnessing import LogInDoubt
 from flows import coordinator as home
-from flows.at_work import at_work, not_enough
+from flows.at_work import State_, at_work, hands, not_enough, run_name
 from flows.coordinator import Coordinator
 from flows.driver import StudyDriver
-from flows.federated_training import State_, attempts, hands, measure_apart, run_name, statistics
+from flows.federated_training import statistics
 from flows.measured_pages import finished_page, rounds_page
+from flows.round_work import RoundWork
 from flows.store import measurements, rounds
 from flows.store.database import reading
 from flows.store.studies import DrivenElsewhere, Study, StudyUnknown, find
+from flows.timeline import attempts
 
 ALL_MEASURED = "ALL_MODELS_MEASURED"
 
@@ -110,7 +113,7 @@ async def one_model(number: int) -> State_:
         work = driver.open_round(number)
     except (LogInDoubt, BrokenProof) as why:
         return Failed(name="LogInDoubt", message=str(why))
-    _, found = await attempts(work, "evaluate", model, lambda work, summed: measure_apart(work, summed, model.digest))
+    _, found = await attempts(work, "evaluate", model, partial(RoundWork.measure_apart, model=model.digest))
     if found is None:
         return Failed(name="NoQuorum", message="too few hospitals in every attempt; run the flow to try once more")
     return Completed(message=f"{found.metrics.count} images of {len(found.decision.members)} hospitals")

@@ -9,9 +9,9 @@ from prefect.states import Completed, Failed
 
 from boundary.parties import counts_images
 from flows import coordinator as home
-from flows.at_work import at_work, not_enough
+from flows.at_work import State_, at_work, not_enough, run_name
 from flows.driver import StudyDriver
-from flows.federated_training import State_, run_name, statistics
+from flows.federated_training import statistics
 from flows.pages import statistics_page
 from flows.store.database import reading
 from flows.store.studies import DrivenElsewhere, Study, StudyUnknown, find

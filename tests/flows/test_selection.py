@@ -12,8 +12,8 @@ from boundary.drawing import drawn
 from compliance.events import HospitalsDrawn
 from compliance.records import RoundRecord
 from compliance.trail import read_leaf
+from flows import pages
 from flows.driver import StudyDriver
-from flows.federated_training import pages
 from infra.driving import EXACT, PARAMETERS, attempts, collect, one_round, run, trail, train_only, weights, work_of
 from infra.federation import SimulatedFederation, make_federation
 
