@@ -10,22 +10,21 @@ from typing import Annotated
 
 from prefect import flow
 from prefect.artifacts import acreate_markdown_artifact
+from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from pydantic import Field
 
-from compliance.merkle import BrokenProof
-from compliance.witnessing import LogInDoubt
 from flows import coordinator as home
 from flows.at_work import State_, at_work, hands, not_enough, run_name
 from flows.coordinator import Coordinator
 from flows.driver import StudyDriver
-from flows.federated_training import statistics
+from flows.federated_statistics import not_counted
 from flows.measured_pages import finished_page, rounds_page
 from flows.round_work import RoundWork
 from flows.store import measurements, rounds
 from flows.store.database import reading
 from flows.store.studies import DrivenElsewhere, Study, StudyUnknown, find
-from flows.timeline import attempts
+from flows.timeline import single_sum
 
 ALL_MEASURED = "ALL_MODELS_MEASURED"
 
@@ -78,10 +77,8 @@ async def _measure(driver: StudyDriver, number: int) -> State_:
         return Failed(name="NoSuchModel", message=f"{study.label} names {len(models)} models")
     if (refused := await not_enough(driver, "evaluate")) is not None:
         return refused
-    if driver.lacks_statistics:
-        counted: State_ = await statistics(return_state=True)
-        if not counted.is_completed():
-            return Failed(name=counted.name or "StatisticsFailed", message=f"statistics: {counted.message}")
+    if (refused := await not_counted(driver)) is not None:
+        return refused
     for one in [number] if number else range(1, len(models) + 1):
         if any(found.round == one for found in driver.measurements()):
             continue
@@ -105,17 +102,12 @@ async def _told(coordinator: Coordinator, study: Study) -> State_:
 @flow(name="model", persist_result=False, log_prints=False)
 async def one_model(number: int) -> State_:
     """Measure one finished model in one masked sum."""
-    driver = hands.get().driver
-    model = driver.finished_model(number)
+    model = hands.get().driver.finished_model(number)
     if model is None:
         return Failed(name="ModelGone", message="its weights are not in the blob store any more")
-    try:
-        work = driver.open_round(number)
-    except (LogInDoubt, BrokenProof) as why:
-        return Failed(name="LogInDoubt", message=str(why))
-    _, found = await attempts(work, "evaluate", model, partial(RoundWork.measure_apart, model=model.digest))
-    if found is None:
-        return Failed(name="NoQuorum", message="too few hospitals in every attempt; run the flow to try once more")
+    found = await single_sum(number, "evaluate", partial(RoundWork.measure_apart, model=model.digest))
+    if isinstance(found, State):
+        return found
     return Completed(message=f"{found.metrics.count} images of {len(found.decision.members)} hospitals")
 
 

@@ -13,25 +13,25 @@ from typing import Annotated
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from pydantic import Field
 
 from boundary.messages import BlobRef
 from boundary.parties import trainers, validates_apart
-from compliance.merkle import BrokenProof
 from compliance.records import RoundRecord
-from compliance.witnessing import LogInDoubt
 from flows import pages
 from flows.at_work import State_, at_work, hands, not_enough, run_name
 from flows.driver import StudyDriver
 from flows.engine import rounds_to_run
+from flows.federated_statistics import not_counted
 from flows.mlflow_book import Publisher
 from flows.readiness import readiness_page, readiness_problems
 from flows.round_work import RoundWork
 from flows.store import rounds as stored_rounds
 from flows.store.database import reading
 from flows.store.studies import DrivenElsewhere, StudyUnknown
-from flows.timeline import as_task, attempts
+from flows.timeline import as_task, attempts, no_quorum, opened, single_sum
 
 
 @flow(name="federated-training", flow_run_name=run_name, persist_result=False, log_prints=False)
@@ -83,10 +83,8 @@ async def _run(driver: StudyDriver, publisher: Publisher, wanted: int, *, person
     with reading(driver.coordinator.store) as connection:
         committed = stored_rounds.last_committed(connection, study.study)
     planned = study.plan.training.rounds
-    if driver.lacks_statistics:
-        counted: State_ = await statistics(return_state=True)
-        if not counted.is_completed():
-            return Failed(name=counted.name or "StatisticsFailed", message=f"statistics: {counted.message}")
+    if (refused := await not_counted(driver)) is not None:
+        return refused
     partial = False
     for number in rounds_to_run(committed, planned, wanted):
         state: State_ = await one_round.with_options(flow_run_name=pages.round_title(number, planned))(
@@ -142,37 +140,14 @@ async def _study_page(driver: StudyDriver, publisher: Publisher) -> None:
     await acreate_markdown_artifact(page, key=f"{study.study}-summary", description=f"{study.label} so far")
 
 
-# --- before round 1 --------------------------------------------------------------------------------------
-@flow(name="statistics", flow_run_name="statistics", persist_result=False, log_prints=False)
-async def statistics() -> State_:
-    """Count the images of all hospitals once: the plan normalises intensities over all of them."""
-    driver = hands.get().driver
-    try:
-        work = driver.open_round(1)
-    except (LogInDoubt, BrokenProof) as why:
-        return Failed(name="LogInDoubt", message=str(why))
-    _, found = await attempts(work, "statistics", work.model_in, RoundWork.count)
-    if found is None:
-        return Failed(name="NoQuorum", message="too few hospitals in every attempt; run the flow to try once more")
-    driver.learn(found)
-    page = pages.statistics_page(driver.study, found)
-    await acreate_markdown_artifact(page, key=f"{driver.study.study}-statistics", description="Images of all hospitals")
-    images = f"{found.images} training images" if found.description is None else "the data"
-    return Completed(message=f"{images} of {len(found.decision.members)} hospitals")
-
-
 # --- after the last round --------------------------------------------------------------------------------
 @flow(name="personalise", flow_run_name="personalise", persist_result=False, log_prints=False)
 async def personalisation() -> State_:
     """Each hospital makes a model of its own and compares it; only at how many hospitals it is better is summed."""
     driver = hands.get().driver
-    try:
-        work = driver.open_round(driver.study.plan.rounds_in_all)
-    except (LogInDoubt, BrokenProof) as why:
-        return Failed(name="LogInDoubt", message=str(why))
-    _, found = await attempts(work, "personalise", work.model_in, RoundWork.compare)
-    if found is None:
-        return Failed(name="NoQuorum", message="too few hospitals in every attempt")
+    found = await single_sum(driver.study.plan.rounds_in_all, "personalise", RoundWork.compare, advice="")
+    if isinstance(found, State):
+        return found
     driver.learn_personalised(found)
     page = pages.personalised_page(driver.study, found)
     await acreate_markdown_artifact(page, key=f"{driver.study.study}-personalised", description="Is it worth it?")
@@ -184,15 +159,14 @@ async def personalisation() -> State_:
 async def one_round(number: int) -> State_:
     """Train, sum, evaluate, commit."""
     log, driver = get_run_logger(), hands.get().driver
-    try:
-        work = driver.open_round(number)
-    except (LogInDoubt, BrokenProof) as why:
-        return Failed(name="LogInDoubt", message=str(why))
+    work = opened(number)
+    if isinstance(work, State):
+        return work
     candidate = work.opened.candidate
     if candidate is None:
         work, candidate = await attempts(work, "train", work.model_in, RoundWork.aggregate)
         if candidate is None:
-            return Failed(name="NoQuorum", message="too few hospitals in every attempt; run the flow to try once more")
+            return no_quorum()
     begun, evaluated = monotonic(), None
     if candidate.refused is None:
         work, evaluated = await attempts(work, "evaluate", candidate.model, RoundWork.measure)

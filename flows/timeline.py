@@ -11,14 +11,18 @@ from typing import ParamSpec, TypeVar
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from boundary.messages import BlobRef, Phase
-from flows.at_work import State_, shown
+from compliance.merkle import BrokenProof
+from compliance.witnessing import LogInDoubt
+from flows.at_work import State_, hands, shown
 from flows.collecting import CollectionFailed, Watch
 from flows.engine import HEADLINES, Standing
 from flows.round_work import Gathered, RoundWork
 
+TRY_AGAIN = "; run the flow to try once more"
 _LOOSE_ENDS_SECONDS = 1.0
 _PROGRESS_SECONDS = 30.0  # between log lines about a hospital at work: SQLite under Prefect dislikes more
 _MADE_OF_IT: Mapping[Phase, str] = {
@@ -34,6 +38,29 @@ T = TypeVar("T")
 _watch: ContextVar[Watch] = ContextVar("watch")
 _act: ContextVar[Callable[[], Awaitable[bool]]] = ContextVar("act")
 _job: ContextVar[Callable[[], Awaitable[None]]] = ContextVar("job")
+
+
+def opened(number: int) -> RoundWork | State_:
+    """The round, or the state of a run that stops because somebody's log is not what it was."""
+    try:
+        return hands.get().driver.open_round(number)
+    except (LogInDoubt, BrokenProof) as why:
+        return Failed(name="LogInDoubt", message=str(why))
+
+
+async def single_sum(
+    number: int, phase: Phase, use: Callable[[RoundWork, Gathered], T], advice: str = TRY_AGAIN
+) -> T | State_:
+    """Take a sum that round `number` opens and no record keeps; or the state of a run that did not come to it."""
+    work = opened(number)
+    if isinstance(work, State):
+        return work
+    _, found = await attempts(work, phase, work.model_in, use)
+    return no_quorum(advice) if found is None else found
+
+
+def no_quorum(advice: str = TRY_AGAIN) -> State_:
+    return Failed(name="NoQuorum", message=f"too few hospitals in every attempt{advice}")
 
 
 async def attempts(
