@@ -7,17 +7,10 @@ them with other factors, which tell single hospitals' changes apart (docs/adr/00
 """
 
 from boundary.learning import Server
-from boundary.tensors import Vector
-from flows.aggregation.state import Mean, ServerState, ServerStrategy
+from flows.aggregation.fedavg import fedavg
+from flows.aggregation.state import ServerStrategy
 
 
-def rfa(rate: float, _: Server) -> ServerStrategy:
+def rfa(rate: float, server: Server) -> ServerStrategy:
     """Move x by rate * delta, as `fedavg`: what makes it robust was done by each hospital. Remembers nothing."""
-
-    def init(weights: Vector) -> ServerState:
-        return ServerState(0, weights)
-
-    def apply(state: ServerState, mean: Mean) -> ServerState:
-        return ServerState(state.round + 1, state.weights + rate * mean.delta)
-
-    return ServerStrategy(init, apply)
+    return fedavg(rate, server)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from sqlalchemy import Connection, Row, insert, select, update
 
@@ -16,6 +17,8 @@ from flows.personalisation import Personalised
 from flows.records import ModelStart, Statistics
 from flows.store import audit
 from flows.store.schema import studies
+
+Found = TypeVar("Found", Statistics, Personalised)
 
 
 class StudyUnknown(LookupError):
@@ -151,28 +154,28 @@ def check(connection: Connection, reins: Reins) -> None:
         raise NoLongerDriver(f"{reins.study} is driven by another flow run now; this one stops")
 
 
-def keep_statistics(connection: Connection, reins: Reins, statistics: Statistics, now: datetime) -> Statistics:
+def keep_statistics(connection: Connection, reins: Reins, found: Statistics, now: datetime) -> Statistics:
     """Keep what was counted before round 1. The first counts, for the whole study."""
-    check(connection, reins)
-    kept = find(connection, reins.study).statistics
-    if kept is not None:
-        return kept
-    data = to_bytes(statistics)
-    connection.execute(update(studies).where(studies.c.study == reins.study).values(statistics=data))
-    event = StatisticsTaken(study=reins.study, survivors=statistics.survivors, result=digest(data))
-    audit.append(connection, event, actor=COORDINATOR, now=now)
-    return statistics
+    return _keep_first(connection, reins, "statistics", found, StatisticsTaken, now)
 
 
 def keep_personalised(connection: Connection, reins: Reins, found: Personalised, now: datetime) -> Personalised:
     """Keep how the hospitals' comparisons came out. The first sum counts, and there is no second one."""
+    return _keep_first(connection, reins, "personalised", found, PersonalisationSummed, now)
+
+
+def _keep_first(
+    connection: Connection, reins: Reins, name: str, found: Found,
+    taken: type[StatisticsTaken | PersonalisationSummed], now: datetime,
+) -> Found:  # fmt: skip
+    """`name` is the column, and the attribute of `Study`."""
     check(connection, reins)
-    kept = find(connection, reins.study).personalised
+    kept: Found | None = getattr(find(connection, reins.study), name)
     if kept is not None:
         return kept
     data = to_bytes(found)
-    connection.execute(update(studies).where(studies.c.study == reins.study).values(personalised=data))
-    event = PersonalisationSummed(study=reins.study, survivors=found.survivors, result=digest(data))
+    connection.execute(update(studies).where(studies.c.study == reins.study).values({name: data}))
+    event = taken(study=reins.study, survivors=found.survivors, result=digest(data))
     audit.append(connection, event, actor=COORDINATOR, now=now)
     return found
 
