@@ -4,20 +4,22 @@ A table has the mean and the first classes of a segmentation; MLflow and the rec
 """
 
 import re
-from collections.abc import Sequence
 from typing import assert_never
 
 from boundary.plan import StudyPlan
 from compliance import intervals
 from compliance.records import AnyMetrics, ClassDice, GlobalMetrics, SegmentationMetrics
+from flows.summing import Total
 from models import dice, metrics
+from models.measuring import layout_of, read
 
 MOST_CLASSES = 4  # with columns of their own
 Reading = tuple[str, float | None]
 
 
-def kept(found: metrics.Metrics | dice.SegmentationMetrics, classes: Sequence[str]) -> AnyMetrics:
-    """What a record keeps of the metrics that were read from the sum. `classes` are the plan's."""
+def metrics_in(total: Total, plan: StudyPlan) -> AnyMetrics:
+    """What a record keeps of the metrics in a sum. Raises `NoImages`, or `ValueError` if they are no sum of such."""
+    found = read(total.numbers[total.layout.where("metrics")], layout_of(plan))
     match found:
         case metrics.Metrics():
             return GlobalMetrics(
@@ -29,7 +31,7 @@ def kept(found: metrics.Metrics | dice.SegmentationMetrics, classes: Sequence[st
                 confusion=found.confusion,
             )
         case dice.SegmentationMetrics():
-            each = zip(classes[1:], found.classes, strict=True)
+            each = zip(plan.labels.classes[1:], found.classes, strict=True)
             return SegmentationMetrics(
                 count=found.count,
                 loss=found.loss,
