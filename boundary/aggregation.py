@@ -10,6 +10,7 @@ from boundary.stored import Dtype
 
 SMALLEST_COHORT = 3  # hospitals in one sum; two could subtract themselves from it (secure-aggregation.md)
 MAX_HOSPITALS = 200
+MAX_GROUPS = MAX_HOSPITALS // SMALLEST_COHORT
 LARGEST_SUM = 2**39  # of the numbers of all hospitals (`boundary.secagg.encoding`)
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from boundary.aggregation import MAX_GROUPS
 from boundary.fields import Day, PublicKeyStr, Sentence, distinct
 from boundary.names import Frozen, SiloId, list_in
 
@@ -25,12 +26,14 @@ class Hospital(Frozen):
     """A hospital by name *and* key, so that a coordinator cannot invent or swap a party.
 
     One that only validates trains nothing: it holds all of its patients back and measures models on them
-    (`boundary.parties`).
+    (`boundary.parties`). With `group` a round's training is summed among the hospitals of the same group, and the
+    median of the groups is taken (`boundary.groups`).
     """
 
     silo: SiloId
     signing_key: PublicKeyStr
     role: Literal["train", "validate"] = "train"
+    group: Annotated[int, Field(ge=1, le=MAX_GROUPS)] | None = None
 
 
 class Evidence(Frozen):

@@ -1,6 +1,7 @@
 """Which sections of a plan do not go together: what is unsafe or senseless is refused when the plan is parsed.
 
-A section by itself is checked where it is defined, and `[selection]` against the rest in `boundary.drawing`.
+A section by itself is checked where it is defined, `[selection]` against the rest in
+`boundary.drawing`, and groups of hospitals in `boundary.groups`.
 """
 
 import math
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from boundary.aggregation import LARGEST_SUM, MAX_HOSPITALS, SMALLEST_COHORT
 from boundary.drawing import check_selection
+from boundary.groups import check_groups
 from boundary.learning import MOST_ROUNDS
 from boundary.parties import trainers
 
@@ -34,6 +36,7 @@ def check_sections(plan: "StudyPlan") -> None:
     if plan.training.strategy == "rfa":
         _check_rfa(plan)
     check_selection(plan)
+    check_groups(plan)
     _check_personalisation(plan)
 
 

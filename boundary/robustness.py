@@ -76,8 +76,13 @@ class Robustness(Frozen):
         """One hospital's vote, from two mean losses in nats. What is no number is worse than anything."""
         return not isfinite(loss) or loss > (1 + self.tolerance) * before
 
-    def is_too_long(self, norm: float) -> bool:
-        """Whether a weighted mean of changes is longer than all of them may be: somebody's agent does not clip."""
+    def is_too_long(self, norm: float, median: "Median | None" = None) -> bool:
+        """Whether a weighted mean of changes is longer than all of them may be: somebody's agent does not clip.
+
+        Of a median of groups the means were looked at, and it is how many of them were: it may be longer than each.
+        """
+        if median is not None:
+            return not median.has_majority
         return self.clip is not None and norm > (1 + ROUNDING) * self.clip
 
 
@@ -98,6 +103,18 @@ class Vote(Frozen):
         An agent that is not ours can add more than one vote, or take votes off, as long as the sum stays possible.
         """
         return 2 * self.against > self.voted and self.rise > 0
+
+
+class Median(Frozen):
+    """Of how many groups' sums a round's change is the median; it was taken without those that were `spoiled`."""
+
+    groups: Annotated[int, Field(ge=1)]
+    spoiled: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def has_majority(self) -> bool:
+        """Whether more than half of the sums were sound: else the median may be anything."""
+        return 2 * self.spoiled < self.groups
 
 
 def counted(against: float, voted: float, rise: float, hospitals: int) -> Vote | None:

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 from boundary.canonical import canonical_bytes, parse_json
 from boundary.messages import BlobRef, Phase
 from boundary.names import Code, DigestStr, Frozen, Moment, RoundNumber, SiloId, Silos, StudyId, list_in
-from boundary.robustness import Reason, Vote
+from boundary.robustness import Median, Reason, Vote
 from boundary.secagg.ring import Encoding
 
 Bands = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(list_in)]
@@ -92,7 +92,7 @@ class RoundRecord(Frozen):
     the plan's longest. A round that was rolled back has `model_in` as its `model_out`; `tried` came of its sum, and
     `tried_metrics` are what was found of that, where it was evaluated. The vote says why. `not_drawn` have approved the
     plan and were not asked to train in this round: they are not absent. `late` is how many updates of the sum were made
-    in a round before; None where a plan has none such.
+    in a round before; None where a plan has none such. `median` is there in a plan with groups.
     """
 
     study: StudyId
@@ -115,6 +115,7 @@ class RoundRecord(Frozen):
     clipped: Annotated[int, Field(ge=0)]
     below: Bands = ()
     late: LateCount = None
+    median: Median | None = None
     next_encoding: Encoding
     evaluate: CohortDecision | None
     train_loss: float | None

@@ -14,7 +14,7 @@ from boundary.api import Activity
 from boundary.envelope import Envelope
 from boundary.messages import Collection, OfCollection, Refused
 from flows.desk import Desk
-from flows.engine import CollectionView, Decision, Next, Reason, Standing, next_action
+from flows.engine import CollectionView, Decision, Needed, Next, Reason, Standing, next_action
 from flows.store import mail, members
 from flows.store.database import reading
 
@@ -48,7 +48,7 @@ class Asked:
 
     kind: type[OfCollection]
     expected: frozenset[str]
-    needed: int
+    needed: Needed
     due: datetime
     fault: Callable[[str, Envelope], str | None]
     wanted: int | None = None
@@ -69,7 +69,7 @@ class Watch:
         self._asked: Asked | None = None
         self._judged: dict[str, str | None] = {}
         self._sequence = -1
-        self.view = CollectionView(frozenset(orders), frozenset(), {}, frozenset(), now(), 0)
+        self.view = CollectionView(frozenset(orders), frozenset(), {}, frozenset(), now(), Needed.of((), 0))
 
     @property
     def decision(self) -> Decision:
@@ -83,9 +83,9 @@ class Watch:
             asked.expected, frozenset(), {}, frozenset(), asked.due, asked.needed, asked.wanted, asked.grace
         )
 
-    def need_more(self) -> None:
-        """What was enough by number turned out not to be: wait for one more answer."""
-        self.view = replace(self.view, needed=len(self.view.answered) + 1)
+    def need_more(self, group: frozenset[str]) -> None:
+        """What was enough by number turned out not to be: wait for one more answer of this group."""
+        self.view = replace(self.view, needed=self.view.needed.one_more(group, self.view.answered))
 
     async def keep(self) -> None:
         """Poll until cancelled."""

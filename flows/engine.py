@@ -4,10 +4,11 @@ A collection is one sum over hospitals (architecture.md, section 4). Its life is
 hospitals for one message: they answer, refuse or fall silent. Never on with fewer than the step needs.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Self
 
 
 class Next(StrEnum):
@@ -52,8 +53,34 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Needed:
+    """How many answers are enough: a number from each of some groups of hospitals, in at least `groups` of them."""
+
+    parts: tuple[tuple[frozenset[str], int], ...]
+    groups: int = 1
+
+    @classmethod
+    def of(cls, silos: Iterable[str], number: int) -> Self:
+        """So many of these hospitals, whichever."""
+        return cls(((frozenset(silos), number),))
+
+    def met_by(self, silos: frozenset[str]) -> bool:
+        return sum(len(silos & group) >= number for group, number in self.parts) >= self.groups
+
+    def one_more(self, group: frozenset[str], there: frozenset[str]) -> Self:
+        """The same, and of this group one more than are there."""
+        parts = tuple((silos, len(silos & there) + 1 if silos == group else number) for silos, number in self.parts)
+        return replace(self, parts=parts)
+
+    @property
+    def fewest(self) -> int:
+        """With fewer answers it is never met."""
+        return sum(sorted(number for _, number in self.parts)[: self.groups])
+
+
+@dataclass(frozen=True, slots=True)
 class CollectionView:
-    """What is known of one step of a collection. `refused` gives silo -> code; `needed` answers are enough.
+    """What is known of one step of a collection. `refused` gives silo -> code; `needed` says what is enough.
 
     With `wanted` answers there is nothing to wait for but the grace; None wants everybody's. `full_at` is when so many
     had come, None before. `grace` is waited for more then, and as long past `due` for those that are still at work.
@@ -64,7 +91,7 @@ class CollectionView:
     refused: Mapping[str, str]
     silent: frozenset[str]
     due: datetime
-    needed: int
+    needed: Needed
     wanted: int | None = None
     grace: timedelta = timedelta(0)
     full_at: datetime | None = None
@@ -72,8 +99,9 @@ class CollectionView:
     @property
     def is_full(self) -> bool:
         """Whether as many as the plan wants have answered, and enough for a sum."""
-        there = len(self.answered & self.expected)
-        return self.full_at is not None and self.wanted is not None and there >= max(self.wanted, self.needed)
+        there = self.answered & self.expected
+        is_full = self.full_at is not None and self.wanted is not None and len(there) >= self.wanted
+        return is_full and self.needed.met_by(there)
 
     @property
     def until(self) -> datetime:
@@ -103,7 +131,7 @@ def next_action(view: CollectionView, now: datetime) -> Decision:
     A hospital that still gives signs of life is waited for until the deadline and the plan's grace behind it; if more
     were asked than are wanted, only until so many are there, and the grace behind that.
     """
-    enough = len(view.answered & view.expected) >= view.needed
+    enough = view.needed.met_by(view.answered & view.expected)
     if not view.outstanding:
         if not view.refused:
             return Decision(Next.GO_ON, Reason.ALL_THERE) if enough else Decision(Next.GIVE_UP, Reason.BELOW_QUORUM)
@@ -111,7 +139,7 @@ def next_action(view: CollectionView, now: datetime) -> Decision:
     if now >= view.until:
         reason = Reason.WANTED_THERE if view.is_full else Reason.DEADLINE
         return _by_quorum(reason, Reason.BELOW_QUORUM, enough=enough)
-    if len(view.expected - set(view.refused)) < view.needed:
+    if not view.needed.met_by(view.expected - set(view.refused)):
         return Decision(Next.GIVE_UP, Reason.TOO_MANY_REFUSED)
     if enough and view.outstanding <= view.silent:
         return Decision(Next.GO_ON, Reason.REST_SILENT)

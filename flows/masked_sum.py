@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine
 
 from boundary.envelope import Envelope, peek
 from boundary.errors import PeerFault
+from boundary.groups import Groups, fewest_groups, groups_of
 from boundary.layout import VectorLayout
 from boundary.messages import (
     AgreementShown,
@@ -41,7 +42,7 @@ from boundary.secagg.secrets import Announcement, MaskKey
 from compliance.records import CohortDecision
 from flows.collecting import Asked, CollectionFailed, Watch
 from flows.desk import Desk
-from flows.engine import Reason
+from flows.engine import Needed, Reason
 from flows.store import rounds, studies
 from flows.store.database import reading, writing
 from flows.store.studies import Reins
@@ -49,6 +50,7 @@ from flows.store.studies import Reins
 _log = logging.getLogger("flows.masked_sum")
 M = TypeVar("M", bound=OfCollection)
 SPLIT_VIEW, BAD_VECTOR, BAD_SHARES = "SPLIT_VIEW", "BAD_VECTOR", "BAD_SHARES"
+GROUP_TOO_SMALL = "GROUP_TOO_SMALL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,9 @@ class MaskedSum:
         self.vectors: dict[str, BlobRef] = {}
         self.decision: CohortDecision | None = None  # `members` are those that came this far
         everybody, fault = frozenset(watch.orders), self._fault_of_ready
-        watch.ask(Asked(Ready, everybody, self._plan_quorum, ordered.due, fault, ordered.wanted, ordered.grace))
+        parts = tuple((frozenset(group), self._plan_quorum) for group in self._groups(everybody))
+        enough = Needed(parts, fewest_groups(desk.plan, watch.collection.phase))
+        watch.ask(Asked(Ready, everybody, enough, ordered.due, fault, ordered.wanted, ordered.grace))
 
     @property
     def steps(self) -> dict[str, Callable[[], Awaitable[None]]]:
@@ -92,10 +96,24 @@ class MaskedSum:
     def _plan_quorum(self) -> int:
         return self._desk.plan.aggregation.quorum
 
+    def _groups(self, silos: Iterable[str]) -> Groups:
+        return groups_of(self._desk.plan, self.watch.collection.phase, silos)
+
+    def _group(self, silo: str) -> dict[str, Announcement]:
+        """Those of the closed cohort that this hospital is summed with, itself among them."""
+        return next({one: self._members[one] for one in group} for group in self.groups if silo in group)
+
     @property
-    def _needed(self) -> int:
-        """How many of the closed cohort have to stay: hospitals refuse to go on with fewer."""
-        return max(self._plan_quorum, thresholds(len(self._members)).agreeing)
+    def groups(self) -> Groups:
+        """The closed cohort, as it is summed: one group of all unless the plan has groups."""
+        return self._groups(self._members)
+
+    @property
+    def _needed(self) -> Needed:
+        """How many of each group of the closed cohort have to stay: hospitals refuse to go on with fewer."""
+        quorum = self._plan_quorum
+        parts = tuple((frozenset(one), max(quorum, thresholds(len(one)).agreeing)) for one in self.groups)
+        return Needed(parts, len(parts))
 
     # --- A1 -> A2 ------------------------------------------------------------------------------------
     async def close_cohort(self) -> None:
@@ -104,16 +122,17 @@ class MaskedSum:
             decision = rounds.decided(connection, self.watch.collection)
         if decision is None:
             said = await self.watch.until_decided()
-            now = self._desk.now()
+            now, alone = self._desk.now(), self._alone()
+            members = tuple(sorted(set(self.watch.answers) - set(alone)))
             decision = CohortDecision(
                 phase=self.watch.collection.phase,
                 attempt=self.watch.collection.attempt,
                 reason=said.reason.value,
-                members=tuple(sorted(self.watch.answers)),
-                absent=self.watch.absences,
+                members=members,
+                absent=self.watch.absences | alone,
                 closed_at=now,
             )
-            quoted = self._quoted()
+            quoted = self._quoted(members)
             with writing(self._store) as connection:
                 decision = rounds.close_cohort(connection, self._reins, self.watch.collection, decision, now)
                 members, absent = decision.members, tuple(sorted(decision.absent))
@@ -125,6 +144,11 @@ class MaskedSum:
         self._members = self._said.announcements(closed.ready)
         self._cohort = cohort_of(self.ordered.context, {silo: said.digest for silo, said in self._members.items()})
         self.decision = decision
+
+    def _alone(self) -> dict[str, str]:
+        """Hospitals that are ready, of groups of which too few are: the sum goes on without these groups."""
+        ready = self._groups(self.watch.answers)
+        return {silo: GROUP_TOO_SMALL for group in ready if len(group) < self._plan_quorum for silo in group}
 
     def _fault_of_ready(self, _silo: str, envelope: Envelope) -> str | None:
         said = envelope.message
@@ -159,14 +183,15 @@ class MaskedSum:
         self._sharers = sharers_of(self._cohort, sharing)
 
     def _fault_of_shares(self, silo: str, envelope: Envelope) -> str | None:
-        said, wanted = envelope.message, thresholds(len(self._members))
+        said, group = envelope.message, self._group(silo)
+        wanted = thresholds(len(group))
         if not isinstance(said, Shares) or said.cohort != self._cohort:
             return SPLIT_VIEW
         try:
             dealt = self._said.dealt(silo, said)
         except PeerFault as why:
             return why.code
-        others = set(self._members) - {silo}
+        others = set(group) - {silo}
         if len(dealt.parts) != wanted.neighbours or not set(dealt.parts) <= others:
             return BAD_SHARES
         for holder, part in dealt.parts.items():
@@ -229,53 +254,64 @@ class MaskedSum:
 
     # --- E1 ------------------------------------------------------------------------------------------
     async def collect_shares(self) -> None:
-        """Wait until the masks of the sum can be made; `masks` makes them."""
-        self._opening = Opening(
-            Sum(
-                context=self.ordered.context,
-                cohort=self._cohort,
-                sharers=self._sharers,
-                survivors=self.survivors,
-                members=self._members,
-                dealt=self._dealt,
-                surviving=frozenset(self.vectors),
-            )
-        )
+        """Wait until the masks of every group's sum can be made; `masks` makes them."""
+        self._openings = {group: Opening(self._sum_of(group)) for group in self.groups}
         self._ask(SharesRevealed, frozenset(self.vectors), self._needed, self._fault_of_revealed)
         while True:
             await self.watch.until_decided()
-            if not self._opening.missing:
+            closed = [frozenset(group) for group, opening in self._openings.items() if opening.missing]
+            if not closed:
                 return
-            if not self.watch.view.outstanding:
-                raise CollectionFailed(self.watch.collection, Reason.CANNOT_UNMASK)
-            self.watch.need_more()
+            for group in closed:
+                if not self.watch.view.outstanding & group:
+                    raise CollectionFailed(self.watch.collection, Reason.CANNOT_UNMASK)
+                self.watch.need_more(group)
+
+    def _sum_of(self, group: tuple[str, ...]) -> Sum:
+        return Sum(
+            context=self.ordered.context,
+            cohort=self._cohort,
+            sharers=self._sharers,
+            survivors=self.survivors,
+            members={silo: self._members[silo] for silo in group},
+            dealt={silo: self._dealt[silo] for silo in group if silo in self._dealt},
+            surviving=frozenset(silo for silo in group if silo in self.vectors),
+        )
 
     def _fault_of_revealed(self, silo: str, envelope: Envelope) -> str | None:
         said = envelope.message
         if not isinstance(said, SharesRevealed):
             return BAD_SHARES
         try:
-            self._opening.take(silo, revealed(said))
+            opening = next(one for group, one in self._openings.items() if silo in group)
+            opening.take(silo, revealed(said))
         except PeerFault as why:
             _log.warning("%s: %s", self.watch.collection, why)
             return why.code
         return None
 
-    def masks(self) -> list[MaskKey]:
-        """Give what takes the masks off the sum. Raises `BadShares`, which names a dealer who lied. Blocking."""
-        return self._opening.masks()
+    def parts(self) -> list[tuple[dict[str, BlobRef], list[MaskKey]]]:
+        """Give for each group its vectors, by hospital, and what takes the masks off their sum. Blocking.
+
+        Raises `BadShares`, which names a dealer who lied.
+        """
+        return [
+            ({silo: self.vectors[silo] for silo in group if silo in self.vectors}, opening.masks())
+            for group, opening in self._openings.items()
+        ]
 
     # --- common --------------------------------------------------------------------------------------
     def _ask(
-        self, kind: type[OfCollection], expected: frozenset[str], needed: int,
+        self, kind: type[OfCollection], expected: frozenset[str], needed: Needed,
         fault: Callable[[str, Envelope], str | None],
     ) -> None:  # fmt: skip
         step = timedelta(minutes=self._desk.plan.aggregation.step_minutes)
         self.watch.ask(Asked(kind, expected, needed, self._desk.now() + step, fault))
 
-    def _quoted(self) -> tuple[bytes, ...]:
-        """The answers as they were signed, in the order of the hospitals' names."""
-        return tuple(envelope.data for _, envelope in sorted(self.watch.answers.items()))
+    def _quoted(self, of: Iterable[str] | None = None) -> tuple[bytes, ...]:
+        """The answers as they were signed, in the order of the hospitals' names; None for all that answered."""
+        wanted = self.watch.answers if of is None else of
+        return tuple(self.watch.answers[silo].data for silo in sorted(wanted))
 
     def _tell(self, connection: Connection, silos: Iterable[str], message: Callable[[str, str], AnyMessage]) -> None:
         """Post to each hospital `message(order, silo)`, in the caller's transaction."""

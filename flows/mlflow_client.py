@@ -245,6 +245,7 @@ def _values(record: RoundRecord) -> dict[str, float]:
         "round/rolled_back": float(record.rolled_back is not None),
         "round/update_norm": record.update_norm,
         "round/shortened": record.shortened,
+        "round/groups_spoiled": None if record.median is None else record.median.spoiled,
         "round/votes_against": None if record.vote is None else record.vote.against,
         "seconds/training": timing.training,
         "seconds/transport": timing.transport,

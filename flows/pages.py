@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from boundary.guarantee import EPSILON_BANDS, PatientPrivacy
 from boundary.parties import trainers, validates_apart, validators
 from boundary.plan import StudyPlan
-from boundary.robustness import RolledBack
+from boundary.robustness import Median, RolledBack
 from compliance.records import AnyMetrics, RoundRecord, current
 from flows import describing, personalisation, readings
 from flows.engine import HEADLINES, Reason
@@ -122,6 +122,8 @@ def round_page(study: Study, record: RoundRecord) -> str:
     if record.shortened is not None:
         lines += ["", f"{record.shortened} of {len(record.contributing)} changes were shortened to the plan's longest; "
                   f"the mean change is {record.update_norm:.3g} long."]  # fmt: skip
+    if record.median is not None:
+        lines += ["", median_of(record.median)]
     if record.clipped:
         lines += ["", f"{record.clipped:,} weights were clipped: the change did not fit the round's scale."]
     if record.late:
@@ -138,6 +140,12 @@ def round_page(study: Study, record: RoundRecord) -> str:
         f"`{record.transcript[:19]}…`",
     ]
     return "\n".join(lines)
+
+
+def median_of(median: Median) -> str:
+    """Of how many groups, and of how many not."""
+    without = f", without {median.spoiled} whose sum was too long or none of changes" if median.spoiled else ""
+    return f"The new model is made of the median of {median.groups} groups of hospitals{without}."
 
 
 def late_updates(record: RoundRecord) -> str:

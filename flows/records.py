@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from boundary.messages import BlobRef, Normalisation, Phase
 from boundary.names import DigestStr, Frozen, Moment, RoundNumber, StudyId, list_in
-from boundary.robustness import Reason, Vote
+from boundary.robustness import Median, Reason, Vote
 from boundary.secagg.ring import Encoding
 from boundary.tensors import TensorManifest
 from compliance.records import AnyMetrics, Bands, CohortDecision, LateCount, Seconds
@@ -93,7 +93,7 @@ class Candidate(Frozen):
 
     `memory` is what the server strategy remembers for the next round, if it remembers anything
     (`flows.aggregation.memory`): it belongs to this model and no other, and no hospital may read it but SCAFFOLD's.
-    `refused` is why nobody need vote on it. `update_norm` and `shortened` are as in `RoundRecord`.
+    `refused` is why nobody need vote on it. `update_norm`, `shortened` and `median` are as in `RoundRecord`.
     """
 
     model: BlobRef
@@ -106,6 +106,7 @@ class Candidate(Frozen):
     clipped: Annotated[int, Field(ge=0)]
     below: Bands = ()
     late: LateCount = None
+    median: Median | None = None
     train: CohortDecision
     survivors: DigestStr
     next_encoding: Encoding

@@ -52,6 +52,7 @@ def record_of(
         train_loss=candidate.train_loss,
         below=candidate.below,
         late=candidate.late,
+        median=candidate.median,
         metrics=found if rolled_back is None else None,
         tried_metrics=None if rolled_back is None else found,
         timing=Timing(

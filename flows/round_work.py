@@ -5,6 +5,7 @@ that stay too, a round that was interrupted anywhere is simply gone on with.
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from time import monotonic
 
@@ -12,9 +13,11 @@ import numpy as np
 from sqlalchemy import Connection
 
 from boundary.errors import BadTensors, BoundaryError, CallerFault
+from boundary.groups import groups_of, has_groups
 from boundary.messages import RoundCommitted
 from boundary.names import COORDINATOR
 from boundary.parties import trainers
+from boundary.robustness import Median
 from boundary.secagg.context import selection_key
 from boundary.secagg.ring import next_encoding
 from boundary.secagg.selection import spread
@@ -28,13 +31,14 @@ from flows.collecting import CollectionFailed
 from flows.describing import counts, description_in, normalisation_in
 from flows.engine import Reason
 from flows.masked_sum import MaskedSum
+from flows.medians import read_groups
 from flows.personalisation import Personalised, figure_of, read_outcomes
 from flows.records import Candidate, Evaluated, Measurement, Statistics
 from flows.round_orders import RoundOrders
 from flows.round_record import record_of
 from flows.store import audit, holdings, measurements, rounds, studies, witnessed
 from flows.store.database import writing
-from flows.summing import Total, masked_total, openers, read_train_sum, unmasked
+from flows.summing import Total, TrainSum, masked_total, openers, read_train_sum, unmasked
 from flows.trails import receipt_of
 from models.errors import NoImages
 
@@ -107,7 +111,7 @@ class RoundWork(RoundOrders):
         """
         begun = monotonic()
         manifest, plan, masked = self.study.parts.moving, self.study.plan, gathered.opened
-        summed = read_train_sum(self._total(gathered), hospitals=len(masked.vectors))
+        summed, median = self._read_train(gathered)
         mean = Mean(
             self._whole(summed.mean_delta, gathered),
             summed.mean_steps,
@@ -118,7 +122,7 @@ class RoundWork(RoundOrders):
         update_norm = float(np.linalg.norm(summed.mean_delta))
         summed = replace(summed, mean_delta=np.empty(0, np.float32))
         del mean  # and the delta with it
-        refused = verdict.of_sum(plan, update_norm, state.weights)
+        refused = verdict.of_sum(plan, update_norm, state.weights, median)
         model = self.coordinator.blobs.put_bytes(pack(state.weights, manifest, plan.aggregation.downlink))
         is_remembered = bool(state.memory) and refused is None
         memory = self.coordinator.blobs.put_bytes(packed(state.memory)) if is_remembered else None
@@ -133,6 +137,7 @@ class RoundWork(RoundOrders):
             clipped=summed.clipped,
             below=summed.bands,
             late=summed.late,
+            median=median,
             train=gathered.decision,
             survivors=masked.survivors,
             next_encoding=next_encoding(plan, masked.ordered.encoding, largest=summed.largest, clipped=summed.clipped),
@@ -146,6 +151,18 @@ class RoundWork(RoundOrders):
                 holdings.record(connection, memory, owner=COORDINATOR, now=self.coordinator.now())
             self._record_opened(connection, gathered)
         return candidate
+
+    def _read_train(self, gathered: Gathered) -> tuple[TrainSum, Median | None]:
+        """The mean change of all, or the median of the groups'. Raises `CollectionFailed` for sums of no changes."""
+        plan, masked = self.study.plan, gathered.opened
+        try:
+            if has_groups(plan):
+                groups = groups_of(plan, "train", masked.vectors)
+                return read_groups(self._totals(gathered), groups, plan.robustness)
+            return read_train_sum(self._total(gathered), hospitals=len(masked.vectors)), None
+        except BadTensors as why:
+            _log.warning("%s: %s", masked.watch.collection, why)
+            raise CollectionFailed(masked.watch.collection, Reason.CANNOT_UNMASK) from why
 
     def _whole(self, mean: Vector, gathered: Gathered) -> Vector:
         """The change of all weights, from those that were in the sum."""
@@ -200,16 +217,22 @@ class RoundWork(RoundOrders):
             return measurements.keep(connection, self.reins, found)
 
     def _total(self, gathered: Gathered) -> Total:
+        """The sum of a phase that has no groups."""
+        (total,) = self._totals(gathered)
+        return total
+
+    def _totals(self, gathered: Gathered) -> Iterator[Total]:
+        """The sum of each group, one after the other. Raises `CollectionFailed`."""
         masked = gathered.opened
-        vectors = {silo: blob.digest for silo, blob in masked.vectors.items()}
+        layout, encoding = masked.ordered.layout, masked.ordered.encoding
         try:
-            masks = masked.masks()
-            opened = openers(vectors, self.coordinator.blobs.open)
-            total = masked_total(opened, masked.ordered.layout, masked.ordered.encoding.ring)
+            for vectors, masks in masked.parts():
+                digests = {silo: blob.digest for silo, blob in vectors.items()}
+                total = masked_total(openers(digests, self.coordinator.blobs.open), layout, encoding.ring)
+                yield unmasked(total, masks, layout, encoding)
         except BoundaryError as why:
             _log.warning("%s cannot be unmasked: %s", masked.watch.collection, why)
             raise CollectionFailed(masked.watch.collection, Reason.CANNOT_UNMASK) from why
-        return unmasked(total, masks, masked.ordered.layout, masked.ordered.encoding)
 
     def _record_opened(self, connection: Connection, gathered: Gathered) -> None:
         event = SumOpened(

@@ -9,18 +9,18 @@ import numpy as np
 
 from boundary.errors import BadTensors
 from boundary.plan import StudyPlan
-from boundary.robustness import RolledBack, Vote, counted
+from boundary.robustness import Median, RolledBack, Vote, counted
 from boundary.tensors import Vector, check_values
 from flows.summing import Total
 
 
-def of_sum(plan: StudyPlan, update_norm: float, weights: Vector) -> RolledBack | None:
+def of_sum(plan: StudyPlan, update_norm: float, weights: Vector, median: Median | None = None) -> RolledBack | None:
     """Why a new model, float32 [n], need not be voted on; None if it may be. `update_norm` is the mean change's length.
 
     Raises `BadTensors` for weights that are not finite, or too large where the plan rolls nothing back.
     """
     robustness = plan.robustness
-    if robustness.is_too_long(update_norm):
+    if robustness.is_too_long(update_norm, median):
         return RolledBack.TOO_LONG
     try:
         check_values(weights, plan.aggregation.max_model_norm)

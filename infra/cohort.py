@@ -62,7 +62,10 @@ def _rings(words: Words, ring: int) -> tuple[NDArray[Any], NDArray[Any]]:
 
 @dataclass
 class Cohort:
-    """All of one attempt. `make` may be a weakened session; `contexts` what some took the order to mean."""
+    """All of one attempt. `make` may be a weakened session; `contexts` what some took the order to mean.
+
+    With `groups` each of them is summed by itself.
+    """
 
     silos: tuple[str, ...]
     make: Make = HospitalSession
@@ -73,6 +76,7 @@ class Cohort:
     context: str = CONTEXT
     revealed_for: frozenset[str] | None = None
     contexts: Mapping[str, str] = field(default_factory=dict)
+    groups: tuple[frozenset[str], ...] = ()
     sessions: dict[str, HospitalSession] = field(default_factory=dict)
     announced: dict[str, Announcement] = field(default_factory=dict)
     dealt: dict[str, Dealt] = field(default_factory=dict)
@@ -89,7 +93,8 @@ class Cohort:
     def announce(self, silo: str) -> None:
         context = self.contexts.get(silo, self.context)
         entropy = entropy_of(f"{silo}/{self.attempt}")
-        made = self.make(context, silo, least=self.least, entropy=entropy, revealed_for=self.revealed_for)
+        group = next((one for one in self.groups if silo in one), None)
+        made = self.make(context, silo, least=self.least, entropy=entropy, group=group, revealed_for=self.revealed_for)
         self.sessions[silo] = made
         self.announced[silo] = replace(made.announce(), digest=digest_of(silo, self.attempt, made.announce()))
 
@@ -140,20 +145,24 @@ class Cohort:
             self.mask(silo, sharing)
         return sharing, surviving
 
-    def opening(self, sharing: frozenset[str], surviving: frozenset[str]) -> Opening:
-        sharers = self.sharers[min(surviving)]
+    def opening(
+        self, sharing: frozenset[str], surviving: frozenset[str], group: frozenset[str] | None = None
+    ) -> Opening:
+        """With the shares that were revealed; of a group of them, if there are such."""
+        sharers, whose = self.sharers[min(surviving)], frozenset(self.silos) if group is None else group
         about = Sum(
             context=self.context,
             cohort=self.dealt[min(sharing)].cohort,
             sharers=sharers,
             survivors=survivors_of(sharers, {u: self.sent(u) for u in surviving}),
-            members=self.announced,
-            dealt={u: self.dealt[u] for u in sharing},
-            surviving=surviving,
+            members={u: said for u, said in self.announced.items() if u in whose},
+            dealt={u: self.dealt[u] for u in sharing & whose},
+            surviving=surviving & whose,
         )
         opening = Opening(about)
         for silo, revealed in self.revealed.items():
-            opening.take(silo, revealed)
+            if silo in whose:
+                opening.take(silo, revealed)
         return opening
 
     def unmasked(self, opening: Opening, surviving: frozenset[str]) -> Words:

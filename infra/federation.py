@@ -59,6 +59,8 @@ Lie = Callable[[Any], AnyMessage]
 M = TypeVar("M", bound=Message)
 NO_PRIVACY: Mapping[str, object] = {"mechanism": "none"}
 NOTHING: Mapping[str, object] = {}
+NO_GROUPS: Mapping[str, int] = {}
+NO_PARTS: Mapping[str, Mapping[str, object]] = {}
 SEGMENTATION: Mapping[str, object] = {
     "task": "segmentation",
     "model": {"name": "unet-small-2d", "version": 1},
@@ -328,12 +330,14 @@ def make_federation(  # noqa: PLR0913 - what tests vary
     changes: Mapping[str, object] = NOTHING,
     frozen: int = 0,
     validating: Sequence[str] = (),
+    groups: Mapping[str, int] = NO_GROUPS,
     **aggregation: object,
 ) -> SimulatedFederation:
     """Make a coordinator in `folder` and one hospital per entry of `works`, admitted, with a published plan.
 
     `changes` are sections of the plan, `SEGMENTATION` for example. The model has `parameters` weights in "w" and
-    `frozen` ones in "rest", which a plan may leave untrained. Those in `validating` only validate. With a guarantee per
+    `frozen` ones in "rest", which a plan may leave untrained. Those in `validating` only validate, and `groups` gives
+    those that are in one. With a guarantee per
     patient in `privacy`, weights in the sum are what hospitals declare.
     """
     settings = starting_settings(folder, "https://127.0.0.1:1", "127.0.0.1", 1, ["127.0.0.1"])
@@ -347,7 +351,9 @@ def make_federation(  # noqa: PLR0913 - what tests vary
     _admit(coordinator, hospitals)
     sums = {"quorum": quorum, "lost_after_seconds": lost_after_seconds, "ready_minutes": ready_minutes} | aggregation
     keys = {silo: one.key for silo, one in hospitals.items()}
-    plan = simulated_plan(keys, rounds, name, normalise, privacy, changes, validating, **sums)
+    parts: dict[str, Mapping[str, object]] = {silo: {"group": group} for silo, group in groups.items()}
+    parts |= {silo: {"role": "validate"} for silo in validating}
+    plan = simulated_plan(keys, rounds, name, normalise, privacy, changes, parts, **sums)
     shapes = {"rest": frozen, "w": parameters} if frozen else {"w": parameters}
     manifest = TensorManifest(tensors=tuple(TensorSpec(name=name, shape=(size,)) for name, size in shapes.items()))
     weights = np.concatenate([np.ones(frozen, np.float32), np.zeros(parameters, np.float32)])
@@ -362,9 +368,10 @@ def simulated_plan(
     normalise: str,
     privacy: Mapping[str, object],
     changes: Mapping[str, object] = NOTHING,
-    validating: Sequence[str] = (),
+    parts: Mapping[str, Mapping[str, object]] = NO_PARTS,
     **aggregation: object,
 ) -> StudyPlan:
+    """`parts` gives what hospitals are beside training: silo -> {"role": "validate"} or {"group": 2}."""
     weighting = "images" if privacy == NO_PRIVACY else "declared"
     return parse_plan(
         {
@@ -379,8 +386,7 @@ def simulated_plan(
                 "expires": date(datetime.now(UTC).year + 1, 1, 31),
             },
             "hospitals": [
-                {"silo": silo, "signing_key": key.public.text, "role": "validate" if silo in validating else "train"}
-                for silo, key in keys.items()
+                {"silo": silo, "signing_key": key.public.text, **parts.get(silo, {})} for silo, key in keys.items()
             ],
             "model": {"name": "densenet-small", "version": 1},
             "preprocessing": {"size": [16, 16], "intensity": "window", "low": 0.0, "high": 1.0, "normalise": normalise},

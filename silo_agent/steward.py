@@ -9,6 +9,7 @@ from typing import Any
 
 from boundary.approval import Approval, sign_approval
 from boundary.canonical import parse_json
+from boundary.groups import group_of, has_groups
 from boundary.parties import trainers, validators
 from boundary.plan import StudyPlan, plan_from_json
 from silo_agent.beginning_view import beginning_lines
@@ -187,6 +188,7 @@ def lines(file: Dossier) -> list[tuple[str, str]]:
         *_parts(plan),
         *_normalisation(plan),
         *_robustness(plan),
+        *_group(plan, file.site),
         ("On which data", f"data set {dataset.name!r}: {', '.join(dataset.modalities)}, at most "
          f"{dataset.max_images_per_patient} images per patient, {held_back} of the patients held back"),
         *_series(plan),
@@ -299,6 +301,18 @@ def _robustness(plan: StudyPlan) -> list[tuple[str, str]]:
             + ("" if plan.bands else "; from two such rounds the coordinator can estimate one hospital's change")
         )
     return [("Against bad changes", "; ".join(said))] if said else []
+
+
+def _group(plan: StudyPlan, site: str) -> list[tuple[str, str]]:
+    """With whom alone our change is summed, where the plan has groups."""
+    if not has_groups(plan) or site not in trainers(plan):
+        return []
+    others = sorted(group_of(plan, "train", site) - {site})
+    return [
+        ("Our group", f"our change is summed with those of {', '.join(others)} only, and the coordinator reads that "
+         "sum: if the others of the group told it theirs, it would know ours. The model is made of the median of all "
+         "groups, so that a bad change in one of them does not count"),
+    ]  # fmt: skip
 
 
 def difference(file: Dossier) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 from boundary.drawing import passed_over
 from boundary.envelope import open_envelope
 from boundary.errors import OutOfTurn, PeerFault, UnknownMember
+from boundary.groups import group_of
 from boundary.messages import (
     AgreementShown,
     BlobRef,
@@ -83,6 +84,7 @@ class Sums:
             own.silo,
             least=max(self.permission.least(plan), plan.aggregation.quorum),
             entropy=self.entropy,
+            group=group_of(plan, message.collection.phase, own.silo),
             revealed_for=self.journal.spent_on(result.identity),
         )
         self.outbound.ready(order, message.collection, result_folder, session.announce())

@@ -5,7 +5,7 @@ stop; it cannot make it reveal two kinds of share for anybody, help to unmask tw
 to a sum that is smaller than it accepts. Signatures are verified before values get here (`boundary.secagg.quoted`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -78,6 +78,9 @@ class Revealed:
 class HospitalSession:
     """One hospital, one attempt. `least` is the smallest sum this hospital takes part in.
 
+    `group` are the hospitals that this one is summed with, itself among them (`boundary.groups`); None for all of the
+    cohort. The others' keys and vectors are in the digests that all agree on, and in nothing else here.
+
     `revealed_for` are the survivors of an earlier attempt with the same result in which this hospital revealed shares.
     """
 
@@ -88,17 +91,20 @@ class HospitalSession:
         *,
         least: int,
         entropy: Callable[[int], bytes],
+        group: frozenset[str] | None = None,
         revealed_for: frozenset[str] | None = None,
     ) -> None:
-        self._revealed_for = revealed_for
+        self._revealed_for, self._group = revealed_for, group
         self._context, self._silo, self._least, self._entropy = context, silo, max(least, SMALLEST_COHORT), entropy
         self._secrets = AttemptSecrets.make(context, silo, entropy)
         self._turn = Turn.COHORT
         self._cohort = self._sharers = self._survivors = ""
-        self._members: Mapping[str, Announcement] = {}
+        self._members: Mapping[str, Announcement] = {}  # of our group
+        self._cohort_silos: frozenset[str] = frozenset()
         self._held: dict[str, tuple[bytes, bytes]] = {}  # dealer -> (share of its self secret, share of its seed)
         self._chosen: frozenset[str] = frozenset()  # neighbours whose common mask is ours to choose
         self._sharing: frozenset[str] = frozenset()
+        self._vectors: frozenset[str] = frozenset()  # whose arrived, of all groups
         self._surviving: frozenset[str] = frozenset()
 
     @property
@@ -117,7 +123,7 @@ class HospitalSession:
 
     @property
     def surviving(self) -> frozenset[str]:
-        """Whom we will help to unmask; known after `agree`."""
+        """Whom we will help to unmask, of our group; known after `agree`."""
         return self._surviving
 
     @property
@@ -145,22 +151,27 @@ class HospitalSession:
         self._expect(Turn.COHORT)
         self._check_cohort(members)
         cohort = cohort_of(self._context, {silo: said.digest for silo, said in members.items()})
-        wanted = thresholds(len(members))
-        chosen = neighbours(self._silo, tuple(members), self._entropy)
-        places = {silo: place for place, silo in enumerate(sorted(members), start=1)}
+        group = {silo: said for silo, said in members.items() if silo in self._ours(members)}
+        wanted = thresholds(len(group))
+        chosen = neighbours(self._silo, tuple(group), self._entropy)
+        places = {silo: place for place, silo in enumerate(sorted(group), start=1)}
         holders = {places[silo]: silo for silo in (*chosen, self._silo)}
         shares = [
             shamir.split(secret, tuple(holders), wanted.shares, self._entropy)
             for secret in (self._secrets.self_secret, self._secrets.seed)
         ]
         dealt = {holder: (shares[0][place], shares[1][place]) for place, holder in holders.items()}
-        self._members, self._cohort = dict(members), cohort
+        self._members, self._cohort, self._cohort_silos = group, cohort, frozenset(members)
         self._held = {self._silo: dealt[self._silo]}
         self._turn = Turn.SHARES
         self._chosen = frozenset(o for o in chosen if chooses_mask(self._silo, o, is_complete=wanted.is_complete))
         parts = {other: self._part(other, dealt[other]) for other in chosen}
         own = [self._digest(self._silo, self._silo, kind, dealt[self._silo][at]) for at, kind in _KINDS]
         return Dealt(cohort, parts, *own)
+
+    def _ours(self, silos: Iterable[str]) -> frozenset[str]:
+        """Those of them that we are summed with."""
+        return frozenset(silos) if self._group is None else self._group.intersection(silos)
 
     def _check_cohort(self, members: Mapping[str, Announcement]) -> None:
         own = self.announce()
@@ -169,8 +180,9 @@ class HospitalSession:
             own.transport_key, own.mask_key, own.self_commitment,
         ):  # fmt: skip
             raise SplitView("the cohort was shown with other keys in our name")
-        if len(members) < self._least:
-            raise CohortTooSmall(f"a sum over {len(members)} hospitals, this hospital accepts {self._least}")
+        there = len(self._ours(members))
+        if there < self._least:
+            raise CohortTooSmall(f"a sum over {there} hospitals, this hospital accepts {self._least}")
         if any(said.context != self._context for said in members.values()):
             raise SplitView("another hospital was given another order: model, plan, roster, attempt or encoding")
         keys = [key for said in members.values() for key in (said.transport_key, said.mask_key)]
@@ -199,10 +211,11 @@ class HospitalSession:
         """
         self._expect(Turn.SHARES)
         wanted = self.numbers
-        if not sharing <= set(self._members) or self._silo not in sharing:
+        if not sharing <= self._cohort_silos or self._silo not in sharing:
             raise UnknownMember("shares of a hospital that is not in the cohort, or not with ours")
-        self._enough(len(sharing))
-        if not set(parts) <= sharing - {self._silo} or (wanted.is_complete and len(parts) != len(sharing) - 1):
+        ours = self._ours(sharing)
+        self._enough(len(ours))
+        if not set(parts) <= ours - {self._silo} or (wanted.is_complete and len(parts) != len(ours) - 1):
             raise OutOfTurn("shares that do not belong here, or some that are missing")
         held = dict(self._held)
         sharers = sharers_of(self._cohort, sharing)
@@ -244,16 +257,16 @@ class HospitalSession:
         `own_vector` is the digest of the vector we sent. Raises a `PeerFault`.
         """
         self._expect(Turn.SURVIVORS)
-        surviving = frozenset(vectors)
-        if not surviving <= self._sharing or self._silo not in surviving:
+        if not self._sharing.issuperset(vectors) or self._silo not in vectors:
             raise UnknownMember("survivors that did not share, or without us")
+        surviving = self._ours(vectors)
         self._enough(len(surviving))
         self._unspent(surviving)
         if any(sharers != self._sharers for sharers, _ in vectors.values()):
             raise SplitView("another hospital masked for another set of hospitals")
         if vectors[self._silo][1] != own_vector:
             raise SplitView("another vector was shown in our name")
-        self._surviving = surviving
+        self._surviving, self._vectors = surviving, frozenset(vectors)
         self._survivors = survivors_of(self._sharers, {silo: vector for silo, (_, vector) in vectors.items()})
         self._turn = Turn.AGREEMENT
         return self._survivors
@@ -271,11 +284,11 @@ class HospitalSession:
     def reveal(self, seen: Mapping[str, str]) -> Revealed:
         """Give one share for each hospital we hold shares of. `seen` gives silo -> the survivors digest it signed.
 
-        Raises a `PeerFault` unless enough survivors saw the same survivors as we did.
+        Raises a `PeerFault` unless enough survivors of our group saw the same survivors as we did.
         """
         self._expect(Turn.AGREEMENT)
         agreeing = {silo for silo, digest in seen.items() if digest == self._survivors} & self._surviving
-        if set(seen) - self._surviving:
+        if set(seen) - self._vectors:
             raise UnknownMember("agreement of a hospital that is not among the survivors")
         if len(agreeing) < self.numbers.agreeing:
             raise SplitView(f"{len(agreeing)} hospitals saw the same survivors, {self.numbers.agreeing} must")

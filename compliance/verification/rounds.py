@@ -91,7 +91,7 @@ def _rolled_back(case: Case, record: RoundRecord) -> Iterator[Finding]:
             yield broken(path, f"was rolled back ({why})", "the plan that the hospitals approved has nothing of that")
         if record.model_out.digest != record.model_in:
             yield broken(path, "was rolled back to a model it did not begin with", "a model that no sum gave counts")
-    if robustness.is_too_long(record.update_norm) != (why is RolledBack.TOO_LONG):
+    if robustness.is_too_long(record.update_norm, record.median) != (why is RolledBack.TOO_LONG):
         yield broken(path, "does not do what the length of its sum says", "a change too long counts, or was made up")
     is_down = vote is not None and robustness.is_down(vote, record.round)
     if is_down != (why is RolledBack.VOTED_DOWN):

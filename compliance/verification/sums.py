@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from boundary.aggregation import SMALLEST_COHORT
+from boundary.groups import fewest_groups, groups_of, has_groups
+from boundary.messages import Phase
 from boundary.names import COORDINATOR
 from boundary.parties import taking_part, trainers
 from boundary.secagg.context import transcript_of
-from boundary.secagg.graph import thresholds
+from boundary.secagg.graph import COMPLETE_UP_TO, thresholds
 from compliance.bundle import round_file
 from compliance.events import (
     AttemptFailed,
@@ -25,6 +27,7 @@ from compliance.events import (
     SumOpened,
     UnmaskingHelped,
 )
+from compliance.records import RoundRecord
 from compliance.verification.case import Case, Log
 from compliance.verification.findings import Finding, at, broken, incomplete, names, note
 
@@ -71,9 +74,7 @@ def cohorts(case: Case) -> Iterator[Finding]:
     first: dict[tuple[int, str], SumOpened] = {}
     for entry in log.of(SumOpened, case.study):
         said, where, what = entry.event, at(COORDINATOR, entry.number), _told(place_of(entry.event))
-        if len(set(said.surviving)) < case.least:
-            means = "with so few a hospital's own part can be worked out"
-            yield broken(where, f"{what} is over {len(set(said.surviving))} hospitals, {case.least} are needed", means)
+        yield from _too_few(case, where, said.phase, what, said.surviving)
         ready = sums.decided.get(place_of(said))
         if ready is None or not set(said.surviving) <= set(ready.members):
             yield broken(where, f"{what} is over others than were ready for it", "who was in the sum is not sure")
@@ -87,6 +88,18 @@ def cohorts(case: Case) -> Iterator[Finding]:
             yield broken(where, f"{what} was opened after another of the same round and phase", means)
     yield from _statistics(case, log, sums)
     yield from _measured(case, log, sums)
+
+
+def _too_few(case: Case, where: str, phase: Phase, what: str, silos: tuple[str, ...]) -> Iterator[Finding]:
+    """A sum has a quorum, and where the plan has groups each of them has one, and there are enough of them."""
+    plan, means = case.bundle.plan, "with so few a hospital's own part can be worked out"
+    groups = groups_of(plan, phase, silos)
+    for group in groups:
+        if len(group) < case.least:
+            of = "" if len(groups) == 1 else "for a group of them "
+            yield broken(where, f"{what} is {of}over {len(group)} hospitals, {case.least} are needed", means)
+    if len(groups) < (fewest := fewest_groups(plan, phase)):
+        yield broken(where, f"{what} is over {len(groups)} groups, {fewest} are needed", "one of them may decide it")
 
 
 def _statistics(case: Case, log: Log, sums: _Sums) -> Iterator[Finding]:
@@ -126,15 +139,14 @@ def models(case: Case) -> Iterator[Finding]:
     for closed in case.closed:
         said, record = closed.event, case.records.get(closed.event.round)
         where = at(COORDINATOR, closed.number)
-        if len(set(said.contributing)) < case.least:
-            found = f"round {said.round} is the work of {len(set(said.contributing))} hospitals"
-            yield broken(where, found, f"{case.least} are needed")
+        yield from _too_few(case, where, "train", f"round {said.round}", said.contributing)
         strangers = set(said.contributing) - set(trainers(case.bundle.plan))
         if strangers:
             means = "their work is in the model without their being in the study for it"
             yield broken(where, f"round {said.round}: {names(strangers)} are not in the plan to train", means)
         if record is None:
             continue  # told as a missing record
+        yield from _median(case, record)
         opened = sums.train(case, said)
         if opened is None:
             yield broken(where, f"round {said.round}: the log opened no such sum", "the model comes from elsewhere")
@@ -145,6 +157,15 @@ def models(case: Case) -> Iterator[Finding]:
         if record.transcript != transcript_of(opened.survivors, said.tried or said.model_out):
             means = "the model is bound to another sum than the one that was opened"
             yield broken(round_file(said.round), "the transcript is not of that sum and this model", means)
+
+
+def _median(case: Case, record: RoundRecord) -> Iterator[Finding]:
+    """A median is of the groups that contributed. Whether enough of their sums were sound, is told with the rounds."""
+    plan, where, said = case.bundle.plan, round_file(record.round), record.median
+    groups = len(groups_of(plan, "train", record.contributing)) if has_groups(plan) else None
+    if groups != (None if said is None else said.groups):
+        found = "no median" if said is None else f"the median of {said.groups} groups"
+        yield broken(where, f"{found}, the plan's is of {groups or 'none'}", "a model of other sums than it says")
 
 
 def hospitals(case: Case) -> Iterator[Finding]:
@@ -165,15 +186,27 @@ def _helped(case: Case, silo: str, log: Log, sums: _Sums, last: int) -> Iterator
     for entry in log.of(UnmaskingHelped, case.study):
         said, place, where = entry.event, place_of(entry.event), at(silo, entry.number)
         opened = sums.opened.get(place)
-        if opened is not None and (opened.survivors, opened.surviving) != (said.survivors, said.surviving):
+        mine = () if opened is None else _shared_with(case, silo, opened)
+        if opened is not None and (opened.survivors != said.survivors or not _is_part(said.surviving, mine)):
             found = f"helped to unmask {_told(place)} over {names(said.surviving)}"
-            yield broken(where, found, f"the coordinator says it was over {names(opened.surviving)}")
+            yield broken(where, found, f"the coordinator says it was over {names(mine)}")
         if opened is None and place not in sums.failed and said.round <= last:
             found = f"helped to unmask {_told(place)}"
             yield broken(where, found, "the coordinator's log neither opened it nor gave it up: an untold sum")
         if len(set(said.surviving)) < case.least:
             found = f"helped to unmask {_told(place)} over {len(set(said.surviving))} hospitals"
             yield broken(where, found, "with so few a hospital's own part can be worked out")
+
+
+def _shared_with(case: Case, silo: str, opened: SumOpened) -> tuple[str, ...]:
+    """Those of a sum whose shares a hospital may hold: its group, where the plan has such."""
+    groups = groups_of(case.bundle.plan, opened.phase, opened.surviving)
+    return next((group for group in groups if silo in group), ())
+
+
+def _is_part(helped: tuple[str, ...], group: tuple[str, ...]) -> bool:
+    """Whether these are whom one hospital of the group holds shares of: all, up to a size, and then some of them."""
+    return helped == group if len(group) <= COMPLETE_UP_TO else set(helped) <= set(group)
 
 
 def _contributed(case: Case, silo: str, log: Log) -> Iterator[Finding]:
@@ -203,11 +236,18 @@ def _enough(case: Case, sums: _Sums) -> Iterator[Finding]:
         ready = None if opened is None else sums.decided.get(place_of(opened))
         if opened is None or ready is None or len(ready.members) < SMALLEST_COHORT:
             continue  # told with the models, with the cohorts
-        needed, found = thresholds(len(ready.members)).shares, len(helped.get(place_of(opened), ()))
-        if found < needed:
-            where = f"round {closed.event.round}"
-            said = f"{found} hospitals helped to unmask its sum, {needed} are needed"
-            if all(case.shown_until.get(silo, 0) >= closed.event.round for silo in ready.members):
-                yield broken(where, said, "a sum that could not be opened was opened: a log is not true")
-            else:
-                yield note(where, said, "the others' entries are not here")
+        for group in groups_of(case.bundle.plan, "train", ready.members):
+            yield from _opened_by(case, closed.event, group, helped.get(place_of(opened), set()))
+
+
+def _opened_by(case: Case, closed: RoundClosed, group: tuple[str, ...], helped: set[str]) -> Iterator[Finding]:
+    if len(group) < SMALLEST_COHORT:
+        return  # told with the cohorts
+    needed, found = thresholds(len(group)).shares, len(helped.intersection(group))
+    if found < needed:
+        where = f"round {closed.round}"
+        said = f"{found} hospitals helped to unmask its sum, {needed} are needed"
+        if all(case.shown_until.get(silo, 0) >= closed.round for silo in group):
+            yield broken(where, said, "a sum that could not be opened was opened: a log is not true")
+        else:
+            yield note(where, said, "the others' entries are not here")

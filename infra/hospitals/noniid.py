@@ -123,7 +123,7 @@ class NonIid:
         return joined([one.training for one in self.hospitals])
 
 
-def split(archive: Archive, seed: int, hospitals: int = HOSPITALS) -> NonIid:
+def split(archive: Archive, seed: int, hospitals: int = HOSPITALS, concentration: float = CONCENTRATION) -> NonIid:
     """Deal an archive to hospitals. The same archive and seed give the same federation.
 
     Patients are invented once. Shares are then drawn, from the same generator, again and again until each hospital has
@@ -132,11 +132,11 @@ def split(archive: Archive, seed: int, hospitals: int = HOSPITALS) -> NonIid:
     rng = np.random.default_rng(seed)
     patients = invent_patients(archive.labels, rng)
     vendors = [Vendor.draw(rng) for _ in range(hospitals)]
-    made = []
-    for number, (vendor, (trained, held)) in enumerate(zip(vendors, _deal(patients, hospitals, rng), strict=True)):
+    made, dealt = [], _deal(patients, hospitals, rng, concentration)
+    for number, (vendor, (trained, held)) in enumerate(zip(vendors, dealt, strict=True)):
         test = LocalData(vendor.shows(archive.test_images), archive.test_labels, np.arange(len(archive.test_labels)))
         training, held_back = (_data(archive, patients, numbers, vendor) for numbers in (trained, held))
-        made.append(Hospital(NAMES[number], vendor, training, held_back, test))
+        made.append(Hospital(_name(number), vendor, training, held_back, test))
     return NonIid(tuple(made))
 
 
@@ -148,7 +148,13 @@ def joined(parts: Sequence[LocalData]) -> LocalData:
     return LocalData(images, labels, patients)
 
 
-def _deal(patients: Sequence[Patient], hospitals: int, rng: np.random.Generator) -> list[tuple[list[int], list[int]]]:
+def _name(number: int) -> str:
+    return NAMES[number] if number < len(NAMES) else f"hospital-{number + 1}"
+
+
+def _deal(
+    patients: Sequence[Patient], hospitals: int, rng: np.random.Generator, concentration: float
+) -> list[tuple[list[int], list[int]]]:
     """For each hospital the numbers of the patients it trains on, and of those it holds back."""
     of_label = [
         np.array([number for number, patient in enumerate(patients) if patient.label == label])
@@ -156,7 +162,7 @@ def _deal(patients: Sequence[Patient], hospitals: int, rng: np.random.Generator)
     ]
     for _ in range(MOST_DRAWS):
         ends = [
-            np.rint(np.cumsum(rng.dirichlet([CONCENTRATION] * hospitals))[:-1] * len(numbers)).astype(int)
+            np.rint(np.cumsum(rng.dirichlet([concentration] * hospitals))[:-1] * len(numbers)).astype(int)
             for numbers in of_label
         ]
         parts = [np.split(numbers, end) for numbers, end in zip(of_label, ends, strict=True)]

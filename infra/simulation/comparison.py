@@ -80,9 +80,16 @@ class Scores:
     held_back: float
 
 
-def plan_of(arm: Arm, hospitals: Sequence[str], seed: int) -> StudyPlan:
-    """The arm as a plan, whose network begins as the seed has it. Raises `InvalidPlan` for what no study may do."""
-    keyed = [{"silo": silo, "signing_key": SigningIdentity.generate().public.text} for silo in hospitals]
+def plan_of(arm: Arm, hospitals: Sequence[str], seed: int, groups: int = 0) -> StudyPlan:
+    """The arm as a plan, whose network begins as the seed has it. Raises `InvalidPlan` for what no study may do.
+
+    With `groups`, hospitals are dealt to so many in turn.
+    """
+    keyed = [
+        {"silo": silo, "signing_key": SigningIdentity.generate().public.text}
+        | ({"group": place % groups + 1} if groups else {})
+        for place, silo in enumerate(hospitals)
+    ]
     return parse_plan(
         tomllib.loads(_STUDY)
         | {

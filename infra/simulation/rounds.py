@@ -14,17 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from boundary.groups import groups_of, has_groups
 from boundary.guarantee import PatientPrivacy
 from boundary.layout import layout_in
 from boundary.parts import Parts, parts_of, tuned_of
 from boundary.plan import StudyPlan, study_id
-from boundary.robustness import RolledBack, counted
+from boundary.robustness import Median, RolledBack, counted
 from boundary.secagg.encoding import Quantiser, count_clipped, decode_numbers, encode_numbers
 from boundary.secagg.ring import Encoding, first_encoding, next_encoding
 from boundary.tensors import Vector, flatten, manifest_of, unflatten
 from compliance.terms import PlanTerms
 from flows.aggregation import strategy_of
 from flows.aggregation.state import CONTROL, Mean
+from flows.medians import read_groups
 from flows.rotation import left_out
 from flows.summing import Total, TrainSum, read_train_sum
 from flows.verdict import of_sum
@@ -109,6 +111,8 @@ class Simulation:
     ) -> None:
         if len(sites) != len(plan.hospitals):
             raise ValueError(f"{len(sites)} sites for the {len(plan.hospitals)} hospitals of the plan")
+        if has_groups(plan) and not encoded:
+            raise ValueError("the median of groups is taken of sums in fixed point")
         self.plan, self.sites, self.encoded = plan, tuple(sites), encoded
         self._seed, self._spoiler = seed, spoiler
         self.module, self.base = network_of(plan)
@@ -132,9 +136,9 @@ class Simulation:
             there = [k for k, hospital in enumerate(self.plan.hospitals) if hospital.silo not in out]
             changes = {k: self.local(number, k, state.weights, homes[k], common, controls[k]) for k in there}
             beside = {k: self.beside(number, k, state.weights, owns.get(k)) for k in there if self.plan.trains_beside}
-            mean, fitted = self._mean(changes, encoding, number)
+            mean, fitted, median = self._mean(changes, encoding, number)
             tried = strategy.apply(state, replace(mean, local_rate=self.plan.training.learning_rate))
-            why = self._verdict(number, state.weights, tried.weights, float(np.linalg.norm(mean.delta)))
+            why = self._verdict(number, state.weights, tried.weights, float(np.linalg.norm(mean.delta)), median)
             history.append(why is not None)
             if why is not None:
                 rolled_back[number + 1] = why
@@ -170,17 +174,28 @@ class Simulation:
             return frozenset()
         return left_out(study_id(self.plan), self.plan.silos, self.plan.aggregation.quorum, history)
 
-    def _mean(self, changes: Mapping[int, LocalChange], encoding: Encoding, number: int) -> tuple[Mean, Encoding]:
-        """The mean, and the encoding for the next round."""
+    def _mean(
+        self, changes: Mapping[int, LocalChange], encoding: Encoding, number: int
+    ) -> tuple[Mean, Encoding, Median | None]:
+        """The mean, or the median of the groups' where the plan has such, and the encoding for the next round."""
         if not self.encoded:
-            return plain_mean(list(changes.values()), counts_steps=self.plan.counts_steps), encoding
-        summed = self.sum(changes, encoding, number)
+            return plain_mean(list(changes.values()), counts_steps=self.plan.counts_steps), encoding, None
+        median = None
+        if has_groups(self.plan):
+            at = {hospital.silo: k for k, hospital in enumerate(self.plan.hospitals)}
+            groups = groups_of(self.plan, "train", (self.plan.hospitals[k].silo for k in changes))
+            totals = (self.total({at[silo]: changes[at[silo]] for silo in one}, encoding, number) for one in groups)
+            summed, median = read_groups(totals, groups, self.plan.robustness)
+        else:
+            summed = self.sum(changes, encoding, number)
         fitted = next_encoding(self.plan, encoding, largest=summed.largest, clipped=summed.clipped)
-        return Mean(summed.mean_delta, summed.mean_steps, share=len(changes) / len(self.sites)), fitted
+        return Mean(summed.mean_delta, summed.mean_steps, share=len(changes) / len(self.sites)), fitted, median
 
-    def _verdict(self, number: int, before: Vector, tried: Vector, update_norm: float) -> RolledBack | None:
+    def _verdict(
+        self, number: int, before: Vector, tried: Vector, update_norm: float, median: Median | None
+    ) -> RolledBack | None:
         """As the coordinator has it of the sum and of the votes. Who spoils a round votes for what came of it."""
-        why, robustness = of_sum(self.plan, update_norm, tried), self.plan.robustness
+        why, robustness = of_sum(self.plan, update_norm, tried, median), self.plan.robustness
         if why is not None or not robustness.vote:
             return why
         against, voted, rise = 0, 0, 0.0
@@ -238,6 +253,10 @@ class Simulation:
         return delta
 
     def sum(self, changes: Mapping[int, LocalChange], encoding: Encoding, number: int) -> TrainSum:
+        """The sum of these hospitals, read."""
+        return read_train_sum(self.total(changes, encoding, number), hospitals=len(changes))
+
+    def total(self, changes: Mapping[int, LocalChange], encoding: Encoding, number: int) -> Total:
         """The sum as hospitals' masked vectors give it once the masks are off."""
         plan = self.plan
         layout = layout_in(plan, "train", parameters=self.parts.moving.size, metrics=0)
@@ -255,7 +274,7 @@ class Simulation:
             Quantiser(encoding, entropy(self._seed, number, hospital, 1)).encode(weighted, encoded)
             words += encoded  # modulo the ring
             numbers += encode_numbers(said, encoding.most)
-        return read_train_sum(Total(layout, encoding, decode_numbers(numbers), words), hospitals=len(changes))
+        return Total(layout, encoding, decode_numbers(numbers), words)
 
     def private_steps(self, site: Site) -> PrivateSteps:
         """The public numbers of a site's private training. Raises `OutOfReach`; `ValueError` without a guarantee."""

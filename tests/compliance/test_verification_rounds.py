@@ -394,7 +394,7 @@ def test_a_model_comes_out_of_the_sum_that_was_opened() -> None:
 
 def test_a_round_is_the_work_of_enough_and_of_nobody_else() -> None:
     few = retold(COORDINATOR, changed(RoundClosed, of_round(5), contributing=TWO))
-    any_of(sums.models, few, "round 5 is the work of 2 hospitals")
+    any_of(sums.models, few, "round 5 is over 2 hospitals, 3 are needed")
     more = retold(COORDINATOR, changed(RoundClosed, of_round(5), contributing=(*SILOS, "mayo")))
     any_of(sums.models, more, "round 5: mayo are not in the plan")
 

@@ -11,6 +11,7 @@ from flows.engine import (
     HEADLINES,
     CollectionView,
     Decision,
+    Needed,
     Next,
     Reason,
     RoundFacts,
@@ -33,7 +34,7 @@ def view(
     answered: str = "", refused: str = "", silent: str = "", due: datetime = LATER, quorum: int = 3, **more: Any
 ) -> CollectionView:
     codes = dict.fromkeys(refused, "NO_IMAGES")
-    return CollectionView(ALL, frozenset(answered), codes, frozenset(silent), due, quorum, **more)
+    return CollectionView(ALL, frozenset(answered), codes, frozenset(silent), due, Needed.of(ALL, quorum), **more)
 
 
 def wanting(answered: str, minutes_ago: int | None, *, wanted: int = 3, **more: Any) -> CollectionView:
@@ -95,7 +96,7 @@ def test_laws(
     answered: frozenset[str], refused: frozenset[str], silent: frozenset[str], minutes: int, quorum: int
 ) -> None:
     codes = dict.fromkeys(refused - answered, "X")
-    known = CollectionView(ALL, answered, codes, silent, NOW + timedelta(minutes=minutes), quorum)
+    known = CollectionView(ALL, answered, codes, silent, NOW + timedelta(minutes=minutes), Needed.of(ALL, quorum))
     said = next_action(known, NOW)
     if said.next is Next.GO_ON:
         assert len(answered) >= quorum, "never below the quorum"
@@ -116,7 +117,7 @@ def test_laws_of_grace(
 ) -> None:
     full_at = NOW - timedelta(minutes=full) if len(answered) >= wanted else None
     pause, at = timedelta(minutes=grace), NOW + timedelta(minutes=due)
-    known = CollectionView(ALL, answered, {}, silent, at, quorum, wanted, pause, full_at)
+    known = CollectionView(ALL, answered, {}, silent, at, Needed.of(ALL, quorum), wanted, pause, full_at)
     said = next_action(known, NOW)
     if said.next is Next.GO_ON:
         assert len(answered) >= quorum, "never below the quorum"
@@ -126,7 +127,7 @@ def test_laws_of_grace(
     if said.reason is Reason.WANTED_THERE:
         assert len(answered) >= wanted
         assert full >= grace or due <= 0
-    without = next_action(CollectionView(ALL, answered, {}, silent, at, quorum), NOW)
+    without = next_action(CollectionView(ALL, answered, {}, silent, at, Needed.of(ALL, quorum)), NOW)
     if said.next is Next.GIVE_UP:
         assert without.next is Next.GIVE_UP, "grace never loses a round"
 
@@ -135,6 +136,45 @@ def test_a_hospital_that_lives_is_waited_for_until_the_deadline() -> None:
     known = view("abcd", "", "")
     assert next_action(known, NOW).next is Next.WAIT
     assert next_action(known, LATER).reason is Reason.DEADLINE
+
+
+# --- by groups ---------------------------------------------------------------------------------------
+GROUPS = (frozenset("abc"), frozenset("defg"), frozenset("hij"), frozenset("klm"))
+
+
+def by_groups(answered: str, refused: str = "", silent: str = "", due: datetime = LATER) -> CollectionView:
+    """Three of each group, in three of the four groups."""
+    everybody = frozenset().union(*GROUPS)
+    needed = Needed(tuple((group, 3) for group in GROUPS), 3)
+    codes = dict.fromkeys(refused, "NO_IMAGES")
+    return CollectionView(everybody, frozenset(answered), codes, frozenset(silent), due, needed)
+
+
+GROUPED = {
+    "three whole groups, and the fourth works": (by_groups("abcdefhij"), Next.WAIT, Reason.WAITING),
+    "and at the deadline without it": (by_groups("abcdefhij", due=NOW), Next.GO_ON, Reason.DEADLINE),
+    "nine hospitals that are not three groups": (by_groups("abcdefghk", due=NOW), Next.GIVE_UP, Reason.BELOW_QUORUM),
+    "a group is broken, the others may be whole": (by_groups("abc", "m"), Next.WAIT, Reason.WAITING),
+    "two are broken": (by_groups("abcdefg", "jm"), Next.GIVE_UP, Reason.TOO_MANY_REFUSED),
+    "the fourth is silent": (by_groups("abcdefghij", "", "klm"), Next.GO_ON, Reason.REST_SILENT),
+    "all of them": (by_groups("abcdefghijklm"), Next.GO_ON, Reason.ALL_THERE),
+}
+
+
+@pytest.mark.parametrize("case", GROUPED)
+def test_decision_by_groups(case: str) -> None:
+    known, action, reason = GROUPED[case]
+    assert next_action(known, NOW) == Decision(action, reason)
+
+
+def test_one_more_of_a_group_is_not_one_of_another() -> None:
+    needed = Needed(tuple((group, 3) for group in GROUPS), 4)
+    there = frozenset("abcdefhijklm")
+    assert needed.met_by(there)
+    more = needed.one_more(GROUPS[1], there)
+    assert not more.met_by(there)
+    assert more.met_by(there | {"g"})
+    assert (needed.fewest, more.fewest) == (12, 13)
 
 
 STANDINGS = {

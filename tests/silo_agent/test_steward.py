@@ -2,14 +2,16 @@
 
 import io
 import json
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from boundary.identity import SigningIdentity
 from boundary.messages import Collection, PlanApproved, PlanDeclined, StudyClosed
-from boundary.plan import digest_of, study_id
+from boundary.plan import digest_of, parse_plan, study_id
 from silo_agent import status
 from silo_agent.budget import terms_of
 from silo_agent.cost import TIGHT, question_of
@@ -215,6 +217,20 @@ def test_the_dossier_says_what_is_done_against_bad_changes(site: Any, make_plan_
     assert "longer than 2.5 is shortened" in said
     assert "more than 10% above that of the model before" in said
     assert "without having done anything wrong; from two such rounds the coordinator can estimate" in said
+
+
+def test_the_dossier_says_with_whom_alone_our_change_is_summed(site: Any, make_plan_for: Any) -> None:
+    site.propose()
+    assert "Our group" not in headed(site)
+    file = dossier(site.journal, site.folder, site.journal.plan(site.study), site.now)
+    plan = site.plan.model_dump(mode="json")
+    ours = [hospital for hospital in plan["hospitals"] if hospital["silo"] == file.site]
+    others = [{"silo": f"x{n}", "signing_key": SigningIdentity.generate().public.text} for n in range(8)]
+    plan["hospitals"] = [
+        hospital | {"group": place // 3 + 1} for place, hospital in enumerate([*others[:1], *ours, *others[1:]])
+    ]
+    said = dict(lines(replace(file, plan=parse_plan(plan))))["Our group"]
+    assert "summed with those of x0, x1 only" in said
 
 
 def test_what_leaves_for_rfa_is_said_to_count_the_less_the_longer_it_is(site: Any, make_plan_for: Any) -> None:

@@ -1,0 +1,96 @@
+"""Groups of hospitals, each with a masked sum of its own, of which a round takes the median.
+
+A plan may give every hospital that trains a group. A round's training is then summed group by group under masks, and
+the new model is made of the coordinate-wise median of the groups' means: whoever sends a bad change spoils the mean of
+one group, and the median stands as long as fewer than half of the groups are spoiled (the median of means; Chen, Su and
+Xu 2017, "Distributed statistical machine learning in adversarial settings"; coordinate by coordinate: Yin, Chen,
+Kannan and Bartlett 2018, "Byzantine-robust distributed learning: towards optimal statistical rates", arXiv:1803.01498).
+
+The price is that the coordinator sees sums over fewer hospitals. So the groups are written in the plan, where every
+steward reads with whom her hospital is summed before she approves, and stay the same in all rounds: drawn ones could be
+drawn by the coordinator until a hospital is alone among its friends, and differ from round to round.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from boundary.messages import Phase
+    from boundary.plan import StudyPlan
+
+FEWEST_GROUPS = 3  # the median of two is their mean
+# Their state after a round follows from the mean change alone, whatever it is a mean of.
+WITH_MEDIAN = frozenset({"fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"})
+Groups = tuple[tuple[str, ...], ...]
+
+
+def has_groups(plan: "StudyPlan") -> bool:
+    """Whether a round's training is summed group by group."""
+    return any(hospital.group is not None for hospital in plan.hospitals)
+
+
+def groups_of(plan: "StudyPlan", phase: "Phase", silos: Iterable[str]) -> Groups:
+    """Part hospitals as a sum of this phase does: names sorted, groups in the order of their numbers, none empty.
+
+    One group of all in a phase, or in a plan, that has no groups.
+    """
+    wanted = frozenset(silos)
+    if phase != "train" or not has_groups(plan):
+        return (tuple(sorted(wanted)),)
+    found: dict[int, list[str]] = {}
+    for hospital in plan.hospitals:
+        if hospital.group is not None and hospital.silo in wanted:
+            found.setdefault(hospital.group, []).append(hospital.silo)
+    return tuple(tuple(sorted(found[number])) for number in sorted(found))
+
+
+def group_of(plan: "StudyPlan", phase: "Phase", silo: str) -> frozenset[str]:
+    """The hospitals of the plan that this one is summed with in this phase, itself among them."""
+    everybody = (hospital.silo for hospital in plan.hospitals)
+    return next((frozenset(group) for group in groups_of(plan, phase, everybody) if silo in group), frozenset())
+
+
+def fewest_groups(plan: "StudyPlan", phase: "Phase") -> int:
+    """How many groups have to be in a sum of this phase: more than half of the plan's, and three at least."""
+    everybody = (hospital.silo for hospital in plan.hospitals)
+    count = len(groups_of(plan, phase, everybody))
+    return 1 if count == 1 else max(FEWEST_GROUPS, count // 2 + 1)
+
+
+def are_whole(plan: "StudyPlan", phase: "Phase", silos: Iterable[str]) -> bool:
+    """Whether a sum over these hospitals is one that the plan allows: enough groups, a quorum in each."""
+    groups = groups_of(plan, phase, silos)
+    quorum = plan.aggregation.quorum
+    return len(groups) >= fewest_groups(plan, phase) and all(len(group) >= quorum for group in groups)
+
+
+def check_groups(plan: "StudyPlan") -> None:
+    """Raises `ValueError` for groups that are unsafe, or senseless with the rest of the plan."""
+    if not has_groups(plan):
+        return
+    if plan.training.rounds == 0:
+        raise ValueError("hospitals.group: nothing is trained, so there is nothing to take the median of; leave it out")
+    for hospital in plan.hospitals:
+        if (hospital.group is None) != (hospital.role == "validate"):
+            raise ValueError(
+                f"hospitals.group: {hospital.silo} {'needs one' if hospital.group is None else 'can have none'}: "
+                "every hospital that trains is in a group, or none is, and one that only validates is in none"
+            )
+    groups = groups_of(plan, "train", (hospital.silo for hospital in plan.hospitals))
+    if len(groups) < FEWEST_GROUPS:
+        raise ValueError(f"hospitals.group: {len(groups)}, and the median of fewer than {FEWEST_GROUPS} is a mean")
+    smallest = min(len(group) for group in groups)
+    if smallest < plan.aggregation.quorum:
+        raise ValueError(
+            f"hospitals.group: one has {smallest} hospitals, {plan.aggregation.quorum} are needed in every sum "
+            "(aggregation.quorum)"
+        )
+    if plan.training.strategy not in WITH_MEDIAN:
+        raise ValueError(
+            f"training.strategy: {plan.training.strategy} counts on the mean of all, and groups give the median of "
+            f"theirs; take one of {', '.join(sorted(WITH_MEDIAN))}"
+        )
+    if plan.selection.varies:
+        raise ValueError("selection: a sample or a late update leaves groups too small for a sum; leave it out")
+    if plan.robustness.leave_out:
+        raise ValueError("robustness.leave_out: groups stand a bad change without leaving anybody out; take false")

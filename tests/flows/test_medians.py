@@ -1,0 +1,203 @@
+"""The median of groups of hospitals: exact on real masks, and it stands a hospital that spoils its group's sum."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from boundary.messages import Collection
+from boundary.robustness import Median, RolledBack
+from compliance.events import SumOpened, UnmaskingHelped
+from compliance.records import RoundRecord
+from compliance.trail import read_leaf
+from flows import pages
+from flows.collecting import CollectionFailed
+from flows.driver import StudyDriver
+from flows.engine import Reason
+from flows.medians import median_of
+from flows.round_work import RoundWork
+from flows.summing import TrainSum
+from infra.driving import EXACT, PARAMETERS, collect, mean_of, run, trail, train_only, weights, work_of
+from infra.federation import SimulatedFederation, Work, make_federation
+
+NINE = {f"h{number}": (number - 1) // 3 + 1 for number in range(1, 10)}  # h1 h2 h3 | h4 h5 h6 | h7 h8 h9
+MEANS = (mean_of(1, 2, 3), mean_of(4, 5, 6), mean_of(7, 8, 9))
+
+
+def sending(number: int, scale: float = 1.0, weight: float = 1.0, *, clips: bool = False) -> Work:
+    """Hospital `number` of `infra.driving` with a change, or a weight, of another size than it should have."""
+    plain = work_of(number)
+
+    def work(collection: Collection) -> tuple[np.ndarray, np.ndarray | None]:
+        numbers, moved = plain(collection)
+        if moved is None:
+            return numbers, None
+        numbers = numbers * [1, 1, weight, 1]
+        return np.array([*numbers, 0.0]) if clips else numbers, scale * moved
+
+    return work
+
+
+Made = Callable[..., SimulatedFederation]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Made]:
+    made: list[SimulatedFederation] = []
+
+    def build(groups: dict[str, int], bad: dict[str, Work] | None = None, **changes: Any) -> SimulatedFederation:
+        works = {silo: work_of(int(silo[1:])) for silo in groups} | (bad or {})
+        made.append(make_federation(tmp_path, works, parameters=PARAMETERS, groups=groups, **changes))
+        return made[-1]
+
+    yield build
+    for one in made:
+        one.close()
+
+
+def one(federation: SimulatedFederation) -> RoundRecord:
+    return run(federation, train_only)  # type: ignore[no-any-return]
+
+
+def moved_by(value: float) -> Any:
+    return pytest.approx(np.full(PARAMETERS, value), rel=EXACT)
+
+
+def helped(federation: SimulatedFederation, silo: str) -> tuple[str, ...]:
+    events = [read_leaf(leaf).event for leaf in federation.hospitals[silo].journal.trail()]
+    (said,) = (event for event in events if isinstance(event, UnmaskingHelped))
+    return said.surviving
+
+
+def test_the_model_moves_by_the_median_of_the_groups_means(make: Made) -> None:
+    federation = make(NINE)
+    record = one(federation)
+    assert weights(federation, record) == moved_by(sorted(MEANS)[1])
+    assert record.median == Median(groups=3)
+    assert (record.contributing, record.is_partial) == (tuple(NINE), False)
+    (opened,) = (event for event in trail(federation) if isinstance(event, SumOpened))
+    assert opened.surviving == tuple(NINE)
+    assert helped(federation, "h4") == ("h4", "h5", "h6"), "nobody holds a share of another group"
+    assert "median of 3 groups" in pages.round_page(federation.study, record)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [sending(5, scale=-1000.0), sending(5, weight=-100.0), sending(5, scale=-10.0)],
+    ids=["outweighs", "weighs less than nothing", "turns round"],
+)
+def test_one_hospital_spoils_its_groups_mean_and_not_the_model(make: Made, bad: Work) -> None:
+    federation = make(NINE, {"h5": bad})
+    record = one(federation)
+    low, high = MEANS[0], MEANS[2]
+    moved = weights(federation, record)
+    assert ((low * (1 - EXACT) <= moved) & (moved <= high * (1 + EXACT))).all(), "between two sound groups"
+    assert record.median is not None
+    assert record.rolled_back is None
+
+
+def test_a_group_whose_sum_is_too_long_is_not_taken(make: Made) -> None:
+    longest = 1.1 * MEANS[2] * PARAMETERS**0.5
+    works = {silo: sending(int(silo[1:]), clips=True) for silo in NINE} | {"h9": sending(9, 30.0, clips=True)}
+    federation = make(NINE, works, changes={"robustness": {"clip": longest}})
+    record = one(federation)
+    assert weights(federation, record) == moved_by((MEANS[0] + MEANS[1]) / 2)
+    assert (record.median, record.rolled_back) == (Median(groups=3, spoiled=1), None)
+    assert "without 1 whose sum was too long" in pages.round_page(federation.study, record)
+
+
+def test_two_of_three_that_are_too_long_are_rolled_back(make: Made) -> None:
+    longest = 1.1 * MEANS[2] * PARAMETERS**0.5
+    works = {silo: sending(int(silo[1:]), clips=True) for silo in NINE}
+    works |= {"h1": sending(1, 900.0, clips=True), "h9": sending(9, 30.0, clips=True)}
+    record = one(make(NINE, works, changes={"robustness": {"clip": longest}}))
+    assert (record.median, record.rolled_back) == (Median(groups=3, spoiled=2), RolledBack.TOO_LONG)
+
+
+def test_a_group_that_is_not_whole_waits_for_the_next_round(make: Made) -> None:
+    """Two of its three are ready: a sum over them would show them to each other."""
+    twelve = {f"h{number}": (number - 1) // 3 + 1 for number in range(1, 13)}
+    federation = make(twelve)
+    federation.hospitals["h12"].silence()
+    record = one(federation)
+    assert record.median == Median(groups=3)
+    assert record.contributing == tuple(NINE)
+    assert record.absent == {"h10": "GROUP_TOO_SMALL", "h11": "GROUP_TOO_SMALL", "h12": "NOT_APPROVED"}
+    assert weights(federation, record) == moved_by(sorted(MEANS)[1])
+
+
+def test_with_too_few_groups_there_is_no_round(make: Made) -> None:
+    federation = make(NINE, ready_minutes=0.05)
+    federation.hospitals["h9"].refuse("train")
+
+    async def story(driver: StudyDriver) -> CollectionFailed:
+        work = driver.open_round(1)
+        with pytest.raises(CollectionFailed) as failed:
+            await collect(work, "train", work.model_in)
+        return failed.value
+
+    assert run(federation, story).reason is Reason.TOO_MANY_REFUSED
+
+
+def test_half_of_the_groups_whose_sums_are_none_of_changes_fail_the_attempt(make: Made) -> None:
+    federation = make(NINE, {"h1": sending(1, weight=-100.0), "h9": sending(9, weight=-100.0)})
+
+    assert run(federation, unreadable).reason is Reason.CANNOT_UNMASK
+
+
+def test_a_sum_that_is_none_of_changes_fails_the_attempt_without_groups_too(make: Made) -> None:
+    works = {"h1": sending(1, weight=-9.0), "h2": work_of(2), "h3": work_of(3)}
+    federation = make({}, works)
+
+    assert run(federation, unreadable).reason is Reason.CANNOT_UNMASK
+
+
+async def unreadable(driver: StudyDriver) -> CollectionFailed:
+    work = driver.open_round(1)
+    gathered = await collect(work, "train", work.model_in)
+    with pytest.raises(CollectionFailed) as failed:
+        RoundWork.aggregate(work, gathered)
+    return failed.value
+
+
+# --- the median itself -------------------------------------------------------------------------------
+def summed(delta: Sequence[float], **more: Any) -> TrainSum:
+    said = {"mean_loss": 1.0, "mean_steps": None, "weight": 1.0, "largest": 1.0, "clipped": 0, "bands": ()} | more
+    return TrainSum(np.array(delta, np.float32), **said)
+
+
+rows = st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=4, max_size=4), min_size=1, max_size=9)
+
+
+@given(rows=rows)
+def test_it_is_numpys_median_whatever_the_pieces(rows: list[list[float]]) -> None:
+    found = median_of([summed(row) for row in rows]).mean_delta
+    np.testing.assert_allclose(found, np.median(np.array(rows, np.float64), axis=0), rtol=1e-6, atol=1e-30)
+    assert found.dtype == np.float32
+
+
+@given(rows=st.lists(st.floats(-100, 100, width=32), min_size=5, max_size=5), bad=st.sampled_from([-1e30, 0.0, 1e30]))
+def test_what_decides_how_it_goes_on_is_within_what_most_say(rows: list[float], bad: float) -> None:
+    sums = [
+        summed([row], mean_loss=row, largest=abs(row), clipped=3, shortened=1, late=0, bands=(1, 2)) for row in rows
+    ]
+    huge = summed([bad], mean_loss=bad, largest=abs(bad), clipped=10**9, shortened=3, late=3, bands=(3, 3))
+    found = median_of([*sums[:4], huge])
+    assert min(rows[:4]) <= found.mean_delta[0] <= max(rows[:4])
+    assert found.mean_loss is not None
+    assert min(rows[:4]) <= found.mean_loss <= max(rows[:4])
+    assert found.largest <= max(map(abs, rows))
+    assert (found.clipped, found.shortened, found.late, found.bands) == (3, 7, 3, (7, 11))
+
+
+def test_what_a_plan_does_not_count_stays_unknown() -> None:
+    found = median_of([summed([1.0], mean_loss=None), summed([2.0], mean_loss=None)])
+    assert (found.mean_loss, found.shortened, found.late, found.mean_delta[0]) == (None, None, None, 1.5)
+
+
+def test_most_of_the_sums_have_to_be_sound() -> None:
+    assert [Median(groups=4, spoiled=spoiled).has_majority for spoiled in range(4)] == [True, True, False, False]
