@@ -3,6 +3,7 @@
 SQLite always, PostgreSQL where its programs are installed.
 """
 
+import gc
 import os
 import pwd
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -240,6 +242,19 @@ def prefect() -> Iterator[None]:
 def free_port() -> int:
     with closing(socket.create_server(("127.0.0.1", 0))) as probe:
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_libraries_left_open(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Sockets that Prefect's or MLflow's clients leave to the collector go at the end of the tests that opened them.
+
+    Otherwise it finds them later, in the middle of a test that allows no such thing, and that one fails.
+    """
+    yield
+    if any("ignore::ResourceWarning" in mark.args for mark in request.node.iter_markers("filterwarnings")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
 
 @pytest.fixture(scope="session")
