@@ -3,7 +3,7 @@
 These are the relay's own words and carry no authority: a hospital acts only on signed envelopes and rosters.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
@@ -28,16 +28,30 @@ MAX_POLL_SECONDS = 25.0  # below the 30 s after which common proxies drop an idl
 MAX_ENVELOPES_PER_POLL = 64
 MAX_RANGE_BYTES = 64 * 1024 * 1024  # one blob range; what arrived of it before a cut is kept
 ENROLMENT_CONTEXT = "enrolment request"
+TENTHS = 10  # what a heartbeat calls all of the way
 
 
 class Activity(Frozen):
-    """What a hospital's child process is doing: step n of N. No counts of patients or images."""
+    """What a hospital's child process is doing: `step` of `steps`, 0 of 0 where nobody is to follow it.
+
+    No counts of patients or images: a training takes as many steps as there are batches, so in a heartbeat they stand
+    `in_tenths` of the way (docs/adr/0021). In a hospital's own process they may be its true steps.
+    """
 
     study: StudyId
     round: RoundNumber
     phase: Phase
     step: Annotated[int, Field(ge=0)]
     steps: Annotated[int, Field(ge=0)]
+
+    def in_tenths(self) -> Self:
+        """The same as whole tenths, rounded down; of fewer than ten steps nothing but whether all are done."""
+        if self.steps == 0:
+            return self
+        done = min(TENTHS, TENTHS * self.step // self.steps)
+        if self.steps < TENTHS and done < TENTHS:
+            done = 0
+        return self.model_copy(update={"step": done, "steps": TENTHS})
 
 
 class Heartbeat(Frozen):

@@ -121,7 +121,7 @@ def _where(watch: Watch, silo: str) -> str:
         return f"no sign of life since {progress.seen_at:%H:%M:%S} UTC"
     if progress.activity is None or progress.activity.steps == 0:
         return "alive"
-    return f"step {progress.activity.step} of {progress.activity.steps}"
+    return f"{100 * progress.activity.step // progress.activity.steps} %"
 
 
 def _standing(standing: Standing, silo: str, watch: Watch) -> State_:

@@ -237,11 +237,11 @@ class Outbound:
         self._put(message)
 
     def heartbeat(self, activity: Activity | None, *, disk_low: bool, roster_version: int) -> Heartbeat:
-        """A sign of life: version, step n of N, disk. No counts of patients or images."""
+        """A sign of life: version, tenths of the way, disk. No steps: they tell how many batches there are."""
         return Heartbeat(
             agent_version=self.agent_version,
             protocol=ProtocolRange(),
-            activity=activity,
+            activity=None if activity is None else activity.in_tenths(),
             disk_low=disk_low,
             roster_version=roster_version,
         )

@@ -207,11 +207,10 @@ def _progress(coordinator: Coordinator, study: Study) -> Table:
         if activity is None:
             table.add_row(member.silo, "waiting")
             continue
-        done = int(20 * activity.step / activity.steps) if activity.steps else 0
+        share = activity.step / activity.steps if activity.steps else 0.0
+        done = int(20 * share)
         bar = "█" * done + "░" * (20 - done)
-        table.add_row(
-            member.silo, f"round {activity.round} {activity.phase} {bar} step {activity.step} of {activity.steps}"
-        )
+        table.add_row(member.silo, f"round {activity.round} {activity.phase} {bar} {share:.0%}")
     return table
 
 

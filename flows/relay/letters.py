@@ -49,7 +49,7 @@ async def poll(request: Request, parts: Tools) -> Response:
     openapi_extra=takes(Heartbeat, "What the hospital's child process is doing."),
 )
 async def heartbeat(request: Request, parts: Tools) -> Response:
-    """Still here, at step n of N."""
+    """Still here, so many tenths of the way."""
     await heard(request, parts, MAX_SMALL_BYTES, partial(_beaten, parts))
     return Response(status_code=204)
 

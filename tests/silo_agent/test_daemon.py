@@ -533,13 +533,14 @@ def test_heartbeats_go_on_while_the_child_works(facing: Any, hostile: Any, live:
     hostile.answers["/v1/heartbeat"] = beat
 
     async def act(_agent: Agent) -> None:
-        await until_async(lambda: sum(1 for activity in beats if activity and activity["step"] == 3) >= 3)
+        await until_async(lambda: sum(1 for activity in beats if activity and activity["step"] == 1) >= 3)
 
     live(
         facing.folder, facing.config, act,
-        train=[("say", {"event": "progress", "step": 3, "steps": 40}), ("sleep", 30)],
+        train=[("say", {"event": "progress", "step": 7, "steps": 40}), ("sleep", 30)],
     )  # fmt: skip
-    assert {"study": facing.study, "round": 1, "phase": "train", "step": 3, "steps": 40} in beats
+    assert {"study": facing.study, "round": 1, "phase": "train", "step": 1, "steps": 10} in beats
+    assert {activity["steps"] for activity in beats if activity} <= {0, 10}, "40 steps tell how many images there are"
 
 
 def outbound_of(folder: StateFolder, journal: Journal) -> Outbound:

@@ -5,16 +5,17 @@ import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from boundary.api import Activity
 from boundary.canonical import digest
 from boundary.envelope import peek
 from boundary.errors import OutOfTurn
-from boundary.messages import REGISTRY, BlobRef, Message, Share
+from boundary.messages import REGISTRY, BlobRef, Message, Phase, Share
 from silo_agent import outbound
 from silo_agent.errors import EgressRefused
 from silo_agent.outbound import MESSAGES_THAT_MAY_LEAVE, RELEASABLE_CODES
@@ -177,3 +178,21 @@ def test_the_shares_for_a_hospital_are_in_an_envelope_of_its_own(site: Any) -> N
 def test_a_heartbeat_says_version_step_and_disk(site: Any) -> None:
     said = site.outbound.heartbeat(None, disk_low=True, roster_version=3).model_dump(mode="json")
     assert set(said) == {"agent_version", "protocol", "activity", "disk_low", "roster_version"}
+
+
+@pytest.mark.parametrize("phase", get_args(Phase))
+def test_a_heartbeat_tells_of_no_number_of_batches(site: Any, phase: Phase) -> None:
+    """A training's steps are its epochs times its batches: whoever hears them knows the images to within a batch."""
+
+    def told(step: int, steps: int) -> tuple[int, int]:
+        at = Activity(study=site.study, round=2, phase=phase, step=step, steps=steps)
+        said = site.outbound.heartbeat(at, disk_low=False, roster_version=3).activity
+        return said.step, said.steps
+
+    for steps in (*range(1, 40), 999, 1000):
+        assert [told(step, steps)[1] for step in (0, steps // 2, steps)] == [10] * 3
+        seen = [told(step, steps)[0] for step in range(steps + 1)]
+        assert seen == sorted(seen)
+        assert set(seen) == ({0, 10} if steps < 10 else set(range(11))), "the same whatever the number of batches"
+        assert seen.index(10) == steps
+    assert told(0, 0) == (0, 0), "of what nobody outside is to follow, nothing"
