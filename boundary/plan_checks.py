@@ -35,6 +35,7 @@ def check_sections(plan: "StudyPlan") -> None:
     _check_strategy(plan)
     if plan.training.strategy == "rfa":
         _check_rfa(plan)
+    _check_robustness(plan)
     check_selection(plan)
     check_groups(plan)
     _check_personalisation(plan)
@@ -123,8 +124,16 @@ def _check_strategy(plan: "StudyPlan") -> None:
             raise ValueError("aggregation.downlink: scaffold's control variates come down in float32; take that")
     if not plan.model.trained:
         raise ValueError("model.trained: nothing to train")
+
+
+def _check_robustness(plan: "StudyPlan") -> None:
     if plan.robustness.leave_out and not plan.robustness.may_roll_back:
         raise ValueError("robustness.leave_out: nothing is ever rolled back; add vote or clip")
+    if plan.robustness.clip is not None and plan.aggregation.ring == 16:
+        raise ValueError(
+            "robustness.clip: what 16 bits round off makes an honest sum longer than any change may be, and every "
+            "round would be rolled back; take aggregation.ring = 32"
+        )
 
 
 def _check_rfa(plan: "StudyPlan") -> None:

@@ -2,7 +2,9 @@
 
 import math
 from itertools import product
+from typing import Literal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,8 @@ from hypothesis import strategies as st
 from boundary.errors import InvalidPlan
 from boundary.plan import StudyPlan, parse_plan
 from boundary.robustness import Robustness, RolledBack, Vote, counted
+from boundary.secagg.encoding import Quantiser, decode_mean
+from boundary.secagg.ring import Encoding, exponent_for
 from infra import golden
 
 LOSSES = st.floats(0, 100)
@@ -76,9 +80,9 @@ def test_a_reason_to_roll_back_is_of_what_the_plan_has() -> None:
     assert not any(Robustness().knows(why) for why in RolledBack)
 
 
-def robust(**changes: object) -> StudyPlan:
+def robust(ring: int = 32, **changes: object) -> StudyPlan:
     plan = golden.plan().model_dump(mode="json")
-    return parse_plan(plan | {"robustness": changes})
+    return parse_plan(plan | {"robustness": changes, "aggregation": plan["aggregation"] | {"ring": ring}})
 
 
 def test_a_plan_rolls_back_only_if_it_says_so() -> None:
@@ -91,6 +95,28 @@ def test_a_plan_rolls_back_only_if_it_says_so() -> None:
 def test_what_makes_no_sense_is_no_plan(changes: dict[str, object]) -> None:
     with pytest.raises(InvalidPlan, match="robustness"):
         robust(**changes)
+
+
+@pytest.mark.parametrize(("ring", "is_too_long"), [(16, True), (32, False)])
+def test_rounding_to_few_bits_makes_an_honest_sum_too_long(ring: Literal[16, 32], is_too_long: bool) -> None:
+    """Three hospitals send the same change, as long as the limit: of 16 bits each the mean comes out 1 % longer."""
+    size, clip, bound = 100_000, 0.05, 1.0
+    encoding = Encoding(ring=ring, exponent=exponent_for(bound, ring, 3), most=3)
+    change = np.random.default_rng(5).normal(size=size).astype(np.float32)
+    change *= np.float32(clip) / np.linalg.norm(change)
+    total = np.zeros(size, f"<u{ring // 8}")
+    for hospital in range(3):
+        words = np.empty_like(total)
+        Quantiser(encoding, bytes([hospital]) * 32).encode(change, words)
+        total += words
+    mean, _ = decode_mean(total, encoding, 3.0)
+    assert Robustness(clip=clip).is_too_long(float(np.linalg.norm(mean))) is is_too_long
+
+
+def test_a_limit_of_length_wants_a_sum_that_rounding_makes_no_longer() -> None:
+    with pytest.raises(InvalidPlan, match=r"robustness.clip: .* take aggregation.ring = 32"):
+        robust(ring=16, clip=1.0)
+    robust(ring=16, vote=True)
 
 
 def test_a_plan_with_a_guarantee_clips_patients_and_not_hospitals() -> None:

@@ -40,7 +40,7 @@ def command(tmp_path: Path, cache: None) -> dict[str, Any]:
     plan = golden.plan().model_dump(mode="json")
     plan["model"] = {"name": "cnn-small", "version": 1}
     plan["preprocessing"] |= {"size": [16, 16], "normalise": "none"}
-    plan["aggregation"] |= {"random_share": 1, "error_feedback": False}
+    plan["aggregation"] |= {"random_share": 1, "error_feedback": False, "ring": 32}
     plan["training"] |= {"local_epochs": 10, "learning_rate": 3e-3, "strategy": "fedavg", "batch_size": 4}
     plan["robustness"] = {"clip": None, "vote": True}
     return {
