@@ -108,7 +108,7 @@ def layout_for(  # noqa: PLR0913 - one for each thing a plan may have reported
     loss is the mean one times the weight and the images are the weight: true counts could be solved for.
 
     evaluate: the additive metrics of the plan's task, as `models.measuring.layout_of` lays them out; with `vote` then a
-    1 for a vote against the model, one for a vote, and by how much its summed loss is above that of the model before.
+    1 for a vote against the model, one for a vote, and by how much its mean loss is above that of the model before.
 
     validate: the metrics alone.
 

@@ -7,9 +7,10 @@ patients they hold back. A model that is voted down, or that came of too long a 
 committed with the model it began with.
 
 Where hospitals differ in their labels, an honest round makes a young model worse for many of them (it learns what is
-frequent before it learns to tell). So a vote alone brings nothing down: over all held-back patients together the loss
-must have risen as well. And the first rounds count whatever the votes say, for a network that knows nothing yet is
-hardly ever wrong by much.
+frequent before it learns to tell). So a vote alone brings nothing down: the mean of the hospitals' losses must have
+risen as well. And the first rounds count whatever the votes say, for a network that knows nothing yet is hardly ever
+wrong by much. Every hospital counts once in both: with sums over images a round's metrics less that rise would be the
+summed loss of the model before, which together with the metrics of that one tells single hospitals' losses.
 """
 
 from enum import StrEnum
@@ -89,7 +90,7 @@ class Robustness(Frozen):
 class Vote(Frozen):
     """What the votes add up to: `against` of `voted` hospitals found the model worse for those they hold back.
 
-    `rise` is by how much the loss rose, in nats, summed over the held-back images of all.
+    `rise` is by how much their mean losses on the patients held back rose, in nats, summed over the hospitals.
     """
 
     against: Annotated[int, Field(ge=0)]
@@ -98,7 +99,7 @@ class Vote(Frozen):
 
     @property
     def is_against(self) -> bool:
-        """More than half of those who voted, and the loss of all together rose.
+        """More than half of those who voted, and the mean of the hospitals' losses rose.
 
         An agent that is not ours can add more than one vote, or take votes off, as long as the sum stays possible.
         """

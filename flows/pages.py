@@ -52,7 +52,7 @@ def rollback_message(record: RoundRecord) -> str:
     match record.rolled_back:
         case RolledBack.VOTED_DOWN if record.vote is not None:
             no, voted = record.vote.against, record.vote.voted
-            why = f"{no} of {voted} hospitals found the new model worse for their patients, and it is for all together"
+            why = f"{no} of {voted} hospitals found the new model worse for their patients, and so it is in their mean"
         case RolledBack.TOO_LONG:
             why = "the mean change is longer than the plan lets any hospital's be, so somebody's was not clipped"
         case RolledBack.MODEL_TOO_LARGE:

@@ -319,7 +319,7 @@ def evaluate_round(work: LocalRound, should_stop: Callable[[], bool]) -> dict[st
         try:
             metrics = _measured(work, data, should_stop)
         except NonFiniteLogits:  # what answers nothing is voted down, and has no metrics
-            metrics, vote = np.zeros(layout.size), (1.0, 1.0, LARGEST_LOSS * len(data))
+            metrics, vote = np.zeros(layout.size), (1.0, 1.0, LARGEST_LOSS)
         else:
             vote = _vote(work.plan, metrics, known)
         numbers = np.array([*metrics, *vote])
@@ -328,11 +328,11 @@ def evaluate_round(work: LocalRound, should_stop: Callable[[], bool]) -> dict[st
 
 
 def _vote(plan: StudyPlan, metrics: NDArray[np.float64], before: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Against, whether at all, and by how much the summed loss rose. Who holds nobody back cannot vote."""
+    """Against, whether at all, and by how much the mean loss rose. Who holds nobody back cannot vote."""
     loss, known = mean_loss_of(metrics), mean_loss_of(before)
     if loss is None or known is None:
         return 0.0, 0.0, 0.0
-    return float(plan.robustness.is_worse(loss, known)), 1.0, float(metrics[0] - before[0])
+    return float(plan.robustness.is_worse(loss, known)), 1.0, loss - known
 
 
 def _measured(work: LocalRound, data: LocalData, should_stop: Callable[[], bool]) -> NDArray[np.float64]:

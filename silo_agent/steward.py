@@ -290,9 +290,9 @@ def _robustness(plan: StudyPlan) -> list[tuple[str, str]]:
         said.append(f"a change longer than {chosen.clip:g} is shortened, and that it was is summed")
     if chosen.vote:
         said.append(
-            "we vote, with one bit under masks, against a new model whose loss on our held-back patients is more than "
-            f"{chosen.tolerance:.0%} above that of the model before, and by how much it rose is summed; what most vote "
-            "down, and is worse for all together, does not count"
+            "we vote, with one bit under masks, against a new model whose mean loss on our held-back patients is more "
+            f"than {chosen.tolerance:.0%} above that of the model before, and by how much that mean rose is summed; "
+            "what most vote down, and is worse in the mean over hospitals, does not count"
             + (f", from round {chosen.warm_up + 1} on" if chosen.warm_up else "")
         )
     if chosen.leave_out:

@@ -205,7 +205,7 @@ class Simulation:
             if losses[0] is None or losses[1] is None:
                 continue
             voted += 1
-            rise += float(new[0] - old[0])
+            rise += losses[1] - losses[0]
             spoils = self._spoiler is not None and self._spoiler.hospital == k and self._spoiler.when(number + 1)
             against += robustness.is_worse(losses[1], losses[0]) and not spoils
         vote = counted(against, voted, rise, len(self.sites))
