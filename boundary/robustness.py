@@ -43,8 +43,8 @@ class Robustness(Frozen):
     longer one is shortened to it. With `vote` a hospital votes against a new model if its mean loss on the patients
     held back there is more than `tolerance` (0.25 is a quarter) above that of the model the round began with; the first
     `warm_up` rounds count in spite of that. With `leave_out` hospitals are left out in turn after a round was rolled
-    back, until a round counts (`flows.rotation`). Without a guarantee per patient two such rounds, from one model and
-    with one hospital more or less in the sum, let the coordinator estimate that hospital's change.
+    back, until a round counts (`boundary.rotation`). Without a guarantee per patient two such rounds, from one model
+    and with one hospital more or less in the sum, let the coordinator estimate that hospital's change.
     """
 
     clip: Annotated[float, Field(gt=0, le=1e6)] | None = None

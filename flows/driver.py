@@ -14,7 +14,8 @@ from sqlalchemy import Connection
 
 from boundary.messages import BlobRef, HeadsCosigned, PlanApproved, PlanDeclined, StudyClosed, TrailShown, end_of
 from boundary.names import COORDINATOR
-from boundary.parties import counts_images, trainers
+from boundary.parties import counts_images
+from boundary.rotation import resting
 from boundary.secagg.ring import first_encoding
 from compliance.events import PlanApprovalGiven
 from compliance.records import RoundRecord
@@ -22,7 +23,6 @@ from flows.coordinator import DRIVER_LEASE, Coordinator
 from flows.desk import Desk
 from flows.personalisation import Personalised
 from flows.records import Measurement, Statistics
-from flows.rotation import left_out
 from flows.round_work import RoundWork
 from flows.store import audit, holdings, measurements, rounds, studies
 from flows.store.database import reading, writing
@@ -131,11 +131,9 @@ class StudyDriver:
 
     def _resting(self, number: int) -> frozenset[str]:
         """Whom the plan leaves out in this round after earlier ones that were rolled back."""
-        plan = self.study.plan
-        if not plan.robustness.leave_out:
-            return frozenset()
-        rolled_back = [record.rolled_back is not None for record in self.records()[: number - 1]]
-        return left_out(self.study.study, trainers(plan), plan.aggregation.quorum, rolled_back)
+        if not self.study.plan.robustness.leave_out:
+            return frozenset()  # without reading all records
+        return resting(self.study.plan, [record.rolled_back is not None for record in self.records()[: number - 1]])
 
     async def witness_end(self) -> tuple[str, ...]:
         """At the end: have everybody's log shown and cosigned once more; returns who did not answer.

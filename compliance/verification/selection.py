@@ -1,10 +1,12 @@
 """Who was drawn for a round's training, and updates that came late: by the draw anybody can repeat, and once each."""
 
 from collections.abc import Iterator
+from itertools import takewhile
 
 from boundary.drawing import drawn
 from boundary.names import COORDINATOR
 from boundary.parties import trainers
+from boundary.rotation import resting_in_each
 from compliance.events import (
     CohortDecided,
     ContributionReleased,
@@ -27,6 +29,8 @@ def draws(case: Case) -> Iterator[Finding]:
     if log is None:
         return  # told as a missing log
     selection = case.bundle.plan.selection
+    rests = _rests(case)
+    unknown = None if case.bundle.plan.robustness.leave_out else frozenset[str]()
     told = {(one.event.round, one.event.attempt): one for one in reversed(log.of(HospitalsDrawn, case.study))}
     for entry in log.of(HospitalsDrawn, case.study):
         said, where = entry.event, at(COORDINATOR, entry.number)
@@ -41,7 +45,7 @@ def draws(case: Case) -> Iterator[Finding]:
         if said.drawn != wanted:
             yield broken(where, f"round {said.round}: {names(said.drawn)} instead of {names(wanted)}", _CHOSEN)
         yield from _out_of_all(case, log, entry, where)
-        yield from _resting(case, said, where)
+        yield from _resting(said, rests.get(said.round, unknown), where)
     for decided in log.of(CohortDecided, case.study):
         about = decided.event
         if about.phase != "train":
@@ -49,7 +53,7 @@ def draws(case: Case) -> Iterator[Finding]:
         where, found = at(COORDINATOR, decided.number), told.get((about.round, about.attempt))
         if found is not None and {*about.members, *about.absent} != set(found.event.drawn):
             yield broken(where, f"round {about.round}: the cohort is not of those that were drawn", _CHOSEN)
-        elif found is None and selection.most_asked is not None:
+        elif found is None and (selection.most_asked is not None or rests.get(about.round)):
             yield broken(where, f"round {about.round}: nothing tells whom the draw gave", _CHOSEN)
     yield from _trained_undrawn(case, told)
 
@@ -84,11 +88,25 @@ def _out_of_all(case: Case, log: Log, entry: Entry[HospitalsDrawn], where: str) 
             yield broken(where, f"round {number} was drawn without {silo}, which had approved", _CHOSEN)
 
 
-def _resting(case: Case, said: HospitalsDrawn, where: str) -> Iterator[Finding]:
-    """Somebody rests only where the plan leaves hospitals out, and after a round that was rolled back."""
-    undone = any(closed.event.tried is not None and closed.event.round < said.round for closed in case.closed)
-    if said.resting and not (case.bundle.plan.robustness.leave_out and undone):
-        yield broken(where, f"round {said.round} was drawn without {names(said.resting)}, to rest", _CHOSEN)
+def _rests(case: Case) -> dict[int, frozenset[str]]:
+    """Whom the plan leaves out in each round, as far as the log tells without a gap which ones were rolled back."""
+    told = takewhile(lambda one: one[0] == one[1].event.round, enumerate(case.closed, 1))
+    undone = [closed.event.tried is not None for _, closed in told]
+    return dict(enumerate(resting_in_each(case.bundle.plan, undone), 1))
+
+
+def _resting(said: HospitalsDrawn, wanted: frozenset[str] | None, where: str) -> Iterator[Finding]:
+    """Those rest whose turn it is, by the plan and the rounds rolled back so far, and nobody else."""
+    number = said.round
+    if wanted is None:
+        means = "a round before it is not closed in this log"
+        yield incomplete(where, f"whose turn it was to rest in round {number} cannot be worked out", means)
+        return
+    wanted &= set(said.consenting)
+    if others := set(said.resting) - wanted:
+        yield broken(where, f"round {number} was drawn without {names(others)}, to rest", _CHOSEN)
+    if others := set(wanted) - set(said.resting):
+        yield broken(where, f"round {number} was drawn with {names(others)}, whose turn it was to rest", _CHOSEN)
 
 
 def late(case: Case) -> Iterator[Finding]:

@@ -18,8 +18,9 @@ from boundary.groups import groups_of, has_groups
 from boundary.guarantee import PatientPrivacy
 from boundary.layout import layout_in
 from boundary.parts import Parts, parts_of, tuned_of
-from boundary.plan import StudyPlan, study_id
+from boundary.plan import StudyPlan
 from boundary.robustness import Median, RolledBack, counted
+from boundary.rotation import resting
 from boundary.secagg.encoding import Quantiser, count_clipped, decode_numbers, encode_numbers
 from boundary.secagg.ring import Encoding, first_encoding, next_encoding
 from boundary.tensors import Vector, flatten, manifest_of, unflatten
@@ -27,7 +28,6 @@ from compliance.terms import PlanTerms
 from flows.aggregation import strategy_of
 from flows.aggregation.state import CONTROL, Mean
 from flows.medians import read_groups
-from flows.rotation import left_out
 from flows.summing import Total, TrainSum, read_train_sum
 from flows.verdict import of_sum
 from models.catalogue import build
@@ -132,7 +132,7 @@ class Simulation:
             if strategy.begins_anew(number + 1):
                 state = replace(state, memory=strategy.init(state.weights).memory)
                 controls = [zeros for _ in self.sites]
-            common, out = state.memory.get(CONTROL, zeros), self._left_out(history)
+            common, out = state.memory.get(CONTROL, zeros), resting(self.plan, history)
             there = [k for k, hospital in enumerate(self.plan.hospitals) if hospital.silo not in out]
             changes = {k: self.local(number, k, state.weights, homes[k], common, controls[k]) for k in there}
             beside = {k: self.beside(number, k, state.weights, owns.get(k)) for k in there if self.plan.trains_beside}
@@ -168,11 +168,6 @@ class Simulation:
             seed=seed_of(entropy(self._seed, number, hospital, 3)), on_step=quiet,
         )  # fmt: skip
         return flatten(to_tensors(module), self.parts.whole)
-
-    def _left_out(self, history: Sequence[bool]) -> frozenset[str]:
-        if not self.plan.robustness.leave_out:
-            return frozenset()
-        return left_out(study_id(self.plan), self.plan.silos, self.plan.aggregation.quorum, history)
 
     def _mean(
         self, changes: Mapping[int, LocalChange], encoding: Encoding, number: int

@@ -1,7 +1,7 @@
 """Checks of who was drawn and of late updates: what the plan's draw and its lateness allow, and ways around them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -12,6 +12,7 @@ from boundary.canonical import digest
 from boundary.drawing import drawn
 from boundary.names import COORDINATOR
 from boundary.plan import StudyPlan, digest_of, parse_plan, study_id, to_json
+from boundary.rotation import resting
 from compliance.bundle import Bundle, LogCopy
 from compliance.events import (
     AnyEvent,
@@ -82,28 +83,66 @@ def test_an_honest_draw_has_nothing_to_find() -> None:
     assert finds(selection.draws, told(plan_of(), coordinator=story(plan_of())[:-3] + story(plan_of())[-2:])) == {}
 
 
-@pytest.mark.parametrize(
-    ("leave_out", "undone", "is_right"), [(True, True, True), (True, False, False), (False, True, False)]
-)
-def test_somebody_rests_only_after_a_rollback_and_as_the_plan_has_it(
-    leave_out: bool,
-    undone: bool,
-    is_right: bool,
-) -> None:
+def leaving_out(*, leave_out: bool = True) -> StudyPlan:
     said = json.loads(to_json(plan_of(**DRAWS)))
-    plan = parse_plan(said | {"robustness": {"vote": True, "leave_out": leave_out}})
-    chosen = drawn(digest_of(plan), 5, SILOS, 4, without=frozenset(SILOS[:1]), least=3)
-    events = story(plan, resting=SILOS[:1], drawn=chosen)
+    return parse_plan(said | {"robustness": {"vote": True, "leave_out": leave_out}})
+
+
+def closed(plan: StudyPlan, *undone: int, numbers: Iterable[int] = range(1, 5)) -> list[AnyEvent]:
+    """Rounds that are over, of which these were rolled back."""
+    return [
+        RoundClosed(
+            study=study_id(plan), round=number, model_in=sha("m"), model_out=sha("m"),
+            tried=sha("t") if number in undone else None, contributing=SILOS, absent=(), record=sha("r"),
+        )
+        for number in numbers
+    ]  # fmt: skip
+
+
+def rested(plan: StudyPlan, *names: str) -> list[AnyEvent]:
+    """Round 5 drawn without these."""
+    chosen = drawn(digest_of(plan), 5, SILOS, 4, without=frozenset(names), least=3)
+    events = story(plan, resting=tuple(sorted(names)), drawn=chosen)
     events[-2] = events[-2].model_copy(update={"members": chosen, "absent": ()})
-    closed = RoundClosed(
-        study=study_id(plan), round=4, model_in=sha("m"), model_out=sha("m"), tried=sha("t") if undone else None,
-        contributing=SILOS, absent=(), record=sha("r"),
-    )  # fmt: skip
-    bundle = told(plan, coordinator=[closed, *events])
-    if is_right:
-        assert finds(selection.draws, bundle) == {}
-    else:
+    return events
+
+
+def test_who_rests_after_a_rollback_is_whose_turn_it_is() -> None:
+    plan = leaving_out()
+    (out,) = resting(plan, [False, False, False, True])
+    other = next(silo for silo in SILOS if silo != out)
+    undone = closed(plan, 4)
+    assert finds(selection.draws, told(plan, coordinator=[*undone, *rested(plan, out)])) == {}
+    for names, said in {
+        (other,): f"was drawn without {other}, to rest",
+        (): f"was drawn with {out}, whose turn it was to rest",
+        (out, other): f"was drawn without {other}, to rest",
+    }.items():
+        only(selection.draws, told(plan, coordinator=[*undone, *rested(plan, *names)]), BROKEN, said)
+    untold = [event for event in rested(plan, out) if not isinstance(event, HospitalsDrawn)]
+    only(selection.draws, told(plan, coordinator=[*undone, *untold]), BROKEN, "nothing tells whom the draw gave")
+
+
+def test_nobody_rests_without_a_rollback_or_where_the_plan_leaves_nobody_out() -> None:
+    for plan, undone in ((leaving_out(), ()), (leaving_out(leave_out=False), (4,))):
+        assert finds(selection.draws, told(plan, coordinator=[*closed(plan, *undone), *rested(plan)])) == {}
+        bundle = told(plan, coordinator=[*closed(plan, *undone), *rested(plan, SILOS[0])])
         only(selection.draws, bundle, BROKEN, f"was drawn without {SILOS[0]}, to rest")
+
+
+def test_without_a_draw_of_its_own_a_plan_that_leaves_out_tells_who_rested() -> None:
+    """All train in every round but whose turn it is: a round in which somebody rests has its entry."""
+    plan = parse_plan(json.loads(to_json(plan_of())) | {"robustness": {"vote": True, "leave_out": True}})
+    untold = [event for event in story(plan) if not isinstance(event, HospitalsDrawn)]
+    assert finds(selection.draws, told(plan, coordinator=[*closed(plan), *untold])) == {}
+    lie = told(plan, coordinator=[*closed(plan, 4), *untold])
+    only(selection.draws, lie, BROKEN, "nothing tells whom the draw gave")
+
+
+def test_whose_turn_it_was_to_rest_nobody_can_tell_behind_a_round_that_is_missing() -> None:
+    plan = leaving_out()
+    bundle = told(plan, coordinator=[*closed(plan, 4, numbers=(1, 3, 4)), *rested(plan)])
+    only(selection.draws, bundle, INCOMPLETE, "whose turn it was to rest in round 5 cannot be worked out")
 
 
 def _favourites(plan: StudyPlan) -> tuple[str, ...]:

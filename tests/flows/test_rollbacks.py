@@ -12,11 +12,11 @@ import pytest
 from boundary.errors import CallerFault
 from boundary.messages import Collection, RoundCommitted, WorkOrder
 from boundary.robustness import RolledBack, Vote
+from boundary.rotation import resting
 from compliance.events import HospitalsDrawn, RoundClosed
 from compliance.records import RoundRecord, current
 from flows import pages
 from flows.driver import StudyDriver
-from flows.rotation import left_out
 from flows.store import rounds, witnessed
 from flows.store.database import reading, writing
 from flows.trails import receipt_of
@@ -284,12 +284,12 @@ def test_after_a_rollback_a_hospital_rests_and_all_are_told_of_it(tmp_path: Path
 
     first, second = run(federation, story)
     assert (first.rolled_back, first.not_drawn) == (RolledBack.VOTED_DOWN, ())
-    resting = left_out(federation.study.study, federation.plan.silos, 3, [True])
-    assert (set(second.not_drawn), len(resting)) == (resting, 1)
+    out = resting(federation.plan, [True])
+    assert (set(second.not_drawn), len(out)) == (out, 1)
     assert second.rolled_back is None
-    assert not set(second.contributing) & resting
+    assert not set(second.contributing) & out
     assert second.evaluate is not None
     assert set(second.evaluate.members) == set(works), "who rests still votes"
     events = [event for event in trail(federation) if isinstance(event, HospitalsDrawn)]
-    assert [(event.round, set(event.resting)) for event in events] == [(2, resting)]
+    assert [(event.round, set(event.resting)) for event in events] == [(2, out)]
     federation.close()

@@ -1,5 +1,6 @@
 """Who is left out after rounds that were rolled back."""
 
+from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -7,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.rotation import left_out
+from boundary.plan import StudyPlan, parse_plan, study_id
+from boundary.rotation import left_out, resting, resting_in_each
+from infra import golden
 
 SILOS = ("a", "b", "c", "d", "e")
 STUDY = "study-00000000"
@@ -18,18 +21,24 @@ class Past(NamedTuple):
     without: frozenset[str]
 
 
+def next_out(study: str, silos: Sequence[str], quorum: int, rolled_back: Sequence[bool]) -> frozenset[str]:
+    each = list(left_out(study, silos, len(silos) - quorum, rolled_back))
+    assert len(each) == len(rolled_back) + 1, "of every round so far, and of the next"
+    return each[-1]
+
+
 def played(rounds: int, spoilers: frozenset[str]) -> list[Past]:
     """Rounds that are rolled back unless all who spoil them are left out."""
     history: list[Past] = []
     for _ in range(rounds):
-        without = left_out(STUDY, SILOS, 3, [past.rolled_back for past in history])
+        without = next_out(STUDY, SILOS, 3, [past.rolled_back for past in history])
         history.append(Past(not spoilers <= without, without))
     return history
 
 
 def test_nobody_is_left_out_before_a_round_was_rolled_back() -> None:
-    assert left_out(STUDY, SILOS, 3, []) == frozenset()
-    assert left_out(STUDY, SILOS, 3, [False] * 9) == frozenset()
+    assert next_out(STUDY, SILOS, 3, []) == frozenset()
+    assert next_out(STUDY, SILOS, 3, [False] * 9) == frozenset()
 
 
 @pytest.mark.parametrize("spoiler", SILOS)
@@ -63,12 +72,34 @@ def test_the_quorum_is_always_left_and_the_same_past_gives_the_same_turn(
     silos = tuple(f"h{n}" for n in range(count))
     quorum = max(3, count - spare)
     for end in range(len(outcomes)):
-        without = left_out(STUDY, silos, quorum, outcomes[:end])
-        assert without == left_out(STUDY, tuple(reversed(silos)), quorum, iter(outcomes[:end]))
+        without = next_out(STUDY, silos, quorum, outcomes[:end])
+        assert without == next_out(STUDY, tuple(reversed(silos)), quorum, outcomes[:end])
         assert without <= set(silos)
         assert count - len(without) >= quorum
         assert len(without) <= 2
 
 
 def test_another_study_has_another_order() -> None:
-    assert len({left_out(f"study-{n}", SILOS, 3, [True]) for n in range(40)}) == len(SILOS)
+    assert len({next_out(f"study-{n}", SILOS, 3, [True]) for n in range(40)}) == len(SILOS)
+
+
+def plan_of(*, leave_out: bool) -> StudyPlan:
+    """Five hospitals, of which the last only validates."""
+    said = golden.plan().model_dump(mode="json")
+    said["hospitals"] = [
+        {"silo": silo, "signing_key": golden.key(silo).public.text, "role": "validate" if silo == "e" else "train"}
+        for silo in SILOS
+    ]
+    said["model"] |= {"home": []}
+    said["training"]["weighting"] = "equal"
+    return parse_plan(said | {"robustness": {"vote": True, "leave_out": leave_out}})
+
+
+def test_a_plan_leaves_out_hospitals_that_train_if_it_says_so_and_as_many_as_its_quorum_can_spare() -> None:
+    assert resting(plan_of(leave_out=False), [True] * 9) == frozenset()
+    plan, undone = plan_of(leave_out=True), [True, True, False, True]
+    each = list(resting_in_each(plan, undone))
+    assert each == list(left_out(study_id(plan), ("d", "c", "b", "a"), 1, undone))
+    assert [len(one) for one in each] == [0, 1, 1, 1, 1]
+    assert resting(plan, undone) == each[-1]
+    assert {silo for number in range(1, 9) for silo in resting(plan, [True] * number)} == {"a", "b", "c", "d"}
