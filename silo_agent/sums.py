@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from boundary.drawing import passed_over
 from boundary.envelope import open_envelope
 from boundary.errors import OutOfTurn, PeerFault, UnknownMember
 from boundary.groups import group_of
@@ -25,14 +24,14 @@ from boundary.messages import (
     WorkOrder,
 )
 from boundary.names import COORDINATOR
-from boundary.parties import trainers
-from boundary.plan import StudyPlan, digest_of
+from boundary.plan import StudyPlan
 from boundary.protocol import FINAL, IN_MEMORY, Step
 from boundary.secagg.context import context_of
 from boundary.secagg.errors import ResultSpent
 from boundary.secagg.hospital import HospitalSession
 from boundary.secagg.quoted import Said
 from silo_agent.aside import aside
+from silo_agent.draw import tell_draw
 from silo_agent.errors import EgressRefused, StoredFileLost, disk_code
 from silo_agent.inbound import OwnSide, approved_plan, check_closing
 from silo_agent.journal import Journal, KeptOrder
@@ -157,7 +156,7 @@ class Sums:
         match told:
             case CohortClosed():
                 stays = check_closing(told, order, plan, own)
-                _tell_draw(told, plan)
+                tell_draw(self.journal, told, plan)
                 if not stays:
                     return False
                 self._share(told, order, plan)
@@ -225,16 +224,6 @@ class Sums:
         self.journal.spend(attempt.result.identity, order.collection, attempt.session.surviving)
         self.outbound.revealed(order, shown.collection, revealed)
         self.forget(order.collection)
-
-
-def _tell_draw(closed: CohortClosed, plan: StudyPlan) -> None:
-    """For our people: who was not asked although their lot came first. The reasons are in the coordinator's log."""
-    if closed.collection.phase != "train" or plan.selection.most_asked is None:
-        return
-    asked = (*closed.members, *closed.absent)
-    skipped = passed_over(digest_of(plan), closed.collection.round, trainers(plan), asked)
-    if skipped:
-        _log.info("%s was drawn without %s: not approved there, or resting", closed.collection, ", ".join(skipped))
 
 
 def order_of(order: KeptOrder, own: OwnSide) -> WorkOrder:
