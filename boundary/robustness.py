@@ -8,7 +8,7 @@ committed with the model it began with.
 
 Where hospitals differ in their labels, an honest round makes a young model worse for many of them (it learns what is
 frequent before it learns to tell). So a vote alone brings nothing down: the mean of the hospitals' losses must have
-risen as well. And the first rounds count whatever the votes say, for a network that knows nothing yet is hardly ever
+risen as well. And the first rounds count whatever honest votes say, for a network that knows nothing yet is hardly ever
 wrong by much. Every hospital counts once in both: with sums over images a round's metrics less that rise would be the
 summed loss of the model before, which together with the metrics of that one tells single hospitals' losses.
 """

@@ -34,7 +34,7 @@ def of_sum(plan: StudyPlan, update_norm: float, weights: Vector, median: Median 
 def of_votes(plan: StudyPlan, total: Total, number: int, hospitals: int) -> tuple[Vote | None, RolledBack | None]:
     """What so many hospitals' votes add up to in round `number`, and what follows.
 
-    Sums that no honest votes give bring a model down.
+    Sums that no honest votes give bring a model down, in the first rounds as well: they show an agent that lies.
     """
     if not plan.robustness.vote:
         return None, None
