@@ -8,10 +8,14 @@ import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError
 
 from boundary.canonical import parse_json
 from boundary.layout import COMPARED
+from boundary.messages import Normalisation
+from boundary.names import Frozen, list_in
 from boundary.plan import StudyPlan, plan_from_json
 from compliance.events import DataPurged
 from silo_agent.errors import ConfigError, StoredFileLost, WorkCancelled
@@ -20,9 +24,10 @@ from silo_agent.plain import plain
 from silo_agent.results import MODEL, ROW
 from silo_agent.state import StateFolder, sync_folder, write_private
 
+Name = Literal["local", "federated", "personal"]
 _ROW, _WEIGHTS = "row.json", "model.safetensors"
-NAMES = {"local": "alone", "federated": "federated", "personal": "own"}
-_LONG = {
+NAMES: dict[Name, str] = {"local": "alone", "federated": "federated", "personal": "own"}
+_LONG: dict[Name, str] = {
     "local": "trained here alone, with as many epochs as the study had",
     "federated": "the federated model",
     "personal": "our own model, made from the federated one",
@@ -34,14 +39,38 @@ _PLANNED = {
 _METHODS = {"fine-tune": "fine-tuned from the federated model", "ditto": "trained beside the rounds (Ditto)"}
 
 
+Figure = Annotated[tuple[float, float | None, float | None], BeforeValidator(list_in)]  # and the ends of its interval
+
+
+class Row(Frozen):
+    """How the three models do on our held-back patients, as the child wrote it (`silo_agent.personal_round`)."""
+
+    model: str
+    method: Literal["fine-tune", "ditto"]
+    classes: Annotated[tuple[str, ...], BeforeValidator(list_in)]
+    normalisation: Normalisation | None
+    figure: str
+    patients: Annotated[int, Field(ge=0)]
+    figures: dict[Name, Figure]
+    differences: Annotated[
+        tuple[Annotated[tuple[Name, Name, Figure, str | None], BeforeValidator(list_in)], ...], BeforeValidator(list_in)
+    ]
+
+
+class _Kept(Frozen):
+    label: str
+    federated: str
+    row: Row
+
+
 @dataclass(frozen=True, slots=True)
 class OwnRow:
-    """One study's. `row` is as the child wrote it (`silo_agent.personal_round`); `model` is the file of the weights."""
+    """One study's; `model` is the file of the weights. Without `row` the file that says what they are is damaged."""
 
     study: str
     label: str
     federated: str
-    row: dict[str, Any]
+    row: Row | None
     model: Path
 
 
@@ -69,13 +98,15 @@ def keep_own(
 
 
 def own_row(folder: StateFolder, study: str) -> OwnRow | None:
-    """None if there is none, or none that can be read."""
+    """None if there is none; without its row if that cannot be read."""
     place = folder.personal / study
     try:
-        about = json.loads((place / _ROW).read_bytes())
-        return OwnRow(study, about["label"], about["federated"], about["row"], place / _WEIGHTS)
-    except (OSError, ValueError, LookupError, TypeError):
+        kept = _Kept.model_validate_json((place / _ROW).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, ValidationError):
+        return OwnRow(study, study, "", None, place / _WEIGHTS)
+    return OwnRow(study, kept.label, kept.federated, kept.row, place / _WEIGHTS)
 
 
 def find_own(folder: StateFolder, wanted: str) -> OwnRow:
@@ -143,35 +174,39 @@ def personal_lines(plan: StudyPlan) -> list[tuple[str, str]]:
 
 def sentence(own: OwnRow) -> str:
     """`AUROC 0.91 alone, 0.94 federated, 0.95 own`, for a list of studies."""
+    if own.row is None:
+        return f"its figures cannot be read any more: {_ROW} is damaged"
     told = [f"{values[0]:.3f} {NAMES[name]}" for name, values in _figures(own.row).items()]
-    return plain(f"{own.row['figure']} {', '.join(told)}" if told else f"no {own.row['figure']} could be worked out")
+    return plain(f"{own.row.figure} {', '.join(told)}" if told else f"no {own.row.figure} could be worked out")
 
 
 def lines(own: OwnRow) -> list[tuple[str, str]]:
     """(heading, text) pairs for this hospital's own people: figures with intervals, verdicts, where the model lies."""
     row = own.row
-    said = [("On our patients", f"{row['figure']} on {row['patients']} held-back patients, with 95 % intervals")]
+    if row is None:
+        return [("On our patients", sentence(own)), ("Our own model", plain(f"the weights are at {own.model}"))]
+    said = [("On our patients", f"{row.figure} on {row.patients} held-back patients, with 95 % intervals")]
     for name, values in _figures(row).items():
         said.append(("", f"{_LONG[name]}: {_with_interval(values)}"))
-    for one, other, values, verdict in row["differences"]:
+    for one, other, values, verdict in row.differences:
         compared = f"{NAMES[one]} less {NAMES[other]}: {_with_interval(values, signed=True)}"
         said.append(("", f"{compared}, {verdict or 'nobody can tell: too few held-back patients'}"))
-    if len(row["differences"]) < len(COMPARED):
+    if len(row.differences) < len(COMPARED):
         said.append(("", "where a comparison is missing, there is no such model, or a class is absent"))
-    scale = row["normalisation"]
-    images = "" if scale is None else f"; it takes images less {scale['mean']:.6g}, divided by {scale['deviation']:.6g}"
+    scale = row.normalisation
+    images = "" if scale is None else f"; it takes images less {scale.mean:.6g}, divided by {scale.deviation:.6g}"
     said += [
-        ("Our own model", f"{row['model']}, {_METHODS[row['method']]}, for {', '.join(row['classes'])}{images}"),
+        ("Our own model", f"{row.model}, {_METHODS[row.method]}, for {', '.join(row.classes)}{images}"),
         ("", f"{own.model}; it never leaves. Made from the federated model {own.federated}"),
     ]
     return [(heading, plain(text)) for heading, text in said]
 
 
-def _figures(row: dict[str, Any]) -> dict[str, list[float | None]]:
-    return {name: row["figures"][name] for name in NAMES if name in row["figures"]}
+def _figures(row: Row) -> dict[Name, Figure]:
+    return {name: row.figures[name] for name in NAMES if name in row.figures}
 
 
-def _with_interval(values: list[float | None], *, signed: bool = False) -> str:
+def _with_interval(values: Figure, *, signed: bool = False) -> str:
     value, low, high = values
     shape = "+.3f" if signed else ".3f"
     return f"{value:{shape}}" + ("" if low is None else f" ({low:{shape}} to {high:{shape}})")

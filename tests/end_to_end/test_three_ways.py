@@ -144,8 +144,8 @@ def test_each_has_a_model_of_its_own_and_the_coordinator_has_counts(study: tuple
         told = [
             (values[0], verdict)
             for own in rows
-            if own is not None
-            for one, other, values, verdict in own.row["differences"]
+            if own is not None and own.row is not None
+            for one, other, values, verdict in own.row.differences
             if (one, other) == (pair.one, pair.other) and verdict is not None
         ]
         counts = Counter(verdict for _, verdict in told)
@@ -155,9 +155,10 @@ def test_each_has_a_model_of_its_own_and_the_coordinator_has_counts(study: tuple
     stored = [path.read_bytes() for path in (workdir / "coordinator").rglob("*") if path.is_file()]
     for own in rows:
         assert own is not None
+        assert own.row is not None
         head = safetensors.numpy.load(own.model.read_bytes())["class_layers.out.weight"].tobytes()
         assert not any(head in content for content in stored), "the head is its own"
-        exact = [str(value).encode() for values in own.row["figures"].values() for value in values if value is not None]
+        exact = [str(value).encode() for values in own.row.figures.values() for value in values if value is not None]
         numbers = [value for value in exact if len(value) > len("0.1234567")]  # 0.5 stands everywhere
         assert not any(value in content for value in numbers for content in stored)
 

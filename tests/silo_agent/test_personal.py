@@ -22,7 +22,7 @@ from compliance.trail import read_leaf
 from silo_agent.cli import app
 from silo_agent.cost import cost_here
 from silo_agent.inbound import check_order
-from silo_agent.personal import find_own, lines, own_row, own_rows, sentence
+from silo_agent.personal import find_own, lines, own_row, own_rows, remove_own, sentence
 from silo_agent.policy.files import load_policy
 from silo_agent.results import DITTO, ROW, carried
 from silo_agent.results import MODEL as WEIGHTS
@@ -125,7 +125,8 @@ def test_the_model_and_its_figures_are_kept_apart_and_outlive_the_study(personal
     own = own_row(site.folder, site.study)
     assert own is not None
     assert own.model.read_bytes() == b"weights that are our own"
-    assert (own.row, own.federated, own.label) == (WORTH, NEXT_MODEL.digest, "ct-contrast@1")
+    assert own.row is not None
+    assert (own.row.model_dump(mode="json"), own.federated, own.label) == (WORTH, NEXT_MODEL.digest, "ct-contrast@1")
     assert {path.stat().st_mode & 0o077 for path in (own.model.parent, own.model.with_name("row.json"))} == {0}
     site.hear(StudyClosed(study=site.study, code="ALL_ROUNDS_DONE"))
     assert not (site.folder.work / site.study).exists()
@@ -253,6 +254,46 @@ def test_the_hospitals_own_people_read_their_row(personal_site: Any, capsys: pyt
     events = [read_leaf(leaf).event for leaf in site.journal.trail()]
     assert [(one.what, one.files) for one in events if isinstance(one, DataPurged)] == [("results", 2)]
     assert "no study has left" in run.invoke(app, ["personal", "--state", str(site.folder.root)]).output
+
+
+KEPT = {"label": "ct-contrast@1", "federated": NEXT_MODEL.digest, "row": WORTH}
+DAMAGED: dict[str, bytes] = {
+    "half of it": json.dumps(KEPT).encode()[:90],
+    "nothing": b"",
+    "another kind of value": b"[1]",
+    "without the row": json.dumps({"label": "x", "federated": "y"}).encode(),
+    "a row without figures": json.dumps(KEPT | {"row": {"patients": 3}}).encode(),
+    "a figure that is a word": json.dumps(
+        KEPT | {"row": WORTH | {"figures": {"local": ["high", None, None]}}}
+    ).encode(),
+    "a figure without its interval": json.dumps(KEPT | {"row": WORTH | {"figures": {"local": [0.5]}}}).encode(),
+    "figures of a model that nobody knows": json.dumps(
+        KEPT | {"row": WORTH | {"figures": {"x": [0.5, 0, 1]}}}
+    ).encode(),
+    "a method that nobody knows": json.dumps(KEPT | {"row": WORTH | {"method": "magic"}}).encode(),
+    "no UTF-8": b"\xff\xfe",
+}
+
+
+def test_figures_that_cannot_be_read_are_said_to_be_and_can_be_removed(
+    site: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = site.folder.personal / site.study
+    place.mkdir(parents=True)
+    (place / "model.safetensors").write_bytes(b"weights")
+    assert own_rows(site.folder) == [], "nobody knows what these weights are"
+    (place / "row.json").write_text(json.dumps(KEPT))
+    assert [own.row is None for own in own_rows(site.folder)] == [False]
+    for why, content in DAMAGED.items():
+        (place / "row.json").write_bytes(content)
+        assert [(own.study, own.row) for own in own_rows(site.folder)] == [(site.study, None)], why
+    own = find_own(site.folder, site.study)
+    assert sentence(own) == "its figures cannot be read any more: row.json is damaged"
+    assert any("the weights are at" in text for _, text in lines(own))
+    print_status(site.journal, site.folder, site.now)
+    assert "row.json is damaged" in " ".join(capsys.readouterr().out.split())
+    remove_own(site.journal, site.folder, own, site.now)
+    assert own_rows(site.folder) == []
 
 
 PLANS: dict[str, tuple[dict[str, Any], list[str]]] = {
