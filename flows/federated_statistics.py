@@ -11,6 +11,7 @@ from prefect.states import Completed, Failed
 from boundary.parties import counts_images
 from flows import coordinator as home
 from flows.at_work import State_, at_work, hands, not_enough, run_name
+from flows.describing import told
 from flows.driver import StudyDriver
 from flows.pages import statistics_page
 from flows.records import Statistics
@@ -82,7 +83,7 @@ async def statistics() -> State_:
         return found
     driver.learn(found)
     await _show(driver.study, found)
-    images = f"{found.images} training images" if found.description is None else "the data"
+    images = f"{told(found.images)} training images" if found.description is None else "the data"
     return Completed(message=f"{images} of {len(found.decision.members)} hospitals")
 
 

@@ -140,12 +140,15 @@ def test_a_plan_counts_all_hospitals_images_first_and_has_them_personalise_last(
     assert committed(made) == [1, 2]
 
     async def seen(client: Any) -> tuple[list[str], list[str]]:
-        flows = [one.name for one in await client.read_flow_runs(limit=200) if one.start_time >= made.made_at]
+        runs = [one for one in await client.read_flow_runs(limit=200) if one.start_time >= made.made_at]
+        counted.update(one.state.message for one in runs if one.name == "statistics")
+        flows = [one.name for one in runs]
         return flows, [one.data for one in await client.read_artifacts(limit=200) if one.key == page]
 
-    page = f"{made.study.study}-statistics"
+    page, counted = f"{made.study.study}-statistics", set[str]()
     flows, pages = ask(seen)
     assert flows.count("statistics") == 1
+    assert counted == {"fewer than 10 training images of 3 hospitals"}
     assert ["fewer than 10 training images of 3 hospitals" in data for data in pages] == [True]
     page = f"{made.study.study}-personalised"
     flows, pages = ask(seen)
