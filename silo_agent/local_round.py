@@ -114,23 +114,37 @@ class LocalRound:
         device = command["device"]
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        cache, model, out = (Path(command.get(name, "")) for name in ("cache", "model", "out"))
-        said = command.get("normalisation")
-        normalisation = None if said is None else Normalisation.model_validate(said)
-        selection, residual = bytes.fromhex(command.get("selection", "")), Path(command.get("residual", ""))
-        base, home = command.get("base"), Path(command.get("home", ""))
-        control, own = command.get("control"), Path(command.get("own_control", ""))
-        before, home_before = command.get("before"), Path(command.get("home_before", ""))
-        personal = Path(command.get("personal", ""))
-        private = None if command.get("private") is None else Private.of(command["private"])
+        normalisation, private = command.get("normalisation"), command.get("private")
+
+        def path(name: str) -> Path:
+            return Path(command.get(name, ""))
+
+        def path_or_none(name: str) -> Path | None:
+            return None if command.get(name) is None else Path(command[name])
+
         return cls(
-            plan, _parts[wanted], cache, model, out, device, normalisation, selection, residual,
-            None if base is None else Path(base), home, None if control is None else Path(control), own,
-            None if before is None else Path(before), home_before, personal, private,
-            command.get("declared") or 0,
-            command.get("at_once", 16),
-            None if command.get("weights") is None else Path(command["weights"]), command.get("begins", False),
-        )  # fmt: skip
+            plan=plan,
+            parts=_parts[wanted],
+            cache=path("cache"),
+            model=path("model"),
+            out=path("out"),
+            device=device,
+            normalisation=None if normalisation is None else Normalisation.model_validate(normalisation),
+            selection=bytes.fromhex(command.get("selection", "")),
+            residual=path("residual"),
+            base=path_or_none("base"),
+            home=path("home"),
+            control=path_or_none("control"),
+            own_control=path("own_control"),
+            before=path_or_none("before"),
+            home_before=path("home_before"),
+            personal=path("personal"),
+            private=None if private is None else Private.of(private),
+            declared=command.get("declared") or 0,
+            at_once=command.get("at_once", 16),
+            weights=path_or_none("weights"),
+            begins=command.get("begins", False),
+        )
 
     def incoming(self) -> Vector:
         """What moves, float32 [parts.moving.size]. Raises as `silo_agent.beginning.check_first`."""
