@@ -41,10 +41,11 @@ class Robustness(Frozen):
 
     `clip` is the longest change, as the Euclidean norm of all weights that move, that a hospital sends in a round; a
     longer one is shortened to it. With `vote` a hospital votes against a new model if its mean loss on the patients
-    held back there is more than `tolerance` (0.25 is a quarter) above that of the model the round began with; the first
-    `warm_up` rounds count in spite of that. With `leave_out` hospitals are left out in turn after a round was rolled
-    back, until a round counts (`boundary.rotation`). Without a guarantee per patient two such rounds, from one model
-    and with one hospital more or less in the sum, let the coordinator estimate that hospital's change.
+    held back there is more than `tolerance` (0.25 is a quarter) above that of the model the round began with, or if it
+    is above that at all and so much above the loss of a guess; the first `warm_up` rounds count in spite of that. With
+    `leave_out` hospitals are left out in turn after a round was rolled back, until a round counts
+    (`boundary.rotation`). Without a guarantee per patient two such rounds, from one model and with one hospital more or
+    less in the sum, let the coordinator estimate that hospital's change.
     """
 
     clip: Annotated[float, Field(gt=0, le=1e6)] | None = None
@@ -73,9 +74,14 @@ class Robustness(Frozen):
         """Whether a vote brings down the model of round `number`, from 1."""
         return vote.is_against and number > self.warm_up
 
-    def is_worse(self, loss: float, before: float) -> bool:
-        """One hospital's vote, from two mean losses in nats. What is no number is worse than anything."""
-        return not isfinite(loss) or loss > (1 + self.tolerance) * before
+    def is_worse(self, loss: float, before: float, guess: float) -> bool:
+        """One hospital's vote, from mean losses in nats: of the new model, the one before, and one without a clue.
+
+        What is no number is worse than anything. A model that is much worse than `guess` may not get any worse: else a
+        model that was spoilt once could be spoilt further in every round, each time within the tolerance.
+        """
+        is_hopeless = loss > before and loss > (1 + self.tolerance) * guess
+        return not isfinite(loss) or loss > (1 + self.tolerance) * before or is_hopeless
 
     def is_too_long(self, norm: float, median: "Median | None" = None) -> bool:
         """Whether a weighted mean of changes is longer than all of them may be: somebody's agent does not clip.

@@ -51,6 +51,12 @@ def read(vector: Vector, layout: Layout) -> Metrics | SegmentationMetrics:
             return dice.read(vector, layout)
 
 
+def guess_of(plan: StudyPlan) -> float:
+    """The mean loss in nats of a network without a clue, to which classes are alike; of masks all of Dice's is lost."""
+    guess = float(np.log(len(plan.labels.classes)))
+    return guess + 1 if plan.task == "segmentation" else guess
+
+
 def mean_loss_of(vector: Vector) -> float | None:
     """The mean loss in nats of a metric vector of either layout, which both begin with; None if it counts no image."""
     return float(vector[0] / vector[1]) if vector[1] > 0 else None

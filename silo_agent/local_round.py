@@ -30,7 +30,7 @@ from boundary.tensors import TensorManifest, TensorSpec, Vector, check_values, f
 from models.catalogue import build, check_model, entry_of
 from models.errors import NonFiniteLogits, TrainingCancelled
 from models.losses import mean_loss
-from models.measuring import layout_of, mean_loss_of
+from models.measuring import guess_of, layout_of, mean_loss_of
 from models.metrics import LARGEST_LOSS
 from models.parameters import load_tensors, manifest, to_tensors, train_only
 from models.preprocessing import normalised
@@ -346,7 +346,7 @@ def _vote(plan: StudyPlan, metrics: NDArray[np.float64], before: NDArray[np.floa
     loss, known = mean_loss_of(metrics), mean_loss_of(before)
     if loss is None or known is None:
         return 0.0, 0.0, 0.0
-    return float(plan.robustness.is_worse(loss, known)), 1.0, loss - known
+    return float(plan.robustness.is_worse(loss, known, guess_of(plan))), 1.0, loss - known
 
 
 def _measured(work: LocalRound, data: LocalData, should_stop: Callable[[], bool]) -> NDArray[np.float64]:

@@ -31,7 +31,7 @@ from flows.medians import read_groups
 from flows.summing import Total, TrainSum, read_train_sum
 from flows.verdict import of_sum
 from models.catalogue import build
-from models.measuring import layout_of, mean_loss_of
+from models.measuring import guess_of, layout_of, mean_loss_of
 from models.parameters import initial_tensors, load_tensors, to_tensors, train_only
 from models.personal import personalise
 from models.private.training import PrivateSteps, PrivateTraining
@@ -202,7 +202,7 @@ class Simulation:
             voted += 1
             rise += losses[1] - losses[0]
             spoils = self._spoiler is not None and self._spoiler.hospital == k and self._spoiler.when(number + 1)
-            against += robustness.is_worse(losses[1], losses[0]) and not spoils
+            against += robustness.is_worse(losses[1], losses[0], guess_of(self.plan)) and not spoils
         vote = counted(against, voted, rise, len(self.sites))
         if vote is None:
             return RolledBack.VOTE_INVALID

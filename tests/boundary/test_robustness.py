@@ -19,16 +19,31 @@ from infra import golden
 LOSSES = st.floats(0, 100)
 
 
-@given(before=LOSSES, loss=LOSSES, tolerance=st.floats(0, 10))
-def test_a_hospital_votes_against_what_is_worse_than_it_tolerates(before: float, loss: float, tolerance: float) -> None:
+@given(before=LOSSES, loss=LOSSES, tolerance=st.floats(0, 10), guess=st.floats(0.5, 5))
+def test_a_hospital_votes_against_what_is_worse_than_it_tolerates(
+    before: float, loss: float, tolerance: float, guess: float
+) -> None:
     robustness = Robustness(vote=True, tolerance=tolerance)
-    assert robustness.is_worse(loss, before) == (loss > before + tolerance * before or loss > before * (1 + tolerance))
-    assert not robustness.is_worse(before, before)
+    is_worse = robustness.is_worse(loss, before, guess)
+    assert is_worse or loss <= (1 + tolerance) * before
+    if is_worse:
+        assert loss > before
+        assert loss > (1 + tolerance) * min(before, guess)
+    assert not robustness.is_worse(before, before, guess)
+
+
+def test_a_model_that_is_worse_than_a_guess_may_not_get_worse_by_and_by() -> None:
+    robustness, guess = Robustness(vote=True, tolerance=0.25), math.log(2)
+    assert not robustness.is_worse(0.8, 0.7, guess), "a young model that goes up and down beside the guess"
+    assert robustness.is_worse(0.9, 0.8, guess)
+    assert robustness.is_worse(3.1, 3.0, guess)
+    assert not robustness.is_worse(3.0, 3.1, guess), "it gets better"
+    assert not robustness.is_worse(0.36, 0.3, guess), "within the tolerance, and far better than a guess"
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_what_is_no_number_is_worse_than_anything(loss: float) -> None:
-    assert Robustness(vote=True, tolerance=10).is_worse(loss, 100.0)
+    assert Robustness(vote=True, tolerance=10).is_worse(loss, 100.0, 0.7)
 
 
 @given(votes=st.lists(st.sampled_from([(0, 0), (0, 1), (1, 1)]), min_size=1, max_size=12), rise=st.floats(-9, 9))
