@@ -2,8 +2,8 @@
 
 Nobody can see whose change it was. So hospitals are left out in turn, in an order that the study's name fixes: first
 each alone, then each pair, as many as the quorum allows. Whoever was out when a round counted stays out for a while and
-is then asked again; if that goes wrong, the same ones are left out at once. A hospital whose patients are unlike all
-others' can be among them without having done anything.
+is then asked again; if that goes wrong, the same ones are left out at once, for twice as long. A hospital whose
+patients are unlike all others' can be among them without having done anything.
 
 All of it follows from the plan and from which rounds were rolled back: hospitals and reviewers work it out themselves.
 """
@@ -33,16 +33,19 @@ def left_out(
 ) -> Iterator[frozenset[str]]:  # fmt: skip
     """Whom each round is to do without; nobody where a quorum can spare nobody (`spare`).
 
-    As many rounds as there are hospitals have to count before those left out are asked again.
+    As many rounds as there are hospitals have to count before those left out are asked again, and twice as many each
+    time that this went wrong.
     """
     turns = _turns(study, silos, spare)
-    turn, calm, out = -1, 0, False
+    turn, calm, out, patience = -1, 0, False, len(silos)
     yield frozenset()
     for was in rolled_back:
         calm = 0 if was else calm + 1
         if was and (out or turn < 0) and turns:
             turn = (turn + 1) % len(turns)
-        out = bool(turns) and (was or (out and calm < len(silos)))
+        elif was:
+            patience *= 2
+        out = bool(turns) and (was or (out and calm < patience))
         yield turns[turn] if out else frozenset()
 
 

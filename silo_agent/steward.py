@@ -291,8 +291,8 @@ def _robustness(plan: StudyPlan) -> list[tuple[str, str]]:
     if chosen.vote:
         said.append(
             "we vote, with one bit under masks, against a new model whose mean loss on our held-back patients is more "
-            f"than {chosen.tolerance:.0%} above that of the model before, or above it at all where it is so much worse than "
-            "a guess, and by how much that mean rose is summed; "
+            f"than {chosen.tolerance:.0%} above that of the model before, or above it at all where it is so much worse "
+            "than a guess, and by how much that mean rose is summed; "
             "what most vote down, and is worse in the mean over hospitals, does not count"
             + (f", from round {chosen.warm_up + 1} on" if chosen.warm_up else "")
         )

@@ -54,6 +54,14 @@ def test_one_hospital_that_spoils_every_round_is_soon_out_and_asked_again_now_an
     assert {past.without for past in later} == {frozenset({spoiler}), frozenset()}, "nobody else is left out any more"
 
 
+def test_whoever_spoils_again_when_asked_again_is_out_for_twice_as_long() -> None:
+    history = played(60, frozenset({SILOS[0]}))
+    found = next(number for number, past in enumerate(history) if past.without == {SILOS[0]})
+    asked = [number - found for number, past in enumerate(history) if number > found and not past.without]
+    assert asked == [5, 5 + 1 + 10, 5 + 1 + 10 + 1 + 20]
+    assert [history[found + place].rolled_back for place in asked] == [True] * 3
+
+
 @pytest.mark.parametrize("spoilers", list(combinations(SILOS, 2)))
 def test_so_are_two(spoilers: tuple[str, str]) -> None:
     history = played(40, frozenset(spoilers))
