@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from boundary.fields import Fraction, Millimetres, Names, Unit, Word
 from boundary.names import Frozen, StudyName, list_in
@@ -59,6 +59,24 @@ class Labels(Frozen):
         return self
 
 
+class Normalisation(Frozen):
+    """Mean and standard deviation of the training images of all hospitals, after their mapping to [0, 1]."""
+
+    mean: Annotated[float, Field(ge=0, le=1)]
+    deviation: Annotated[float, Field(gt=0, le=1)]
+
+
+def _kind_of(value: object) -> str:
+    """So that what is wrong is said about the one that was meant."""
+    return "numbers" if isinstance(value, dict | Normalisation) else "word"
+
+
+Normalise = Annotated[
+    Annotated[Literal["none", "federated"], Tag("word")] | Annotated[Normalisation, Tag("numbers")],
+    Discriminator(_kind_of),
+]
+
+
 class Preprocessing(Frozen):
     """How every hospital turns a stored image into the model's input: one channel, size (height, width) px.
 
@@ -69,7 +87,8 @@ class Preprocessing(Frozen):
     `window` maps [low, high] of the modality's unit (HU for CT) to [0, 1]; `percentiles` does so with two
     percentiles of the image itself, for modalities whose values have no unit. With `normalise = "federated"` the mean
     over the training images of all hospitals is then taken off and the rest divided by their standard deviation; both
-    come from a masked sum before round 1.
+    come from a masked sum before round 1. So it is done with `{mean = 0.3, deviation = 0.2}`, without a sum: with what
+    an earlier study found, whose model is evaluated or gone on from.
     """
 
     size: Annotated[tuple[int, ...], BeforeValidator(list_in)]
@@ -77,7 +96,7 @@ class Preprocessing(Frozen):
     intensity: Literal["window", "percentiles"]
     low: Unit
     high: Unit
-    normalise: Literal["none", "federated"] = "none"
+    normalise: Normalise = "none"
 
     @model_validator(mode="after")
     def _sane(self) -> Self:
@@ -94,3 +113,8 @@ class Preprocessing(Frozen):
         if self.intensity == "percentiles" and not (self.low >= 0 and self.high <= 100):
             raise ValueError("percentiles lie between 0 and 100")
         return self
+
+    @property
+    def given(self) -> Normalisation | None:
+        """What the plan itself normalises with."""
+        return self.normalise if isinstance(self.normalise, Normalisation) else None

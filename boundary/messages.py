@@ -14,6 +14,7 @@ from boundary.approval import SignedApproval
 from boundary.canonical import Digest, canonical_bytes, digest
 from boundary.checkpoint import Checkpoint, Cosignature
 from boundary.errors import MalformedMessage
+from boundary.images import Normalisation
 from boundary.learning import MOST_ROUNDS
 from boundary.names import (
     Base64Bytes,
@@ -77,13 +78,6 @@ class BlobRef(Frozen):
 
     digest: DigestStr
     size: Annotated[int, Field(ge=1, le=2**33)]
-
-
-class Normalisation(Frozen):
-    """Mean and standard deviation of the training images of all hospitals, after their mapping to [0, 1]."""
-
-    mean: Annotated[float, Field(ge=0, le=1)]
-    deviation: Annotated[float, Field(gt=0, le=1)]
 
 
 class Message(Frozen):

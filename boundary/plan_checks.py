@@ -62,7 +62,7 @@ def _check_guarantee(plan: "StudyPlan") -> None:
         raise ValueError(
             "aggregation.error_feedback: what is carried from round to round is not covered by privacy noise"
         )
-    if plan.preprocessing.normalise != "none":
+    if plan.preprocessing.normalise == "federated":
         raise ValueError("preprocessing.normalise: the sums before round 1 are not covered by privacy noise")
     if plan.training.weighting in {"images", "patients"}:
         raise ValueError("training.weighting: a true count is not covered by privacy noise; take equal or declared")
@@ -97,8 +97,11 @@ def _check_untrained(plan: "StudyPlan") -> None:
         raise ValueError("training.rounds: 0, and there is neither evaluation.models nor dataset.described")
     if plan.privacy.mechanism != "none":
         raise ValueError("privacy.mechanism: nothing is trained, so there is nothing to guarantee; take none")
-    if plan.preprocessing.normalise != "none":
-        raise ValueError("preprocessing.normalise: nothing is trained, so there are no training images; take none")
+    if plan.preprocessing.normalise == "federated":
+        raise ValueError(
+            "preprocessing.normalise: nothing is trained, so there are no training images; take none, or the mean and "
+            "deviation that a model to be evaluated was trained with"
+        )
     if plan.robustness.may_roll_back or plan.selection.varies:
         raise ValueError("robustness, selection: nothing is trained, so nothing to clip, to vote on or to draw for")
     if plan.model.pretrained is not None:

@@ -3,7 +3,7 @@
 from math import sqrt
 
 from boundary.description import IMAGES_PER_PATIENT, INTENSITY_BINS, SIDES
-from boundary.messages import Normalisation
+from boundary.images import Normalisation
 from boundary.plan import StudyPlan
 from compliance.events import CELL
 from flows.records import Description, Side, Statistics

@@ -174,6 +174,10 @@ def statistics_page(study: Study, found: Statistics) -> str:
             f"{number(scale.deviation)}: all rounds use these two.",
             "",
             *rows,
+            "",
+            "A plan that measures this study's models, or goes on from them, says under `[preprocessing]`:",
+            "",
+            f"    normalise = {{mean = {scale.mean!r}, deviation = {scale.deviation!r}}}",
         ]
     )
 

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from boundary.messages import BlobRef, Normalisation, Phase
+from boundary.images import Normalisation
+from boundary.messages import BlobRef, Phase
 from boundary.names import DigestStr, Frozen, Moment, RoundNumber, StudyId, list_in
 from boundary.robustness import Median, Reason, Vote
 from boundary.secagg.ring import Encoding

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from boundary.messages import Normalisation
+from boundary.images import Normalisation
 from boundary.plan import StudyPlan
 from boundary.tensors import Vector, unflatten, unpack
 from compliance.records import RoundRecord

@@ -9,6 +9,7 @@ from functools import cache
 
 from boundary.checkpoint import Checkpoint, Cosignature
 from boundary.envelope import Envelope, seal_envelope
+from boundary.images import Normalisation
 from boundary.messages import (
     AgreementShown,
     AnyMessage,
@@ -19,7 +20,6 @@ from boundary.messages import (
     HeadsShown,
     LogDisputed,
     MaskedVector,
-    Normalisation,
     PlanApproved,
     PlanDeclined,
     PlanProposed,

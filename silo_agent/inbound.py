@@ -122,11 +122,13 @@ def _check_number(order: WorkOrder, plan: StudyPlan, committed: int, final: str 
 
 def _check_normalisation(order: WorkOrder, plan: StudyPlan, before: list[Any]) -> None:
     """The statistics are taken once, before round 1, if the plan says so; what they gave holds for the whole study."""
-    wanted, is_counting = plan.preprocessing.normalise == "federated", order.collection.phase == "statistics"
+    wanted, is_counting = plan.preprocessing.normalise != "none", order.collection.phase == "statistics"
     if is_counting and (not counts_images(plan) or order.collection.round != 1):
         raise NotApproved("the plan asks for no statistics, or not in this round")
     if (order.normalisation is not None) != (wanted and not is_counting):
         raise NotApproved("a normalisation that the plan does not ask for, or none where it does")
+    if order.normalisation is not None and plan.preprocessing.given not in {None, order.normalisation}:
+        raise NotApproved("another normalisation than the plan gives")
     now = to_body(order)["normalisation"]
     if now is not None and any(one not in (None, now) for one in before):
         raise OutOfTurn("another normalisation than in an earlier round of this study")

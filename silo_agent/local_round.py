@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from boundary.errors import BadTensors
+from boundary.images import Normalisation
 from boundary.learning import ModelChoice
-from boundary.messages import Normalisation
 from boundary.parts import Parts, parts_of, tuned_of
 from boundary.plan import StudyPlan, parse_plan
 from boundary.secagg.selection import selected

@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, ValidationError
 
 from boundary.canonical import parse_json
+from boundary.images import Normalisation
 from boundary.layout import COMPARED
-from boundary.messages import Normalisation
 from boundary.names import Frozen, list_in
 from boundary.plan import StudyPlan, plan_from_json
 from compliance.events import DataPurged

@@ -275,6 +275,10 @@ def _series(plan: StudyPlan) -> list[tuple[str, str]]:
 
 
 def _normalisation(plan: StudyPlan) -> list[tuple[str, str]]:
+    given = plan.preprocessing.given
+    if given is not None:
+        how = f"of every input {given.mean:g} is taken off, and the rest divided by {given.deviation:g}"
+        return [("Intensities", f"{how}: the plan says so, and nothing is counted for it")]
     if plan.preprocessing.normalise == "none" or not plan.training.rounds:
         return []
     return [

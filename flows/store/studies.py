@@ -7,7 +7,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, Row, insert, select, update
 
 from boundary.canonical import digest, parse_json
-from boundary.messages import Normalisation
+from boundary.images import Normalisation
 from boundary.names import COORDINATOR
 from boundary.parts import Parts, parts_of
 from boundary.plan import StudyPlan, digest_of, plan_from_json, study_id, to_json
@@ -69,9 +69,9 @@ class Study:
     @property
     def normalisation(self) -> Normalisation | None:
         """What all of the study's images are normalised with, once it is known, if the plan wants that."""
-        if self.plan.preprocessing.normalise != "federated" or self.statistics is None:
-            return None
-        return self.statistics.normalisation
+        if self.plan.preprocessing.normalise == "federated":
+            return None if self.statistics is None else self.statistics.normalisation
+        return self.plan.preprocessing.given
 
     @property
     def parts(self) -> Parts:

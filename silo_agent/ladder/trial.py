@@ -59,9 +59,10 @@ class Trial:
         return int(said["parameters"])
 
     async def statistics(self) -> dict[str, float] | None:
-        """Our own mean and deviation in the place of everybody's, if the plan asks for such; raises `WorkFailed`."""
-        if self.plan.preprocessing.normalise == "none":
-            return None
+        """What the plan gives, or our own in the place of everybody's if it asks for such; raises `WorkFailed`."""
+        if self.plan.preprocessing.normalise != "federated":
+            given = self.plan.preprocessing.given
+            return None if given is None else given.model_dump()
         out = self.scratch / "statistics"
         await self.worker.run(self._command("statistics") | {"out": str(out)}, untold)
         count, total, squares = numbers_of(out, 3)

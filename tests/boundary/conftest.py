@@ -20,7 +20,7 @@ from boundary.aggregation import LARGEST_SUM, Aggregation
 from boundary.agreement import Evidence, Hospital, Purpose
 from boundary.checkpoint import Checkpoint, Cosignature
 from boundary.guarantee import NoPrivacy, PatientPrivacy
-from boundary.images import Dataset, Labels, Preprocessing
+from boundary.images import Dataset, Labels, Normalisation, Preprocessing
 from boundary.learning import ModelChoice, Server, Training
 from boundary.low_rank import LowRank
 from boundary.messages import (
@@ -29,7 +29,6 @@ from boundary.messages import (
     BlobRef,
     Collection,
     CosignedHead,
-    Normalisation,
     RevealedShare,
     ShownHead,
 )

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from boundary.canonical import canonical_bytes, parse_canonical
 from boundary.errors import InvalidPlan, MalformedMessage
 from boundary.guarantee import EPSILON_BANDS
+from boundary.images import Normalisation
 from boundary.plan import (
     MAX_PLAN_BYTES,
     StudyPlan,
@@ -172,6 +173,27 @@ def test_a_guarantee_and_sums_that_it_does_not_cover_contradict_each_other(fed: 
     for section, key, other in (("preprocessing", "normalise", "federated"), ("training", "weighting", "patients")):
         with pytest.raises(InvalidPlan, match=f"{section}.{key}: .* not covered by privacy noise"):
             parse_plan(value | {section: value[section] | {key: other}})
+
+
+def test_numbers_to_normalise_by_go_with_a_guarantee_and_with_a_plan_that_trains_nothing(fed: ModuleType) -> None:
+    given = {"normalise": {"mean": 0.25, "deviation": 0.125}}
+    private, plain = (json.loads(to_json(one())) for one in (fed.private_plan, fed.plan))
+    assert parse_plan(private | {"preprocessing": private["preprocessing"] | given}).preprocessing.given is not None
+    plain["preprocessing"] |= given
+    plain |= {"evaluation": {"models": ["sha256:" + "a" * 64]}, "robustness": {}, "selection": {}}
+    plain["training"]["rounds"], plain["personalisation"] = 0, None
+    plain["model"] |= {"home": [], "trained": ["*"]}
+    plan = parse_plan(plain)
+    assert (plan.preprocessing.given, plan.training.rounds) == (Normalisation(mean=0.25, deviation=0.125), 0)
+
+
+@pytest.mark.parametrize(
+    "given", [{"mean": 0.3}, {"mean": 1.5, "deviation": 0.2}, {"mean": 0.3, "deviation": 0.0}, {"mean": "0.3"}, "given"]
+)
+def test_numbers_to_normalise_by_that_are_none_are_refused(fed: ModuleType, given: object) -> None:
+    value = value_of(fed)
+    with pytest.raises(InvalidPlan, match="normalise"):
+        parse_plan(value | {"preprocessing": value["preprocessing"] | {"normalise": given}})
 
 
 @pytest.mark.parametrize("value", [None, [], "plan", 1])

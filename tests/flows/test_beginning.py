@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from boundary.errors import InvalidPlan
 from boundary.identity import SigningIdentity
+from boundary.images import Normalisation
 from boundary.learning import ModelChoice
-from boundary.messages import Normalisation
 from boundary.plan import StudyPlan
 from flows.cli import app
 from flows.coordinator import create, load, starting_settings

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from boundary.guarantee import PatientPrivacy
-from boundary.messages import Normalisation
+from boundary.images import Normalisation
 from boundary.tensors import flatten, manifest_of, pack
 from compliance.empirical import Guesses
 from compliance.records import ClassDice, CohortDecision, GlobalMetrics, RoundRecord, SegmentationMetrics

@@ -1,5 +1,6 @@
 """All hospitals' images are counted once, in a masked sum before round 1, and every order carries what came out."""
 
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from boundary.images import Normalisation
 from boundary.messages import WorkOrder
+from boundary.plan import parse_plan
 from compliance.events import StatisticsTaken, SumOpened
 from flows.describing import SMALLEST_DEVIATION
 from flows.driver import StudyDriver
@@ -53,9 +56,29 @@ def test_the_sums_give_mean_and_deviation_of_all_images_together(make: Make) -> 
     page = statistics_page(federation.study, found)
     assert "fewer than 10 training images of 3 hospitals" in page
     assert "| 1 | not told |" in page
+    line = next(line for line in page.splitlines() if "normalise = " in line)
+    given = parse_plan(federation.plan.model_dump(mode="json") | {
+        "preprocessing": federation.plan.preprocessing.model_dump(mode="json") | tomllib.loads(line.strip()),
+    })  # fmt: skip
+    assert given.preprocessing.given == found.normalisation, "to the last digit"
     more = found.model_copy(update={"images": 60, "labels": (20, 40)})
     assert "60 training images of 3 hospitals" in statistics_page(federation.study, more)
     assert "| 1 | 40 |" in statistics_page(federation.study, more)
+
+
+def test_what_a_plan_gives_is_not_counted_and_in_every_order(make: Make) -> None:
+    given = {"mean": 0.3, "deviation": 0.2}
+    federation = make(normalise=given)
+
+    async def story(driver: StudyDriver) -> None:
+        assert not driver.lacks_statistics
+        await one_round(driver)
+
+    run(federation, story)
+    orders = federation.hospitals["h1"].heard(WorkOrder)
+    assert [(order.collection.phase, order.normalisation) for order in orders] == [
+        (phase, Normalisation.model_validate(given)) for phase in ("train", "evaluate")
+    ]
 
 
 def test_every_later_order_carries_what_came_out(make: Make) -> None:

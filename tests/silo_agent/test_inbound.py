@@ -10,7 +10,8 @@ from boundary.approval import Approval, sign_approval
 from boundary.canonical import digest
 from boundary.errors import Expired, NotApproved, OutOfTurn, PeerFault, RolledBack, Stale, UnknownMember
 from boundary.identity import SigningIdentity
-from boundary.messages import BlobRef, Normalisation, WorkOrder
+from boundary.images import Normalisation
+from boundary.messages import BlobRef, WorkOrder
 from boundary.plan import digest_of, study_id
 from boundary.protocol import Step
 from boundary.roster import TrustedRoster
@@ -201,7 +202,7 @@ def test_orders_that_are_refused(site: Any, attack: Callable[[Any], WorkOrder], 
 
 
 SCALE = Normalisation(mean=0.25, deviation=0.5)
-NORMALISED: dict[str, tuple[str, dict[str, Any], type[PeerFault] | None]] = {
+NORMALISED: dict[str, tuple[str | Normalisation, dict[str, Any], type[PeerFault] | None]] = {
     "statistics before round 1": ("federated", {"phase": "statistics"}, None),
     "training with what they gave": ("federated", {"normalisation": SCALE}, None),
     "evaluation with what they gave": ("federated", {"phase": "evaluate", "normalisation": SCALE}, None),
@@ -210,14 +211,24 @@ NORMALISED: dict[str, tuple[str, dict[str, Any], type[PeerFault] | None]] = {
     "statistics of normalised images": ("federated", {"phase": "statistics", "normalisation": SCALE}, NotApproved),
     "training without them where the plan asks for them": ("federated", {}, NotApproved),
     "training with them where it does not": ("none", {"normalisation": SCALE}, NotApproved),
-}
+    "training with what the plan gives": (SCALE, {"normalisation": SCALE}, None),
+    "training without what the plan gives": (SCALE, {}, NotApproved),
+    "training with others than the plan gives": (
+        SCALE, {"normalisation": Normalisation(mean=0.25, deviation=0.4)}, NotApproved,
+    ),
+    "statistics where the plan gives them": (SCALE, {"phase": "statistics"}, NotApproved),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("normalise", "order", "refusal"), NORMALISED.values(), ids=NORMALISED)
 def test_images_are_normalised_as_the_plan_says(
-    make_site: Callable[..., Any], normalise: str, order: dict[str, Any], refusal: type[PeerFault] | None
+    make_site: Callable[..., Any],
+    normalise: str | Normalisation,
+    order: dict[str, Any],
+    refusal: type[PeerFault] | None,
 ) -> None:
-    site = make_site(changes={"preprocessing__normalise": normalise})
+    value = normalise if isinstance(normalise, str) else normalise.model_dump()
+    site = make_site(changes={"preprocessing__normalise": value})
     site.approve()
     if refusal is None:
         judge(site, site.order(**order))

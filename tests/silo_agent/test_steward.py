@@ -219,6 +219,15 @@ def test_the_dossier_says_what_is_done_against_bad_changes(site: Any, make_plan_
     assert "without having done anything wrong; from two such rounds the coordinator can estimate" in said
 
 
+def test_the_dossier_says_what_the_plan_normalises_by(site: Any, make_plan_for: Any) -> None:
+    site.plan = make_plan_for(site.cards, preprocessing__normalise={"mean": 0.25, "deviation": 0.5})
+    site.study = study_id(site.plan)
+    site.propose()
+    said = headed(site)
+    assert "0.25 is taken off, and the rest divided by 0.5" in said["Intensities"]
+    assert "Before round 1" not in said
+
+
 def test_the_dossier_says_with_whom_alone_our_change_is_summed(site: Any, make_plan_for: Any) -> None:
     site.propose()
     assert "Our group" not in headed(site)
