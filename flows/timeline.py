@@ -171,7 +171,7 @@ async def step() -> State_:
     is_through, there = await doing, len(watch.view.answered)
     missing = ", ".join(f"{silo} ({code})" for silo, code in watch.absences.items())
     if not is_through:
-        return Failed(name="TooFew", message=f"{there} of {watch.view.needed} needed; not {missing}")
+        return Failed(name="TooFew", message=f"{there} of {watch.view.needed.fewest} needed; not {missing}")
     if there == 0:
         return Completed(name="Found", message="decided by an earlier run of this flow")
     if missing:
