@@ -17,8 +17,9 @@ from silo_agent.errors import ConfigError
 from silo_agent.ladder.scratch import clear, scratch_in
 
 RUNG = """
-import asyncio, sys
+import asyncio, signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored, and so had we
 from silo_agent.commands.ladder import _finish
 from silo_agent.ladder.scratch import scratch_in
 
