@@ -113,6 +113,7 @@ class Permission:
         request = Request.of(
             plan,
             min(order.round, last_round(plan)),  # to personalise is no further round that others learn from
+            site=self.journal.silo,
             standing=force.standing,
             data=DataFacts.of(plan, patients=patients, exclusions_at=written_at(Path(dataset.rules.exclusions.path))),
             model_size=message.model.size,
@@ -272,6 +273,7 @@ def forecast(plan: StudyPlan, force: PolicyInForce, patients: int | None, now: d
     request = Request.of(
         plan,
         last_round(plan),
+        site=site,
         standing=force.standing,
         data=DataFacts.of(plan, patients=patients, exclusions_at=now),
         model_size=0,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Self
 
+from boundary.groups import group_of
 from boundary.plan import StudyPlan, digest_of
 from silo_agent.policy.adoption import Standing
 
@@ -74,7 +75,7 @@ class Using:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request to work on one round. `parties` is how many hospitals the plan names.
+    """One request to work on one round. `parties` is how many hospitals the plan names for our smallest sum.
 
     In a sum over fewer of them than the policy asks for, the session takes no part (`silo_agent.sums`).
     """
@@ -97,6 +98,7 @@ class Request:
         plan: StudyPlan,
         round: int,  # noqa: A002 - the field's name
         *,
+        site: str,
         standing: Standing,
         data: DataFacts,
         model_size: int,
@@ -104,14 +106,17 @@ class Request:
         leaving: Leaving,
         using: Using,
     ) -> Self:
-        """A request for a round of `plan`: its name, digest and hospitals are the plan's own."""
+        """A request for a round of `plan`: its name, digest and hospitals are the plan's own.
+
+        `site` is this hospital, by its name in the plan: in a training it is summed with its group only.
+        """
         return cls(
             standing=standing,
             plan_name=plan.name,
             plan_digest=digest_of(plan),
             round=round,
             data=data,
-            parties=len(plan.silos),
+            parties=len(group_of(plan, "train", site) or plan.silos),
             model_size=model_size,
             spending=spending,
             leaving=leaving,

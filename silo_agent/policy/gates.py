@@ -96,7 +96,7 @@ def check_cohort(request: Request, policy: Policy, _now: datetime) -> None:
     if not request.parties >= least:
         raise PolicyRefused(
             PolicyCode.COHORT_TOO_SMALL,
-            f"a sum has to be over at least {least} hospitals, the plan names fewer: ask for more",
+            f"a sum has to be over at least {least} hospitals, the plan, or our group in it, names fewer: ask for more",
         )
     if not request.data.patients >= rules.min_patients:
         raise PolicyRefused(

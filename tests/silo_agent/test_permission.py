@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from silo_agent_tests_benches import SCANNED, approved, bench_of
 from silo_agent_tests_one_hospital import MODEL, private
 
+from boundary.identity import SigningIdentity
 from boundary.messages import PlanProposed
+from boundary.plan import parse_plan
 from compliance.events import GateRefused, GatesPassed, PolicyAdopted, TrainingStarted, WorkPaused, WorkResumed
 from compliance.trail import read_leaf
 from silo_agent.errors import ContractNotMet
@@ -386,6 +388,24 @@ def test_a_segmentation_tells_dice_and_a_policy_without_it_refuses(site: Any, ma
     without = replace(force, policy=force.policy.model_copy(update={"release": release}))
     (refused,) = [why for why in forecast(plan, without, None, site.now) if why.reason is PolicyCode.METRIC_NOT_ALLOWED]
     assert "dice" in refused.detail
+
+
+def test_a_group_smaller_than_the_policys_sums_is_refused_before_anything_is_spent(site: Any) -> None:
+    """Nine hospitals, three of them summed with us: what leaves is a sum over three."""
+    site.propose()
+    force, value = site.permission().in_force(), site.plan.model_dump(mode="json")
+    ours = [hospital for hospital in value["hospitals"] if hospital["silo"] == force.policy.site]
+    others = [{"silo": f"x{n}", "signing_key": SigningIdentity.generate().public.text} for n in range(8)]
+
+    def refused(groups: tuple[int, ...], least: int) -> bool:
+        hospitals = [one | {"group": group} for one, group in zip(ours + others, groups, strict=True)]
+        release = force.policy.release.model_copy(update={"min_parties_in_sum": least})
+        strict = replace(force, policy=force.policy.model_copy(update={"release": release}))
+        told = forecast(parse_plan(value | {"hospitals": hospitals}), strict, None, site.now)
+        return PolicyCode.COHORT_TOO_SMALL in {why.reason for why in told}
+
+    assert refused((1, 1, 1, 2, 2, 2, 3, 3, 3), least=4)
+    assert not refused((1, 1, 1, 2, 2, 2, 3, 3, 3), least=3)
 
 
 # --- which policy ------------------------------------------------------------------------------------

@@ -293,6 +293,7 @@ def test_a_request_is_made_of_the_plan_itself() -> None:
     request = Request.of(
         plan,
         2,
+        site="nowhere",
         standing=usual.standing,
         data=DataFacts.of(plan, patients=PATIENTS, exclusions_at=NOW),
         model_size=1,
