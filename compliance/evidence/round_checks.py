@@ -1,5 +1,6 @@
 """SEC and APR: how each round's sum was opened, who had approved it, who signed for it."""
 
+from boundary.groups import groups_of
 from boundary.receipt import Receipt
 from boundary.secagg.context import survivors_of, transcript_of
 from compliance.events import ContributionReleased, SumOpened, SurvivorsAgreed
@@ -114,11 +115,15 @@ def check_transport(_facts: Facts) -> Finding:
 
 
 def check_cohorts(facts: Facts) -> Finding:
-    """SEC-03. No sum was opened over fewer hospitals than the plan's quorum, which is at least three."""
+    """SEC-03. No sum was opened over fewer hospitals than the plan's quorum, which is at least three.
+
+    In a plan with groups the sum of each group is one.
+    """
     least, tally = facts.plan.aggregation.quorum, Tally()
     for one in facts.rounds:
         for opened in one.sums:
-            size = len(set(opened.event.surviving))
+            groups = groups_of(facts.plan, opened.event.phase, opened.event.surviving)
+            size = min(map(len, groups), default=0)
             if size < least:
                 tally.wrong(f"round {one.number}: a sum over {size} hospitals, the plan asks for {least}", [opened.at])
             tally.good([opened.at])

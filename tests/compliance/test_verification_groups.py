@@ -10,6 +10,9 @@ from boundary.names import COORDINATOR
 from boundary.robustness import Median
 from compliance.bundle import Bundle, Trust
 from compliance.events import CohortDecided, RoundClosed, SumOpened, UnmaskingHelped
+from compliance.evidence.facts import facts_of
+from compliance.evidence.round_checks import check_cohorts
+from compliance.evidence.verdicts import Verdict
 from compliance.trail import read_leaf
 from compliance.verification import rounds, sums
 from compliance.verification.case import open_case
@@ -88,6 +91,15 @@ def test_a_group_of_two_in_a_sum_of_eight_is_found(played: tuple[Bundle, Trust])
     eight = [silo for silo in GROUPS if silo != "h9"]
     found = said(altered(bundle, SumOpened, "train", surviving=eight), trust)
     assert any("is for a group of them over 2 hospitals, 3 are needed" in one for one in found)
+
+
+def test_the_evidence_report_counts_in_each_group(played: tuple[Bundle, Trust]) -> None:
+    bundle, _ = played
+    eight = [silo for silo in GROUPS if silo != "h9"]
+    assert check_cohorts(facts_of(bundle)).verdict is Verdict.PASS
+    found = check_cohorts(facts_of(altered(bundle, SumOpened, "train", surviving=eight)))
+    assert found.verdict is Verdict.FAIL
+    assert check_cohorts(facts_of(altered(bundle, SumOpened, "evaluate", surviving=eight))).verdict is Verdict.PASS
 
 
 def test_two_groups_of_three_are_found(played: tuple[Bundle, Trust]) -> None:
