@@ -64,6 +64,19 @@ def are_whole(plan: "StudyPlan", phase: "Phase", silos: Iterable[str]) -> bool:
     return len(groups) >= fewest_groups(plan, phase) and all(len(group) >= quorum for group in groups)
 
 
+def summable(plan: "StudyPlan", phase: "Phase", silos: Iterable[str]) -> tuple[str, ...]:
+    """Those of these hospitals that a sum of this phase can have: of a plan with groups, whose group has a quorum."""
+    groups = groups_of(plan, phase, silos)
+    quorum = plan.aggregation.quorum if phase == "train" and has_groups(plan) else 0
+    return tuple(sorted(silo for group in groups if len(group) >= quorum for silo in group))
+
+
+def needed_in(plan: "StudyPlan", phase: "Phase") -> str:
+    """In words, how many hospitals a sum of this phase needs."""
+    groups, quorum = fewest_groups(plan, phase), plan.aggregation.quorum
+    return f"{quorum} are needed in every sum" + ("" if groups == 1 else f", which is in each of {groups} groups")
+
+
 def check_groups(plan: "StudyPlan") -> None:
     """Raises `ValueError` for groups that are unsafe, or senseless with the rest of the plan."""
     if not has_groups(plan):

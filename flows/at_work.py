@@ -12,6 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from boundary.groups import are_whole, needed_in, summable
 from boundary.messages import Phase
 from boundary.parties import taking_part
 from flows import coordinator as home
@@ -67,16 +68,16 @@ async def at_work(plan: str) -> AsyncIterator[Hands]:
 
 async def not_enough(driver: StudyDriver, phase: Phase) -> State_ | None:
     """Ask for consent; the state of a run that cannot go on because too few hospitals of this phase approve."""
-    study, quorum = driver.study, driver.study.plan.aggregation.quorum
+    study = driver.study
     propose(driver.coordinator, study)
     silos = study.plan.silos
     states = await asyncio.gather(*[shown(approval, f"{silo} · approval", silo) for silo in silos])
     driver.record_consents()
     consenting = {silo for silo, state in zip(silos, states, strict=True) if state.is_completed()}
-    there = len(consenting.intersection(taking_part(study.plan, phase)))
-    if there >= quorum:
+    there = consenting.intersection(taking_part(study.plan, phase))
+    if are_whole(study.plan, phase, summable(study.plan, phase, there)):
         return None
-    message = f"{there} hospitals have approved {study.label}, {quorum} are needed in every sum"
+    message = f"{len(there)} hospitals have approved {study.label}, {needed_in(study.plan, phase)}"
     return Failed(name="NotApproved", message=message)
 
 

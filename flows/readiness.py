@@ -1,6 +1,8 @@
 """Is a study ready to run? The same answers for a dry run, for `wardround status` and for a refused start."""
 
 from boundary.errors import BoundaryError
+from boundary.groups import are_whole, needed_in, summable
+from boundary.messages import Phase
 from boundary.parties import trainers
 from flows.desk import RosterMissing
 from flows.driver import StudyDriver
@@ -23,13 +25,14 @@ def readiness_problems(driver: StudyDriver) -> list[str]:
     consents = driver.consents()
     wanted = trainers(plan) or plan.silos
     approved = [silo for silo in wanted if silo in consents and consents[silo].code is None]
-    if len(approved) < plan.aggregation.quorum:
+    phase: Phase = "train" if plan.training.rounds else "evaluate"
+    if not are_whole(plan, phase, summable(plan, phase, approved)):
         missing = ", ".join(silo for silo in wanted if silo not in approved)
-        problems.append(f"{len(approved)} of {plan.aggregation.quorum} approvals; not yet: {missing}")
+        problems.append(f"{len(approved)} approvals, {needed_in(plan, phase)}; not yet: {missing}")
     live = [silo for silo in wanted if silo in known and known[silo].is_live(now)]
-    if len(live) < plan.aggregation.quorum:
+    if not are_whole(plan, phase, summable(plan, phase, live)):
         silent = ", ".join(silo for silo in wanted if silo not in live)
-        problems.append(f"{len(live)} hospitals give signs of life, {plan.aggregation.quorum} are needed; ask {silent}")
+        problems.append(f"{len(live)} hospitals give signs of life, {needed_in(plan, phase)}; ask {silent}")
     if driver.coordinator.blobs.size(driver.study.model.initial.digest) is None:
         problems.append("the initial model is missing from the blob store: publish the plan again")
     gone = [digest for digest in plan.evaluation.models if driver.coordinator.blobs.size(digest) is None]

@@ -11,6 +11,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Self
 
+from boundary.groups import summable
 from boundary.layout import VectorLayout, layout_in
 from boundary.messages import BlobRef, Collection, Phase, WorkOrder
 from boundary.names import COORDINATOR
@@ -63,9 +64,12 @@ class RoundOrders:
         return layout_in(plan, phase, parameters=parameters, metrics=metrics)
 
     def partakers(self, phase: Phase) -> tuple[str, ...]:
-        """The hospitals that consent and have a part in this phase, by the plan."""
-        may = taking_part(self.study.plan, phase)
-        return tuple(silo for silo in self.consenting if silo in may)
+        """The hospitals that consent and have a part in this phase, by the plan.
+
+        Nobody trains, and spends a guarantee on it, whose group cannot be summed.
+        """
+        may = set(self.consenting).intersection(taking_part(self.study.plan, phase))
+        return summable(self.study.plan, phase, may)
 
     # --- collecting ----------------------------------------------------------------------------------
     @asynccontextmanager

@@ -8,6 +8,7 @@ from boundary.messages import PHASES, MaskedVector
 from boundary.parties import trainers
 from boundary.secagg.context import transcript_of
 from compliance.records import RoundRecord, Timing, Traffic
+from flows.masked_sum import GROUP_TOO_SMALL
 from flows.records import Candidate, Evaluated
 from flows.round_orders import RoundOrders
 from flows.store import holdings, rounds
@@ -23,10 +24,13 @@ def record_of(
     now = work.coordinator.now()
     train = candidate.train
     training = trainers(work.study.plan)
-    not_asked = {silo: "NOT_APPROVED" for silo in training if silo not in work.consenting}
+    asked = work.partakers("train")
+    not_asked = {
+        silo: GROUP_TOO_SMALL if silo in work.consenting else "NOT_APPROVED" for silo in training if silo not in asked
+    }
     attempt = work.collection("train").model_copy(update={"attempt": train.attempt})
     closed = rounds.decided(connection, attempt) or train
-    not_drawn = set(work.partakers("train")) - {*closed.members, *closed.absent}
+    not_drawn = set(asked) - {*closed.members, *closed.absent}
     rolled_back = candidate.refused or (None if evaluated is None else evaluated.rolled_back)
     found = None if evaluated is None else evaluated.metrics
     return RoundRecord(

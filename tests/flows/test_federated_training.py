@@ -255,7 +255,7 @@ def test_too_few_approvals_start_nothing(federation: SimulatedFederation) -> Non
 def test_a_dry_run_checks_and_trains_nothing(federation: SimulatedFederation) -> None:
     state = run(federation, dry=True)
     assert state.name == "NotReady"
-    assert "0 of 3 approvals" in state.message
+    assert "0 approvals, 3 are needed in every sum" in state.message
     run(federation, count=1)
     assert run(federation, dry=True).name == "Ready"
     assert committed(federation) == [1]

@@ -19,6 +19,7 @@ from flows.collecting import CollectionFailed
 from flows.driver import StudyDriver
 from flows.engine import Reason
 from flows.medians import median_of
+from flows.readiness import readiness_problems
 from flows.round_work import RoundWork
 from flows.summing import TrainSum
 from infra.driving import EXACT, PARAMETERS, collect, mean_of, run, trail, train_only, weights, work_of
@@ -122,12 +123,35 @@ def test_a_group_that_is_not_whole_waits_for_the_next_round(make: Made) -> None:
     """Two of its three are ready: a sum over them would show them to each other."""
     twelve = {f"h{number}": (number - 1) // 3 + 1 for number in range(1, 13)}
     federation = make(twelve)
-    federation.hospitals["h12"].silence()
+    federation.hospitals["h12"].refuse("train")
     record = one(federation)
     assert record.median == Median(groups=3)
     assert record.contributing == tuple(NINE)
-    assert record.absent == {"h10": "GROUP_TOO_SMALL", "h11": "GROUP_TOO_SMALL", "h12": "NOT_APPROVED"}
+    assert record.absent == {"h10": "GROUP_TOO_SMALL", "h11": "GROUP_TOO_SMALL", "h12": "NO_IMAGES"}
     assert weights(federation, record) == moved_by(sorted(MEANS)[1])
+
+
+def test_nobody_trains_whose_group_has_not_approved(make: Made) -> None:
+    """It would spend its patients' guarantee in every round, and be in none."""
+    federation = make({f"h{number}": (number - 1) // 3 + 1 for number in range(1, 13)})
+    federation.hospitals["h12"].silence()
+    record = one(federation)
+    assert record.contributing == tuple(NINE)
+    assert record.absent == {"h10": "GROUP_TOO_SMALL", "h11": "GROUP_TOO_SMALL", "h12": "NOT_APPROVED"}
+    assert not record.not_drawn
+    assert [federation.hospitals[silo].worked for silo in ("h10", "h11")] == [[], []]
+
+
+def test_approvals_are_enough_if_enough_groups_are_whole(make: Made) -> None:
+    federation = make(NINE)
+    federation.hospitals["h9"].silence()
+
+    async def story(driver: StudyDriver) -> list[str]:
+        return readiness_problems(driver)
+
+    (approvals, alive) = run(federation, story)
+    assert "8 approvals, 3 are needed in every sum, which is in each of 3 groups; not yet: h9" in approvals
+    assert "8 hospitals give signs of life" in alive
 
 
 def test_with_too_few_groups_there_is_no_round(make: Made) -> None:
