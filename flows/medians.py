@@ -6,6 +6,7 @@ round's scale. Counts that each group bounds by its hospitals are added up.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from statistics import median, median_low
 
 import numpy as np
@@ -23,8 +24,8 @@ def read_groups(totals: Iterable[Total], groups: Groups, robustness: Robustness)
     """The median of the groups' sums, each over the hospitals of its group, and of how many it is.
 
     A sum that is none of changes, or too long for honest ones, is spoiled, and the median is taken without it. Where
-    half of them are, it is taken of all that can be read, for the verdict on the round to name. Raises `BadTensors` if
-    half of them cannot be read.
+    half of them are, it is taken of all that can be read, for the verdict on the round to name. Hospitals are counted
+    in all that can be read: they are in the round's sum. Raises `BadTensors` if half of them cannot be read.
     """
     read = [
         found
@@ -35,7 +36,8 @@ def read_groups(totals: Iterable[Total], groups: Groups, robustness: Robustness)
         raise BadTensors(f"the sums of {len(groups) - len(read)} of {len(groups)} groups are none of changes")
     sound = [one for one in read if not robustness.is_too_long(float(np.linalg.norm(one.mean_delta)))]
     said = Median(groups=len(groups), spoiled=len(groups) - len(sound))
-    return median_of(sound if said.has_majority else read), said
+    found = median_of(sound if said.has_majority else read)
+    return replace(found, bands=_bands(read), shortened=_added([one.shortened for one in read])), said
 
 
 def _read(total: Total, *, hospitals: int) -> TrainSum | None:
@@ -57,7 +59,7 @@ def median_of(sums: Sequence[TrainSum]) -> TrainSum:
         weight=sum(one.weight for one in sums),
         largest=median(one.largest for one in sums),
         clipped=median_low(one.clipped for one in sums),
-        bands=tuple(sum(counts) for counts in zip(*(one.bands for one in sums), strict=True)),
+        bands=_bands(sums),
         shortened=_added([one.shortened for one in sums]),
         late=_added([one.late for one in sums]),
     )
@@ -70,6 +72,10 @@ def _middle(changes: Sequence[Vector]) -> Vector:
         piece = slice(start, start + _PIECE)
         np.median(np.stack([change[piece] for change in changes]), axis=0, out=found[piece], overwrite_input=True)
     return found
+
+
+def _bands(sums: Sequence[TrainSum]) -> tuple[int, ...]:
+    return tuple(sum(counts) for counts in zip(*(one.bands for one in sums), strict=True))
 
 
 def _added(counts: Sequence[int | None]) -> int | None:

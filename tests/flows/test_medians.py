@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boundary.messages import Collection
-from boundary.robustness import Median, RolledBack
+from boundary.robustness import Median, Robustness, RolledBack
 from compliance.events import SumOpened, UnmaskingHelped
 from compliance.records import RoundRecord
 from compliance.trail import read_leaf
-from flows import pages
+from flows import medians, pages
 from flows.collecting import CollectionFailed
 from flows.driver import StudyDriver
 from flows.engine import Reason
@@ -221,6 +221,16 @@ def test_what_decides_how_it_goes_on_is_within_what_most_say(rows: list[float], 
 def test_what_a_plan_does_not_count_stays_unknown() -> None:
     found = median_of([summed([1.0], mean_loss=None), summed([2.0], mean_loss=None)])
     assert (found.mean_loss, found.shortened, found.late, found.mean_delta[0]) == (None, None, None, 1.5)
+
+
+def test_hospitals_of_a_group_that_is_too_long_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the page says of all hospitals in the sum that fewer are below an epsilon than are."""
+    monkeypatch.setattr(medians, "_read", lambda total, **_: total)
+    sums: list[Any] = [summed([length], bands=(2, 3), shortened=1) for length in (1.0, 1.5, 9.0)]
+    groups = (("a", "b", "c"), ("d", "e", "f"), ("g", "h", "i"))
+    found, said = medians.read_groups(sums, groups, Robustness(clip=2.0))
+    assert (found.mean_delta[0], said) == (1.25, Median(groups=3, spoiled=1))
+    assert (found.bands, found.shortened) == ((6, 9), 3)
 
 
 def test_most_of_the_sums_have_to_be_sound() -> None:
