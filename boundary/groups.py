@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from boundary.plan import StudyPlan
 
 FEWEST_GROUPS = 3  # the median of two is their mean
+SMALLEST_GROUP = 4  # of three none may be missed once keys are dealt: one that stalls would stop every round
 # Their state after a round follows from the mean change alone, whatever it is a mean of.
 WITH_MEDIAN = frozenset({"fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"})
 Groups = tuple[tuple[str, ...], ...]
@@ -89,15 +90,7 @@ def check_groups(plan: "StudyPlan") -> None:
                 f"hospitals.group: {hospital.silo} {'needs one' if hospital.group is None else 'can have none'}: "
                 "every hospital that trains is in a group, or none is, and one that only validates is in none"
             )
-    groups = groups_of(plan, "train", (hospital.silo for hospital in plan.hospitals))
-    if len(groups) < FEWEST_GROUPS:
-        raise ValueError(f"hospitals.group: {len(groups)}, and the median of fewer than {FEWEST_GROUPS} is a mean")
-    smallest = min(len(group) for group in groups)
-    if smallest < plan.aggregation.quorum:
-        raise ValueError(
-            f"hospitals.group: one has {smallest} hospitals, {plan.aggregation.quorum} are needed in every sum "
-            "(aggregation.quorum)"
-        )
+    _check_sizes(plan)
     if plan.training.strategy not in WITH_MEDIAN:
         raise ValueError(
             f"training.strategy: {plan.training.strategy} counts on the mean of all, and groups give the median of "
@@ -107,3 +100,19 @@ def check_groups(plan: "StudyPlan") -> None:
         raise ValueError("selection: a sample or a late update leaves groups too small for a sum; leave it out")
     if plan.robustness.leave_out:
         raise ValueError("robustness.leave_out: groups stand a bad change without leaving anybody out; take false")
+
+
+def _check_sizes(plan: "StudyPlan") -> None:
+    groups = groups_of(plan, "train", (hospital.silo for hospital in plan.hospitals))
+    if len(groups) < FEWEST_GROUPS:
+        raise ValueError(f"hospitals.group: {len(groups)}, and the median of fewer than {FEWEST_GROUPS} is a mean")
+    smallest, quorum = min(len(group) for group in groups), plan.aggregation.quorum
+    if smallest < quorum:
+        raise ValueError(
+            f"hospitals.group: one has {smallest} hospitals, {quorum} are needed in every sum (aggregation.quorum)"
+        )
+    if smallest < SMALLEST_GROUP:
+        raise ValueError(
+            f"hospitals.group: one has {smallest} hospitals, of which none could be missed; take {SMALLEST_GROUP} or "
+            "more, and groups of like size"
+        )

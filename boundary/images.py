@@ -9,6 +9,7 @@ from boundary.fields import Fraction, Millimetres, Names, Unit, Word
 from boundary.names import Frozen, StudyName, list_in
 from boundary.series import SeriesRule
 
+SMALLEST_DEVIATION = 1e-3  # images without any contrast are not blown up
 MOST_VOXELS = 2**24  # of one model input: 64 MB as float32
 
 
@@ -112,6 +113,10 @@ class Preprocessing(Frozen):
             raise ValueError("low must be below high")
         if self.intensity == "percentiles" and not (self.low >= 0 and self.high <= 100):
             raise ValueError("percentiles lie between 0 and 100")
+        if self.given is not None and self.given.deviation < SMALLEST_DEVIATION:
+            raise ValueError(
+                f"normalise: a deviation of {SMALLEST_DEVIATION:g} at least, as those that are counted have"
+            )
         return self
 
     @property

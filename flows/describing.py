@@ -3,14 +3,12 @@
 from math import sqrt
 
 from boundary.description import IMAGES_PER_PATIENT, INTENSITY_BINS, SIDES
-from boundary.images import Normalisation
+from boundary.images import SMALLEST_DEVIATION, Normalisation
 from boundary.plan import StudyPlan
 from compliance.events import CELL
 from flows.records import Description, Side, Statistics
 from flows.store.studies import Study
 from flows.summing import Total
-
-SMALLEST_DEVIATION = 1e-3  # images without any contrast are not blown up
 
 
 def normalisation_in(total: Total) -> Normalisation | None:

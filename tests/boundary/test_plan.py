@@ -188,7 +188,15 @@ def test_numbers_to_normalise_by_go_with_a_guarantee_and_with_a_plan_that_trains
 
 
 @pytest.mark.parametrize(
-    "given", [{"mean": 0.3}, {"mean": 1.5, "deviation": 0.2}, {"mean": 0.3, "deviation": 0.0}, {"mean": "0.3"}, "given"]
+    "given",
+    [
+        {"mean": 0.3},
+        {"mean": 1.5, "deviation": 0.2},
+        {"mean": 0.3, "deviation": 0.0},
+        {"mean": 0.3, "deviation": 1e-4},
+        {"mean": "0.3"},
+        "given",
+    ],
 )
 def test_numbers_to_normalise_by_that_are_none_are_refused(fed: ModuleType, given: object) -> None:
     value = value_of(fed)

@@ -24,13 +24,15 @@ from infra.driving import PARAMETERS, one_round, run, work_of
 from infra.federation import make_federation
 from tests.compliance.verification_cases import rewritten
 
-GROUPS = {f"h{number}": (number - 1) // 3 + 1 for number in range(1, 10)}
+GROUPS = {f"h{number:02}": (number - 1) // 4 + 1 for number in range(1, 13)}
 
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bundle, Trust]]:
     works = {silo: work_of(int(silo[1:])) for silo in GROUPS}
-    made = make_federation(tmp_path_factory.mktemp("groups"), works, parameters=PARAMETERS, groups=GROUPS, rounds=1)
+    made = make_federation(
+        tmp_path_factory.mktemp("groups"), works, parameters=PARAMETERS, groups=GROUPS, rounds=1, quorum=4
+    )
 
     async def story(driver: StudyDriver) -> None:
         driver.record_consents()
@@ -86,44 +88,46 @@ def test_another_median_is_found(played: tuple[Bundle, Trust], median: Median | 
     assert any(words in one for one in said(with_median(bundle, median), trust))
 
 
-def test_a_group_of_two_in_a_sum_of_eight_is_found(played: tuple[Bundle, Trust]) -> None:
+def test_a_group_of_three_in_a_sum_of_eleven_is_found(played: tuple[Bundle, Trust]) -> None:
     bundle, trust = played
-    eight = [silo for silo in GROUPS if silo != "h9"]
-    found = said(altered(bundle, SumOpened, "train", surviving=eight), trust)
-    assert any("is for a group of them over 2 hospitals, 3 are needed" in one for one in found)
+    eleven = [silo for silo in GROUPS if silo != "h12"]
+    found = said(altered(bundle, SumOpened, "train", surviving=eleven), trust)
+    assert any("is for a group of them over 3 hospitals, 4 are needed" in one for one in found)
 
 
 def test_the_evidence_report_counts_in_each_group(played: tuple[Bundle, Trust]) -> None:
     bundle, _ = played
-    eight = [silo for silo in GROUPS if silo != "h9"]
+    eleven = [silo for silo in GROUPS if silo != "h12"]
     assert check_cohorts(facts_of(bundle)).verdict is Verdict.PASS
-    found = check_cohorts(facts_of(altered(bundle, SumOpened, "train", surviving=eight)))
+    found = check_cohorts(facts_of(altered(bundle, SumOpened, "train", surviving=eleven)))
     assert found.verdict is Verdict.FAIL
-    assert check_cohorts(facts_of(altered(bundle, SumOpened, "evaluate", surviving=eight))).verdict is Verdict.PASS
+    assert check_cohorts(facts_of(altered(bundle, SumOpened, "evaluate", surviving=eleven))).verdict is Verdict.PASS
 
 
-def test_two_groups_of_three_are_found(played: tuple[Bundle, Trust]) -> None:
+def test_two_groups_of_four_are_found(played: tuple[Bundle, Trust]) -> None:
     bundle, trust = played
-    found = said(altered(bundle, RoundClosed, contributing=["h1", "h2", "h3", "h4", "h5", "h6"]), trust)
+    found = said(altered(bundle, RoundClosed, contributing=list(GROUPS)[:8]), trust)
     assert any("is over 2 groups, 3 are needed" in one for one in found)
 
 
 def test_a_hospital_that_helped_to_open_another_groups_sum_is_found(played: tuple[Bundle, Trust]) -> None:
     bundle, trust = played
     everybody = list(GROUPS)
-    found = said(altered(bundle, UnmaskingHelped, "train", party="h4", surviving=everybody), trust)
+    found = said(altered(bundle, UnmaskingHelped, "train", party="h05", surviving=everybody), trust)
     assert any("helped to unmask the train sum of round 1" in one for one in found)
 
 
 def test_a_group_whose_sum_nobody_of_it_opened_is_found(played: tuple[Bundle, Trust]) -> None:
     """Its two others are not enough, however many of the other groups helped."""
     bundle, trust = played
-    found = said(altered(bundle, UnmaskingHelped, "train", party="h1", round=99), trust)
+    for silo in ("h01", "h02"):
+        bundle = altered(bundle, UnmaskingHelped, "train", party=silo, round=99)
+    found = said(bundle, trust)
     assert any("2 hospitals helped to unmask its sum, 3 are needed" in one for one in found)
 
 
 def test_a_cohort_with_a_group_too_small_is_told_once(played: tuple[Bundle, Trust]) -> None:
     bundle, trust = played
-    seven = [silo for silo in GROUPS if silo not in {"h8", "h9"}]
-    found = said(altered(bundle, CohortDecided, "train", members=seven), trust)
+    ten = [silo for silo in GROUPS if silo not in {"h11", "h12"}]
+    found = said(altered(bundle, CohortDecided, "train", members=ten), trust)
     assert any("over others than were ready" in one for one in found)

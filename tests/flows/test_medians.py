@@ -25,8 +25,9 @@ from flows.summing import TrainSum
 from infra.driving import EXACT, PARAMETERS, collect, mean_of, run, trail, train_only, weights, work_of
 from infra.federation import SimulatedFederation, Work, make_federation
 
-NINE = {f"h{number}": (number - 1) // 3 + 1 for number in range(1, 10)}  # h1 h2 h3 | h4 h5 h6 | h7 h8 h9
-MEANS = (mean_of(1, 2, 3), mean_of(4, 5, 6), mean_of(7, 8, 9))
+SIXTEEN = {f"h{number:02}": (number - 1) // 4 + 1 for number in range(1, 17)}  # h01 to h04, h05 to h08, ...
+TWELVE = {silo: group for silo, group in SIXTEEN.items() if group <= 3}
+MEANS = tuple(mean_of(*range(first, first + 4)) for first in (1, 5, 9))
 
 
 def sending(number: int, scale: float = 1.0, weight: float = 1.0, *, clips: bool = False) -> Work:
@@ -52,7 +53,8 @@ def make(tmp_path: Path) -> Iterator[Made]:
 
     def build(groups: dict[str, int], bad: dict[str, Work] | None = None, **changes: Any) -> SimulatedFederation:
         works = {silo: work_of(int(silo[1:])) for silo in groups} | (bad or {})
-        made.append(make_federation(tmp_path, works, parameters=PARAMETERS, groups=groups, **changes))
+        quorum = {"quorum": 4} if groups else {}
+        made.append(make_federation(tmp_path, works, parameters=PARAMETERS, groups=groups, **quorum, **changes))
         return made[-1]
 
     yield build
@@ -75,14 +77,14 @@ def helped(federation: SimulatedFederation, silo: str) -> tuple[str, ...]:
 
 
 def test_the_model_moves_by_the_median_of_the_groups_means(make: Made) -> None:
-    federation = make(NINE)
+    federation = make(TWELVE)
     record = one(federation)
     assert weights(federation, record) == moved_by(sorted(MEANS)[1])
     assert record.median == Median(groups=3)
-    assert (record.contributing, record.is_partial) == (tuple(NINE), False)
+    assert (record.contributing, record.is_partial) == (tuple(TWELVE), False)
     (opened,) = (event for event in trail(federation) if isinstance(event, SumOpened))
-    assert opened.surviving == tuple(NINE)
-    assert helped(federation, "h4") == ("h4", "h5", "h6"), "nobody holds a share of another group"
+    assert opened.surviving == tuple(TWELVE)
+    assert helped(federation, "h05") == ("h05", "h06", "h07", "h08"), "nobody holds a share of another group"
     assert "median of 3 groups" in pages.round_page(federation.study, record)
 
 
@@ -92,7 +94,7 @@ def test_the_model_moves_by_the_median_of_the_groups_means(make: Made) -> None:
     ids=["outweighs", "weighs less than nothing", "turns round"],
 )
 def test_one_hospital_spoils_its_groups_mean_and_not_the_model(make: Made, bad: Work) -> None:
-    federation = make(NINE, {"h5": bad})
+    federation = make(TWELVE, {"h05": bad})
     record = one(federation)
     low, high = MEANS[0], MEANS[2]
     moved = weights(federation, record)
@@ -103,8 +105,8 @@ def test_one_hospital_spoils_its_groups_mean_and_not_the_model(make: Made, bad: 
 
 def test_a_group_whose_sum_is_too_long_is_not_taken(make: Made) -> None:
     longest = 1.1 * MEANS[2] * PARAMETERS**0.5
-    works = {silo: sending(int(silo[1:]), clips=True) for silo in NINE} | {"h9": sending(9, 30.0, clips=True)}
-    federation = make(NINE, works, changes={"robustness": {"clip": longest}})
+    works = {silo: sending(int(silo[1:]), clips=True) for silo in TWELVE} | {"h12": sending(12, 30.0, clips=True)}
+    federation = make(TWELVE, works, changes={"robustness": {"clip": longest}})
     record = one(federation)
     assert weights(federation, record) == moved_by((MEANS[0] + MEANS[1]) / 2)
     assert (record.median, record.rolled_back) == (Median(groups=3, spoiled=1), None)
@@ -113,50 +115,49 @@ def test_a_group_whose_sum_is_too_long_is_not_taken(make: Made) -> None:
 
 def test_two_of_three_that_are_too_long_are_rolled_back(make: Made) -> None:
     longest = 1.1 * MEANS[2] * PARAMETERS**0.5
-    works = {silo: sending(int(silo[1:]), clips=True) for silo in NINE}
-    works |= {"h1": sending(1, 900.0, clips=True), "h9": sending(9, 30.0, clips=True)}
-    record = one(make(NINE, works, changes={"robustness": {"clip": longest}}))
+    works = {silo: sending(int(silo[1:]), clips=True) for silo in TWELVE}
+    works |= {"h01": sending(1, 2000.0, clips=True), "h12": sending(12, 30.0, clips=True)}
+    record = one(make(TWELVE, works, changes={"robustness": {"clip": longest}}))
     assert (record.median, record.rolled_back) == (Median(groups=3, spoiled=2), RolledBack.TOO_LONG)
 
 
 def test_a_group_that_is_not_whole_waits_for_the_next_round(make: Made) -> None:
-    """Two of its three are ready: a sum over them would show them to each other."""
-    twelve = {f"h{number}": (number - 1) // 3 + 1 for number in range(1, 13)}
-    federation = make(twelve)
-    federation.hospitals["h12"].refuse("train")
+    """Three of its four are ready, and the plan wants four."""
+    federation = make(SIXTEEN)
+    federation.hospitals["h16"].refuse("train")
     record = one(federation)
     assert record.median == Median(groups=3)
-    assert record.contributing == tuple(NINE)
-    assert record.absent == {"h10": "GROUP_TOO_SMALL", "h11": "GROUP_TOO_SMALL", "h12": "NO_IMAGES"}
+    assert record.contributing == tuple(TWELVE)
+    assert record.absent == dict.fromkeys(("h13", "h14", "h15"), "GROUP_TOO_SMALL") | {"h16": "NO_IMAGES"}
     assert weights(federation, record) == moved_by(sorted(MEANS)[1])
 
 
 def test_nobody_trains_whose_group_has_not_approved(make: Made) -> None:
     """It would spend its patients' guarantee in every round, and be in none."""
-    federation = make({f"h{number}": (number - 1) // 3 + 1 for number in range(1, 13)})
-    federation.hospitals["h12"].silence()
+    federation = make(SIXTEEN)
+    federation.hospitals["h16"].silence()
     record = one(federation)
-    assert record.contributing == tuple(NINE)
-    assert record.absent == {"h10": "GROUP_TOO_SMALL", "h11": "GROUP_TOO_SMALL", "h12": "NOT_APPROVED"}
+    assert record.contributing == tuple(TWELVE)
+    assert record.absent == dict.fromkeys(("h13", "h14", "h15"), "GROUP_TOO_SMALL") | {"h16": "NOT_APPROVED"}
     assert not record.not_drawn
-    assert [federation.hospitals[silo].worked for silo in ("h10", "h11")] == [[], []]
+    assert [federation.hospitals[silo].worked for silo in ("h13", "h14")] == [[], []]
 
 
 def test_approvals_are_enough_if_enough_groups_are_whole(make: Made) -> None:
-    federation = make(NINE)
-    federation.hospitals["h9"].silence()
+    federation = make(TWELVE)
+    federation.hospitals["h12"].silence()
 
     async def story(driver: StudyDriver) -> list[str]:
         return readiness_problems(driver)
 
     (approvals, alive) = run(federation, story)
-    assert "8 approvals, 3 are needed in every sum, which is in each of 3 groups; not yet: h9" in approvals
-    assert "8 hospitals give signs of life" in alive
+    assert "11 approvals, 4 are needed in every sum, which is in each of 3 groups; not yet: h12" in approvals
+    assert "11 hospitals give signs of life" in alive
 
 
 def test_with_too_few_groups_there_is_no_round(make: Made) -> None:
-    federation = make(NINE, ready_minutes=0.05)
-    federation.hospitals["h9"].refuse("train")
+    federation = make(TWELVE, ready_minutes=0.05)
+    federation.hospitals["h12"].refuse("train")
 
     async def story(driver: StudyDriver) -> CollectionFailed:
         work = driver.open_round(1)
@@ -168,7 +169,7 @@ def test_with_too_few_groups_there_is_no_round(make: Made) -> None:
 
 
 def test_half_of_the_groups_whose_sums_are_none_of_changes_fail_the_attempt(make: Made) -> None:
-    federation = make(NINE, {"h1": sending(1, weight=-100.0), "h9": sending(9, weight=-100.0)})
+    federation = make(TWELVE, {"h01": sending(1, weight=-100.0), "h12": sending(12, weight=-100.0)})
 
     assert run(federation, unreadable).reason is Reason.CANNOT_UNMASK
 

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from boundary.images import Normalisation
+from boundary.images import SMALLEST_DEVIATION, Normalisation
 from boundary.messages import WorkOrder
 from boundary.plan import parse_plan
 from compliance.events import StatisticsTaken, SumOpened
-from flows.describing import SMALLEST_DEVIATION
 from flows.driver import StudyDriver
 from flows.pages import statistics_page
 from flows.records import Statistics

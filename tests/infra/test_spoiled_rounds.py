@@ -73,19 +73,19 @@ def test_whoever_spoils_every_round_is_left_out_and_the_others_learn() -> None:
 
 
 def test_the_median_of_groups_stands_what_a_mean_does_not() -> None:
-    names, short = [f"h{number}" for number in range(9)], TRAINING.model_copy(update={"rounds": 2})
-    nine = [Site(clear(16, seed)) for seed in range(len(names))]
+    names, short = [f"h{number}" for number in range(12)], TRAINING.model_copy(update={"rounds": 2})
+    twelve = [Site(clear(16, seed)) for seed in range(len(names))]
 
     def moved_by(groups: int, spoiler: Spoiler | None) -> float:
         plan = plan_of(Arm("fedavg", short), names, seed=1, groups=groups)
-        return float(np.linalg.norm(moved(Simulation(plan, nine, 3, spoiler=spoiler).run())))
+        return float(np.linalg.norm(moved(Simulation(plan, twelve, 3, spoiler=spoiler).run())))
 
     spoiler = Spoiler(4, -1000.0, every)
     in_peace = moved_by(3, None)
     assert moved_by(3, spoiler) < 2 * in_peace
-    assert moved_by(0, spoiler) > 10 * in_peace
+    assert moved_by(0, spoiler) > 5 * in_peace
     with pytest.raises(ValueError, match="fixed point"):
-        Simulation(plan_of(Arm("fedavg", short), names, seed=1, groups=3), nine, 3, encoded=False)
+        Simulation(plan_of(Arm("fedavg", short), names, seed=1, groups=3), twelve, 3, encoded=False)
 
 
 def test_a_site_that_is_to_vote_needs_patients_held_back() -> None:

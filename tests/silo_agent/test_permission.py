@@ -391,11 +391,11 @@ def test_a_segmentation_tells_dice_and_a_policy_without_it_refuses(site: Any, ma
 
 
 def test_a_group_smaller_than_the_policys_sums_is_refused_before_anything_is_spent(site: Any) -> None:
-    """Nine hospitals, three of them summed with us: what leaves is a sum over three."""
+    """Twelve hospitals, four of them summed with us: what leaves is a sum over four."""
     site.propose()
     force, value = site.permission().in_force(), site.plan.model_dump(mode="json")
     ours = [hospital for hospital in value["hospitals"] if hospital["silo"] == force.policy.site]
-    others = [{"silo": f"x{n}", "signing_key": SigningIdentity.generate().public.text} for n in range(8)]
+    others = [{"silo": f"x{n}", "signing_key": SigningIdentity.generate().public.text} for n in range(11)]
 
     def refused(groups: tuple[int, ...], least: int) -> bool:
         hospitals = [one | {"group": group} for one, group in zip(ours + others, groups, strict=True)]
@@ -404,8 +404,9 @@ def test_a_group_smaller_than_the_policys_sums_is_refused_before_anything_is_spe
         told = forecast(parse_plan(value | {"hospitals": hospitals}), strict, None, site.now)
         return PolicyCode.COHORT_TOO_SMALL in {why.reason for why in told}
 
-    assert refused((1, 1, 1, 2, 2, 2, 3, 3, 3), least=4)
-    assert not refused((1, 1, 1, 2, 2, 2, 3, 3, 3), least=3)
+    by_four = (1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3)
+    assert refused(by_four, least=5)
+    assert not refused(by_four, least=4)
 
 
 # --- which policy ------------------------------------------------------------------------------------

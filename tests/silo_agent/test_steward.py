@@ -234,12 +234,12 @@ def test_the_dossier_says_with_whom_alone_our_change_is_summed(site: Any, make_p
     file = dossier(site.journal, site.folder, site.journal.plan(site.study), site.now)
     plan = site.plan.model_dump(mode="json")
     ours = [hospital for hospital in plan["hospitals"] if hospital["silo"] == file.site]
-    others = [{"silo": f"x{n}", "signing_key": SigningIdentity.generate().public.text} for n in range(8)]
+    others = [{"silo": f"x{n}", "signing_key": SigningIdentity.generate().public.text} for n in range(11)]
     plan["hospitals"] = [
-        hospital | {"group": place // 3 + 1} for place, hospital in enumerate([*others[:1], *ours, *others[1:]])
+        hospital | {"group": place // 4 + 1} for place, hospital in enumerate([*others[:1], *ours, *others[1:]])
     ]
     said = dict(lines(replace(file, plan=parse_plan(plan))))["Our group"]
-    assert "summed with those of x0, x1 only" in said
+    assert "summed with those of x0, x1, x2 only" in said
 
 
 def test_what_leaves_for_rfa_is_said_to_count_the_less_the_longer_it_is(site: Any, make_plan_for: Any) -> None:
