@@ -80,7 +80,7 @@ CROWDED = (
 
 
 def robustness() -> list[Row]:
-    """Run all of it on two cores; about twenty minutes. Raises `FileNotFoundError` without the archives."""
+    """Run all of it on two cores; about twenty-five minutes. Raises `FileNotFoundError` without the archives."""
     tasks = [(archive, case, seed) for archive in ARCHIVES for case in (PEACE, *CASES) for seed in SEEDS]
     tasks += [("pneumonia", case, seed) for case in (CROWD, *CROWDED) for seed in SEEDS]
     with ProcessPoolExecutor(PROCESSES, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
