@@ -102,5 +102,7 @@ def test_who_only_validates_is_in_no_group() -> None:
 def test_a_plan_that_trains_nothing_has_no_groups() -> None:
     value = draft(dealt())
     value["training"]["rounds"], value["evaluation"] = 0, {"models": ["sha256:" + "a" * 64]}
-    with pytest.raises(InvalidPlan, match="nothing is trained"):
+    value["preprocessing"]["normalise"], value["model"]["trained"] = "none", ["*"]
+    value["robustness"], value["selection"], value["personalisation"] = {}, {}, None
+    with pytest.raises(InvalidPlan, match="nothing to take the median of"):
         parse_plan(value)
