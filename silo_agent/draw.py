@@ -13,11 +13,10 @@ from boundary.parties import trainers
 from boundary.plan import StudyPlan, digest_of, study_id
 from boundary.rotation import resting
 from compliance.events import RoundReceived
-from compliance.trail import read_leaf
+from silo_agent.entries import entries
 from silo_agent.journal import Journal
 
 _log = logging.getLogger("silo_agent.draw")
-_RECEIVED = RoundReceived.event.encode()  # in the bytes of each such entry
 
 
 def tell_draw(journal: Journal, closed: CohortClosed, plan: StudyPlan) -> None:
@@ -34,9 +33,7 @@ def resting_in(journal: Journal, plan: StudyPlan, number: int) -> frozenset[str]
     """Whose turn it is to rest in round `number`; None if we were not told of every round before it."""
     if not plan.robustness.leave_out:
         return frozenset()
-    study = study_id(plan)
-    events = (read_leaf(leaf).event for leaf in journal.trail() if _RECEIVED in leaf and study.encode() in leaf)
-    told = {one.round: one.tried is not None for one in events if isinstance(one, RoundReceived) and one.study == study}
+    told = {one.round: one.tried is not None for one in entries(journal, RoundReceived, study_id(plan))}
     if not all(before in told for before in range(1, number)):
         return None
     return resting(plan, [told[before] for before in range(1, number)])

@@ -1,20 +1,18 @@
 """What the studies here had of one patient: which rounds, which models. Answered here, for our own people only."""
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 from boundary.canonical import parse_json
 from boundary.messages import MEASURING
 from boundary.plan import plan_from_json
 from compliance.events import LateUpdateOffered, RoundReceived, TrainingStarted
-from compliance.trail import read_leaf
+from silo_agent.entries import entries
 from silo_agent.intake.withdrawn import numbers_of, read_known, tag_of
 from silo_agent.journal import Journal
 from silo_agent.private_trail import Effect, Withdrawal
 from silo_agent.trainer import study_key
 
 _LAST_ROUND = 10_000  # boundary.names.RoundNumber: a study that is there has no next round
-Kind = TypeVar("Kind", TrainingStarted, LateUpdateOffered, RoundReceived)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +46,8 @@ def side_of(journal: Journal, master: bytes, study: str, reference: str) -> bool
 
 def first_without(journal: Journal, study: str) -> int:
     """The round after the last one that is over or that work here has begun on. Counting images is not such work."""
-    begun = [one.round for one in _events(journal, study, TrainingStarted) if one.phase != "statistics"]
-    begun += [one.round for one in _events(journal, study, LateUpdateOffered)]
+    begun = [one.round for one in entries(journal, TrainingStarted, study) if one.phase != "statistics"]
+    begun += [one.round for one in entries(journal, LateUpdateOffered, study)]
     return min(_LAST_ROUND, 1 + max([journal.committed_round(study), *begun]))
 
 
@@ -64,12 +62,12 @@ def _exposure(journal: Journal, master: bytes, silo: str, reference: str, effect
     if kept is None:
         raise KeyError(effect.study)
     plan, holdout = plan_from_json(parse_json(kept.plan)), bool(side_of(journal, master, effect.study, reference))
-    started = _events(journal, effect.study, TrainingStarted)
-    over = [one for one in _events(journal, effect.study, RoundReceived) if one.round < effect.round]
+    started = list(entries(journal, TrainingStarted, effect.study))
+    over = [one for one in entries(journal, RoundReceived, effect.study) if one.round < effect.round]
     phases = MEASURING if holdout else ("train",)
     begun = {one.round for one in started if one.phase in phases and one.round < effect.round}
     if not holdout:  # into which round what was made with them went, if it came too late for its own
-        offered = _events(journal, effect.study, LateUpdateOffered)
+        offered = entries(journal, LateUpdateOffered, effect.study)
         begun |= {one.round for one in offered if one.made_in in begun and one.round < effect.round}
     rounds = sorted(begun)
     models = [(one.round, one.model) for one in over if silo in one.contributing and one.round in rounds]
@@ -85,10 +83,3 @@ def _exposure(journal: Journal, master: bytes, silo: str, reference: str, effect
         models=() if holdout else tuple(models),
         under_way=tuple(sorted(set(rounds) - {one.round for one in over})),
     )
-
-
-def _events(journal: Journal, study: str, kind: type[Kind]) -> list[Kind]:
-    """A study's entries of this kind in our own trail."""
-    named = f'"{kind.event}"'.encode()
-    events = (read_leaf(leaf).event for leaf in journal.trail() if named in leaf and study.encode() in leaf)
-    return [event for event in events if isinstance(event, kind) and event.study == study]

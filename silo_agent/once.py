@@ -12,10 +12,8 @@ from boundary.errors import PeerFault
 from boundary.messages import MEASURING, Collection, WorkOrder
 from boundary.plan import StudyPlan, plan_from_json
 from compliance.events import RoundReceived
-from compliance.trail import read_leaf
+from silo_agent.entries import entries
 from silo_agent.journal import Journal
-
-_RECEIVED = RoundReceived.event.encode()  # in the bytes of each such entry
 
 
 class EvaluatedBefore(PeerFault):
@@ -47,8 +45,8 @@ def check_unmeasured(journal: Journal, order: WorkOrder) -> None:
 def _trained_elsewhere(journal: Journal, study: str, model: str) -> str | None:
     """Another study of which a round gave this model, with our work in that round or in one before, as we were told."""
     ours = set[str]()
-    for leaf in journal.trail():
-        if _RECEIVED not in leaf or not isinstance(said := read_leaf(leaf).event, RoundReceived) or said.study == study:
+    for said in entries(journal, RoundReceived):
+        if said.study == study:
             continue
         is_ours = journal.silo in said.contributing
         if is_ours and said.tried is None:
