@@ -6,18 +6,30 @@ round's scale. Counts that each group bounds by its hospitals are added up.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from statistics import median, median_low
 
 import numpy as np
 
 from boundary.errors import BadTensors
-from boundary.groups import Groups
+from boundary.groups import Groups, groups_of, has_groups
+from boundary.plan import StudyPlan
 from boundary.robustness import Median, Robustness
 from boundary.tensors import Vector
 from flows.summing import Total, TrainSum, read_train_sum
 
 _PIECE = 1 << 20  # weights at a time, so that the groups' means are in memory once
+
+
+def read_round(plan: StudyPlan, totals: Iterable[Total], silos: Iterable[str]) -> tuple[TrainSum, Median | None]:
+    """What a round's training over these hospitals came to: their sum, or the median of their groups' where there are.
+
+    `totals` has the sum of each group, in the order of `boundary.groups.groups_of`. Raises `BadTensors`.
+    """
+    groups = groups_of(plan, "train", silos)
+    if has_groups(plan):
+        return read_groups(totals, groups, plan.robustness)
+    ((total, everybody),) = zip(totals, groups, strict=True)
+    return read_train_sum(total, hospitals=len(everybody)), None
 
 
 def read_groups(totals: Iterable[Total], groups: Groups, robustness: Robustness) -> tuple[TrainSum, Median]:
@@ -36,8 +48,7 @@ def read_groups(totals: Iterable[Total], groups: Groups, robustness: Robustness)
         raise BadTensors(f"the sums of {len(groups) - len(read)} of {len(groups)} groups are none of changes")
     sound = [one for one in read if not robustness.is_too_long(float(np.linalg.norm(one.mean_delta)))]
     said = Median(groups=len(groups), spoiled=len(groups) - len(sound))
-    found = median_of(sound if said.has_majority else read)
-    return replace(found, bands=_bands(read), shortened=_added([one.shortened for one in read])), said
+    return median_of(sound if said.has_majority else read, counted_in=read), said
 
 
 def _read(total: Total, *, hospitals: int) -> TrainSum | None:
@@ -49,8 +60,12 @@ def _read(total: Total, *, hospitals: int) -> TrainSum | None:
     return found if np.isfinite(found.mean_delta).all() else None
 
 
-def median_of(sums: Sequence[TrainSum]) -> TrainSum:
-    """Give the coordinate-wise median of at least one sum; of an even number the mean of the middle two."""
+def median_of(sums: Sequence[TrainSum], counted_in: Sequence[TrainSum] | None = None) -> TrainSum:
+    """Give the coordinate-wise median of at least one sum; of an even number the mean of the middle two.
+
+    `counted_in` are the sums whose hospitals are counted, the same ones by default.
+    """
+    counted = sums if counted_in is None else counted_in
     losses = [one.mean_loss for one in sums if one.mean_loss is not None]
     return TrainSum(
         mean_delta=_middle([one.mean_delta for one in sums]),
@@ -59,8 +74,8 @@ def median_of(sums: Sequence[TrainSum]) -> TrainSum:
         weight=sum(one.weight for one in sums),
         largest=median(one.largest for one in sums),
         clipped=median_low(one.clipped for one in sums),
-        bands=_bands(sums),
-        shortened=_added([one.shortened for one in sums]),
+        bands=tuple(sum(counts) for counts in zip(*(one.bands for one in counted), strict=True)),
+        shortened=_added([one.shortened for one in counted]),
         late=_added([one.late for one in sums]),
     )
 
@@ -72,10 +87,6 @@ def _middle(changes: Sequence[Vector]) -> Vector:
         piece = slice(start, start + _PIECE)
         np.median(np.stack([change[piece] for change in changes]), axis=0, out=found[piece], overwrite_input=True)
     return found
-
-
-def _bands(sums: Sequence[TrainSum]) -> tuple[int, ...]:
-    return tuple(sum(counts) for counts in zip(*(one.bands for one in sums), strict=True))
 
 
 def _added(counts: Sequence[int | None]) -> int | None:

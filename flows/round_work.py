@@ -13,7 +13,6 @@ import numpy as np
 from sqlalchemy import Connection
 
 from boundary.errors import BadTensors, BoundaryError, CallerFault
-from boundary.groups import groups_of, has_groups
 from boundary.messages import RoundCommitted
 from boundary.names import COORDINATOR
 from boundary.parties import trainers
@@ -31,14 +30,14 @@ from flows.collecting import CollectionFailed
 from flows.describing import counts, description_in, normalisation_in
 from flows.engine import Reason
 from flows.masked_sum import MaskedSum
-from flows.medians import read_groups
+from flows.medians import read_round
 from flows.personalisation import Personalised, figure_of, read_outcomes
 from flows.records import Candidate, Evaluated, Measurement, Statistics
 from flows.round_orders import RoundOrders
 from flows.round_record import record_of
 from flows.store import audit, holdings, measurements, rounds, studies, witnessed
 from flows.store.database import writing
-from flows.summing import Total, TrainSum, masked_total, openers, read_train_sum, unmasked
+from flows.summing import Total, TrainSum, masked_total, openers, unmasked
 from flows.trails import receipt_of
 from models.errors import NoImages
 
@@ -154,12 +153,9 @@ class RoundWork(RoundOrders):
 
     def _read_train(self, gathered: Gathered) -> tuple[TrainSum, Median | None]:
         """The mean change of all, or the median of the groups'. Raises `CollectionFailed` for sums of no changes."""
-        plan, masked = self.study.plan, gathered.opened
+        masked = gathered.opened
         try:
-            if has_groups(plan):
-                groups = groups_of(plan, "train", masked.vectors)
-                return read_groups(self._totals(gathered), groups, plan.robustness)
-            return read_train_sum(self._total(gathered), hospitals=len(masked.vectors)), None
+            return read_round(self.study.plan, self._totals(gathered), masked.vectors)
         except BadTensors as why:
             _log.warning("%s: %s", masked.watch.collection, why)
             raise CollectionFailed(masked.watch.collection, Reason.CANNOT_UNMASK) from why

@@ -27,7 +27,7 @@ from boundary.tensors import Vector, flatten, manifest_of, unflatten
 from compliance.terms import PlanTerms
 from flows.aggregation import strategy_of
 from flows.aggregation.state import CONTROL, Mean
-from flows.medians import read_groups
+from flows.medians import read_round
 from flows.summing import Total, TrainSum, read_train_sum
 from flows.verdict import of_sum
 from models.catalogue import build
@@ -175,14 +175,10 @@ class Simulation:
         """The mean, or the median of the groups' where the plan has such, and the encoding for the next round."""
         if not self.encoded:
             return plain_mean(list(changes.values()), counts_steps=self.plan.counts_steps), encoding, None
-        median = None
-        if has_groups(self.plan):
-            at = {hospital.silo: k for k, hospital in enumerate(self.plan.hospitals)}
-            groups = groups_of(self.plan, "train", (self.plan.hospitals[k].silo for k in changes))
-            totals = (self.total({at[silo]: changes[at[silo]] for silo in one}, encoding, number) for one in groups)
-            summed, median = read_groups(totals, groups, self.plan.robustness)
-        else:
-            summed = self.sum(changes, encoding, number)
+        at = {self.plan.hospitals[k].silo: k for k in changes}
+        groups = groups_of(self.plan, "train", at)
+        totals = (self.total({at[silo]: changes[at[silo]] for silo in one}, encoding, number) for one in groups)
+        summed, median = read_round(self.plan, totals, at)
         fitted = next_encoding(self.plan, encoding, largest=summed.largest, clipped=summed.clipped)
         return Mean(summed.mean_delta, summed.mean_steps, share=len(changes) / len(self.sites)), fitted, median
 
