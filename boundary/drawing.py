@@ -15,12 +15,10 @@ from pydantic import Field
 from boundary.canonical import canonical_bytes
 from boundary.names import Frozen
 from boundary.parties import trainers
+from boundary.strategies import OF_THE_CHANGE_ALONE
 
 if TYPE_CHECKING:
     from boundary.plan import StudyPlan
-
-# Strategies that keep nothing of a hospital from round to round, and take a change however it was weighted.
-WITHOUT_MEMORY = frozenset({"fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"})
 
 
 class Selection(Frozen):
@@ -118,15 +116,15 @@ def check_selection(plan: "StudyPlan") -> None:
             "training.weighting: sums over other hospitals in each round would tell how many images or patients each "
             "of them has; take equal or declared"
         )
-    if selection.varies and plan.training.strategy not in WITHOUT_MEMORY:
+    if selection.varies and plan.training.strategy not in OF_THE_CHANGE_ALONE:
         raise ValueError(
             f"training.strategy: {plan.training.strategy} needs the same hospitals in every round, and [selection] "
-            f"gives others; take one of {', '.join(sorted(WITHOUT_MEMORY))}"
+            f"gives others; take one of {', '.join(sorted(OF_THE_CHANGE_ALONE))}"
         )
     if plan.counts_steps:
         raise ValueError(
             f"robustness.leave_out: sums of {plan.training.strategy}'s steps over other hospitals would tell how many "
-            f"images each of them has; take one of {', '.join(sorted(WITHOUT_MEMORY))}"
+            f"images each of them has; take one of {', '.join(sorted(OF_THE_CHANGE_ALONE))}"
         )
     if selection.keeps_late:
         _check_late(plan)

@@ -14,14 +14,14 @@ drawn by the coordinator until a hospital is alone among its friends, and differ
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from boundary.strategies import OF_THE_CHANGE_ALONE
+
 if TYPE_CHECKING:
     from boundary.messages import Phase
     from boundary.plan import StudyPlan
 
 FEWEST_GROUPS = 3  # the median of two is their mean
 SMALLEST_GROUP = 4  # of three none may be missed once keys are dealt: one that stalls would stop every round
-# Their state after a round follows from the mean change alone, whatever it is a mean of.
-WITH_MEDIAN = frozenset({"fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"})
 Groups = tuple[tuple[str, ...], ...]
 
 
@@ -47,14 +47,12 @@ def groups_of(plan: "StudyPlan", phase: "Phase", silos: Iterable[str]) -> Groups
 
 def group_of(plan: "StudyPlan", phase: "Phase", silo: str) -> frozenset[str]:
     """The hospitals of the plan that this one is summed with in this phase, itself among them."""
-    everybody = (hospital.silo for hospital in plan.hospitals)
-    return next((frozenset(group) for group in groups_of(plan, phase, everybody) if silo in group), frozenset())
+    return next((frozenset(group) for group in groups_of(plan, phase, plan.silos) if silo in group), frozenset())
 
 
 def fewest_groups(plan: "StudyPlan", phase: "Phase") -> int:
     """How many groups have to be in a sum of this phase: more than half of the plan's, and three at least."""
-    everybody = (hospital.silo for hospital in plan.hospitals)
-    count = len(groups_of(plan, phase, everybody))
+    count = len(groups_of(plan, phase, plan.silos))
     return 1 if count == 1 else max(FEWEST_GROUPS, count // 2 + 1)
 
 
@@ -70,6 +68,11 @@ def summable(plan: "StudyPlan", phase: "Phase", silos: Iterable[str]) -> tuple[s
     groups = groups_of(plan, phase, silos)
     quorum = plan.aggregation.quorum if phase == "train" and has_groups(plan) else 0
     return tuple(sorted(silo for group in groups if len(group) >= quorum for silo in group))
+
+
+def suffice(plan: "StudyPlan", phase: "Phase", silos: Iterable[str]) -> bool:
+    """Whether a sum of this phase can be taken over those of these hospitals whose group is whole."""
+    return are_whole(plan, phase, summable(plan, phase, silos))
 
 
 def needed_in(plan: "StudyPlan", phase: "Phase") -> str:
@@ -91,10 +94,10 @@ def check_groups(plan: "StudyPlan") -> None:
                 "every hospital that trains is in a group, or none is, and one that only validates is in none"
             )
     _check_sizes(plan)
-    if plan.training.strategy not in WITH_MEDIAN:
+    if plan.training.strategy not in OF_THE_CHANGE_ALONE:
         raise ValueError(
             f"training.strategy: {plan.training.strategy} counts on the mean of all, and groups give the median of "
-            f"theirs; take one of {', '.join(sorted(WITH_MEDIAN))}"
+            f"theirs; take one of {', '.join(sorted(OF_THE_CHANGE_ALONE))}"
         )
     if plan.selection.varies:
         raise ValueError("selection: a sample or a late update leaves groups too small for a sum; leave it out")
@@ -103,7 +106,7 @@ def check_groups(plan: "StudyPlan") -> None:
 
 
 def _check_sizes(plan: "StudyPlan") -> None:
-    groups = groups_of(plan, "train", (hospital.silo for hospital in plan.hospitals))
+    groups = groups_of(plan, "train", plan.silos)
     if len(groups) < FEWEST_GROUPS:
         raise ValueError(f"hospitals.group: {len(groups)}, and the median of fewer than {FEWEST_GROUPS} is a mean")
     smallest, quorum = min(len(group) for group in groups), plan.aggregation.quorum

@@ -6,6 +6,9 @@ from pydantic import BeforeValidator
 
 StrategyName = Literal["fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "fednova", "scaffold", "rfa"]
 ADAPTIVE = frozenset({"fedadagrad", "fedadam", "fedyogi"})
+# What these make of a round follows from its change alone, whoever is in the sum and whatever it is a mean of; and they
+# keep nothing of a hospital from round to round.
+OF_THE_CHANGE_ALONE = frozenset({"fedavg", "fedavgm", *ADAPTIVE})
 
 _INSTEAD = (
     'nobody sees one here, only sums. Take "rfa", which bounds how far a hospital with spoilt data pulls, or let '

@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from boundary.groups import are_whole, needed_in, summable
+from boundary.groups import needed_in, suffice
 from boundary.messages import Phase
 from boundary.parties import taking_part
 from flows import coordinator as home
@@ -75,7 +75,7 @@ async def not_enough(driver: StudyDriver, phase: Phase) -> State_ | None:
     driver.record_consents()
     consenting = {silo for silo, state in zip(silos, states, strict=True) if state.is_completed()}
     there = consenting.intersection(taking_part(study.plan, phase))
-    if are_whole(study.plan, phase, summable(study.plan, phase, there)):
+    if suffice(study.plan, phase, there):
         return None
     message = f"{len(there)} hospitals have approved {study.label}, {needed_in(study.plan, phase)}"
     return Failed(name="NotApproved", message=message)

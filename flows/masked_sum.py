@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine
 
 from boundary.envelope import Envelope, peek
 from boundary.errors import PeerFault
-from boundary.groups import Groups, fewest_groups, groups_of
+from boundary.groups import Groups, fewest_groups, group_of, groups_of, summable
 from boundary.layout import VectorLayout
 from boundary.messages import (
     AgreementShown,
@@ -99,9 +99,9 @@ class MaskedSum:
     def _groups(self, silos: Iterable[str]) -> Groups:
         return groups_of(self._desk.plan, self.watch.collection.phase, silos)
 
-    def _group(self, silo: str) -> dict[str, Announcement]:
+    def _group(self, silo: str) -> frozenset[str]:
         """Those of the closed cohort that this hospital is summed with, itself among them."""
-        return next({one: self._members[one] for one in group} for group in self.groups if silo in group)
+        return group_of(self._desk.plan, self.watch.collection.phase, silo) & set(self._members)
 
     @property
     def groups(self) -> Groups:
@@ -122,14 +122,15 @@ class MaskedSum:
             decision = rounds.decided(connection, self.watch.collection)
         if decision is None:
             said = await self.watch.until_decided()
-            now, alone = self._desk.now(), self._alone()
-            members = tuple(sorted(set(self.watch.answers) - set(alone)))
+            now, ready = self._desk.now(), frozenset(self.watch.answers)
+            members = summable(self._desk.plan, self.watch.collection.phase, ready)
+            too_few = dict.fromkeys(sorted(ready.difference(members)), GROUP_TOO_SMALL)
             decision = CohortDecision(
                 phase=self.watch.collection.phase,
                 attempt=self.watch.collection.attempt,
                 reason=said.reason.value,
                 members=members,
-                absent=self.watch.absences | alone,
+                absent=self.watch.absences | too_few,
                 closed_at=now,
             )
             quoted = self._quoted(members)
@@ -144,11 +145,6 @@ class MaskedSum:
         self._members = self._said.announcements(closed.ready)
         self._cohort = cohort_of(self.ordered.context, {silo: said.digest for silo, said in self._members.items()})
         self.decision = decision
-
-    def _alone(self) -> dict[str, str]:
-        """Hospitals that are ready, of groups of which too few are: the sum goes on without these groups."""
-        ready = self._groups(self.watch.answers)
-        return {silo: GROUP_TOO_SMALL for group in ready if len(group) < self._plan_quorum for silo in group}
 
     def _fault_of_ready(self, _silo: str, envelope: Envelope) -> str | None:
         said = envelope.message
@@ -191,7 +187,7 @@ class MaskedSum:
             dealt = self._said.dealt(silo, said)
         except PeerFault as why:
             return why.code
-        others = set(group) - {silo}
+        others = group - {silo}
         if len(dealt.parts) != wanted.neighbours or not set(dealt.parts) <= others:
             return BAD_SHARES
         for holder, part in dealt.parts.items():

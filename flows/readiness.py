@@ -1,7 +1,7 @@
 """Is a study ready to run? The same answers for a dry run, for `wardround status` and for a refused start."""
 
 from boundary.errors import BoundaryError
-from boundary.groups import are_whole, needed_in, summable
+from boundary.groups import needed_in, suffice
 from boundary.messages import Phase
 from boundary.parties import trainers
 from flows.desk import RosterMissing
@@ -26,11 +26,11 @@ def readiness_problems(driver: StudyDriver) -> list[str]:
     wanted = trainers(plan) or plan.silos
     approved = [silo for silo in wanted if silo in consents and consents[silo].code is None]
     phase: Phase = "train" if plan.training.rounds else "evaluate"
-    if not are_whole(plan, phase, summable(plan, phase, approved)):
+    if not suffice(plan, phase, approved):
         missing = ", ".join(silo for silo in wanted if silo not in approved)
         problems.append(f"{len(approved)} approvals, {needed_in(plan, phase)}; not yet: {missing}")
     live = [silo for silo in wanted if silo in known and known[silo].is_live(now)]
-    if not are_whole(plan, phase, summable(plan, phase, live)):
+    if not suffice(plan, phase, live):
         silent = ", ".join(silo for silo in wanted if silo not in live)
         problems.append(f"{len(live)} hospitals give signs of life, {needed_in(plan, phase)}; ask {silent}")
     if driver.coordinator.blobs.size(driver.study.model.initial.digest) is None:
