@@ -6,19 +6,17 @@ strictly, and of its tensors only those are looked at that the network needs, wh
 Format: https://github.com/huggingface/safetensors#format
 """
 
-import struct
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field, ValidationError
 
-from boundary.canonical import parse_json
-from boundary.errors import BadTensors, BoundaryError
+from boundary.errors import BadTensors
 from boundary.low_rank import fits
 from boundary.names import Frozen, list_in
 from boundary.pretrained import Pretrained
-from boundary.tensors import MAX_HEADER_BYTES, TensorManifest, TensorSpec, Vector
+from boundary.tensors import TensorManifest, TensorSpec, Vector, read_header
 
 _ITEM = 4  # bytes in a float32
 
@@ -47,13 +45,13 @@ def read_pretrained(data: bytes | memoryview, whole: TensorManifest, how: Pretra
     """
     _check_patterns((spec.name for spec in whole.tensors), how)
     view = memoryview(data).cast("B")
-    header, body = _header(view)
+    header, body = read_header(view)
     return {spec.name: _tensor(view[body:], header, spec, how) for spec in whole.tensors if how.takes(spec.name)}
 
 
 def listed_tensors(data: bytes | memoryview) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
     """(name, dtype, shape) of every tensor in a file, for people. Raises `BadTensors` for what is not safetensors."""
-    header, _ = _header(memoryview(data).cast("B"))
+    header, _ = read_header(memoryview(data).cast("B"))
     try:
         entries = {name: _Listed.model_validate(entry) for name, entry in header.items() if name != "__metadata__"}
     except ValidationError as why:
@@ -68,22 +66,6 @@ def _check_patterns(names: Iterable[str], how: Pretrained) -> None:
             raise BadTensors(f"model.pretrained.leave_out: {pattern!r} fits no parameter of the network")
     if not any(how.takes(name) for name in names):
         raise BadTensors("model.pretrained.leave_out: nothing would be taken from the file")
-
-
-def _header(view: memoryview) -> tuple[dict[str, Any], int]:
-    """The header's entries, and where the data begin."""
-    if len(view) < 8:
-        raise BadTensors("shorter than a safetensors header")
-    (size,) = struct.unpack("<Q", view[:8])
-    if size > min(MAX_HEADER_BYTES, len(view) - 8):
-        raise BadTensors("the header is longer than the file or the limit: this is not safetensors")
-    try:
-        header = parse_json(bytes(view[8 : 8 + size]))
-    except BoundaryError as why:
-        raise BadTensors(f"the header does not parse: {why}") from why
-    if not isinstance(header, dict):
-        raise BadTensors("the header is no table of tensors")
-    return header, 8 + size
 
 
 def _tensor(body: memoryview, header: dict[str, Any], spec: TensorSpec, how: Pretrained) -> Vector:

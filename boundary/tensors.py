@@ -12,7 +12,7 @@ import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import safetensors.numpy
@@ -166,21 +166,31 @@ def check_values(vector: Vector, max_norm: float) -> float:
     return norm
 
 
+def read_header(view: memoryview) -> tuple[dict[str, Any], int]:
+    """A safetensors header's entries as they stand, unchecked, and the offset at which the data begin.
+
+    Raises `BadTensors` for what is longer than the view or `MAX_HEADER_BYTES`, is not strict JSON or is no table.
+    """
+    if len(view) < 8:
+        raise BadTensors("shorter than a safetensors header")
+    (size,) = struct.unpack("<Q", view[:8])
+    if size > min(MAX_HEADER_BYTES, len(view) - 8):
+        raise BadTensors("the header is longer than the file or the limit: this is not safetensors")
+    try:
+        header = parse_json(bytes(view[8 : 8 + size]))
+    except BoundaryError as why:
+        raise BadTensors(f"the header does not parse: {why}") from why
+    if not isinstance(header, dict):
+        raise BadTensors("the header is no table of tensors")
+    return header, 8 + size
+
+
 def _layout(view: memoryview, manifest: TensorManifest, dtype: Dtype) -> tuple[dict[str, int], int]:
     """Start of each tensor in the data section, and the section's own offset."""
     if manifest.size > MAX_ELEMENTS:
         raise BadTensors(f"more than {MAX_ELEMENTS} elements")
-    if len(view) < 8:
-        raise BadTensors("shorter than a safetensors header")
-    (header_size,) = struct.unpack("<Q", view[:8])
-    if header_size > min(MAX_HEADER_BYTES, len(view) - 8):
-        raise BadTensors("the header is longer than the file or the limit")
-    try:
-        header = parse_json(bytes(view[8 : 8 + header_size]))
-    except BoundaryError as why:
-        raise BadTensors(f"the header does not parse: {why}") from why
-    body = 8 + header_size
-    if not isinstance(header, dict) or set(header) != {spec.name for spec in manifest.tensors}:
+    header, body = read_header(view)
+    if set(header) != {spec.name for spec in manifest.tensors}:
         raise BadTensors("the names are not those of the plan's model")
     spans = {spec.name: _span(header[spec.name], spec, dtype) for spec in manifest.tensors}
     end = 0
