@@ -15,7 +15,6 @@ from boundary.canonical import Digest, canonical_bytes, digest
 from boundary.checkpoint import Checkpoint, Cosignature
 from boundary.errors import MalformedMessage
 from boundary.images import Normalisation
-from boundary.learning import MOST_ROUNDS
 from boundary.names import (
     Base64Bytes,
     Code,
@@ -303,8 +302,20 @@ class RoundCommitted(Message):
     receipt: ReceiptSignature
 
 
+class TrailAsked(Message):
+    """No round will be committed any more: show how your log goes on, as if after this one, which is behind the last.
+
+    What hospitals did since the last round, or in a study of none, nobody else would see otherwise.
+    """
+
+    kind: ClassVar[str] = "trail-asked"
+    sender = "coordinator"
+    study: StudyId
+    round: RoundNumber
+
+
 class TrailShown(Message):
-    """How a hospital's log goes on: its new entries after a round, and the head over all of them.
+    """How a hospital's log goes on: its new entries after a round or when asked, and the head over all of them.
 
     An item of `entries` that has 32 bytes is the hash of an entry, a longer one the entry itself: the plan says what is
     shown (`compliance.disclosure`). The first is entry number `first`, counted from 1. `receipt` is the hospital's
@@ -416,6 +427,7 @@ AnyMessage = (
     | SharesRevealed
     | Refused
     | RoundCommitted
+    | TrailAsked
     | TrailShown
     | HeadsShown
     | HeadsCosigned
@@ -424,11 +436,6 @@ AnyMessage = (
 )
 
 REGISTRY: dict[str, type[AnyMessage]] = {message.kind: message for message in AnyMessage.__args__}
-
-
-def end_of(rounds: int, attempt: int) -> int:
-    """As which round logs are shown after a study's sum of personalisation, of which there may be several attempts."""
-    return min(rounds + attempt, MOST_ROUNDS)
 
 
 def heads_digest(heads: Iterable[Checkpoint]) -> Digest:
@@ -467,7 +474,7 @@ def slot_of(message: AnyMessage) -> str:
     match message:
         case OfCollection():
             return str(message.collection)
-        case RoundCommitted() | TrailShown() | HeadsShown() | HeadsCosigned() | LogDisputed():
+        case RoundCommitted() | TrailAsked() | TrailShown() | HeadsShown() | HeadsCosigned() | LogDisputed():
             return f"{message.study}/{message.round}"
         case PlanProposed() | PlanApproved() | PlanDeclined() | StudyClosed():
             return message.study
@@ -479,7 +486,7 @@ def study_of(message: AnyMessage) -> str:
     match message:
         case OfCollection():
             return message.collection.study
-        case RoundCommitted() | TrailShown() | HeadsShown() | HeadsCosigned() | LogDisputed():
+        case RoundCommitted() | TrailAsked() | TrailShown() | HeadsShown() | HeadsCosigned() | LogDisputed():
             return message.study
         case PlanProposed() | PlanApproved() | PlanDeclined() | StudyClosed():
             return message.study

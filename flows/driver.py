@@ -12,7 +12,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
-from boundary.messages import BlobRef, HeadsCosigned, PlanApproved, PlanDeclined, StudyClosed, TrailShown, end_of
+from boundary.messages import BlobRef, HeadsCosigned, PlanApproved, PlanDeclined, StudyClosed, TrailAsked, TrailShown
 from boundary.names import COORDINATOR
 from boundary.parties import counts_images
 from boundary.rotation import resting
@@ -138,18 +138,25 @@ class StudyDriver:
     async def witness_end(self) -> tuple[str, ...]:
         """At the end: have everybody's log shown and cosigned once more; returns who did not answer.
 
-        After the sum of personalisation hospitals show theirs again, as of the round that it stands for.
+        After the last round hospitals show theirs unasked. What they did since, or without any round, is asked for.
         """
-        consenting, number = _approving(self.consents()), self.study.plan.training.rounds
-        if not number:
-            return ()  # of a plan without rounds logs were shown before its first sum
-        if self.study.personalised is not None:
-            number = end_of(number, self.study.personalised.decision.attempt)
+        consenting, number = _approving(self.consents()), self._last_sum()
         slot = f"{self.study.study}/{number}"
+        if number > self.study.plan.training.rounds:
+            with writing(self.coordinator.store) as connection:
+                for silo in consenting:
+                    self.desk.tell(connection, silo, TrailAsked(study=self.study.study, round=number))
         missing = await self._heard_from(consenting, TrailShown.kind, slot)
         with writing(self.coordinator.store) as connection:
             self.trails.show(connection, number, consenting)
         return missing + await self._heard_from(consenting, HeadsCosigned.kind, slot)
+
+    def _last_sum(self) -> int:
+        """The number of the round that the study's last sum was opened as."""
+        plan = self.study.plan
+        if not plan.training.rounds:
+            return max(1, len(plan.evaluation.models))
+        return plan.training.rounds if self.study.personalised is None else plan.rounds_in_all
 
     async def _heard_from(self, silos: tuple[str, ...], kind: str, slot: str) -> tuple[str, ...]:
         """Wait a while for this of each; take it in; returns who has not said it."""

@@ -24,7 +24,7 @@ from flows.round_work import RoundWork
 from flows.store import measurements, rounds
 from flows.store.database import reading
 from flows.store.studies import DrivenElsewhere, Study, StudyUnknown, find
-from flows.timeline import single_sum
+from flows.timeline import single_sum, witness
 
 ALL_MEASURED = "ALL_MODELS_MEASURED"
 
@@ -38,7 +38,8 @@ async def federated_evaluation(plan: str, number: Annotated[int, Field(ge=0, le=
 
     Args:
         plan: Which published plan, as NAME@REVISION.
-        number: Of a plan that trains, which round; of one that does not, which of its models, counted from 1. 0 is all.
+        number: Of a plan that trains, which round; of one that does not, up to which of its models, counted from 1:
+            they are measured in their order, because a hospital does nothing as of a round that is over. 0 is all.
 
     """
     coordinator = home.load()
@@ -79,7 +80,7 @@ async def _measure(driver: StudyDriver, number: int) -> State_:
         return refused
     if (refused := await not_counted(driver)) is not None:
         return refused
-    for one in [number] if number else range(1, len(models) + 1):
+    for one in range(1, (number or len(models)) + 1):
         if any(found.round == one for found in driver.measurements()):
             continue
         title = f"model {one:02d} of {len(models)}"
@@ -88,6 +89,7 @@ async def _measure(driver: StudyDriver, number: int) -> State_:
             return Failed(name=state.name or "MeasuringFailed", message=f"{title}: {state.message}")
         hands.get().publisher.wake()
     if len(driver.measurements()) == len(models):
+        await witness()
         driver.finish(ALL_MEASURED)
     return await _told(driver.coordinator, study)
 

@@ -18,7 +18,7 @@ from flows.records import Statistics
 from flows.round_work import RoundWork
 from flows.store.database import reading
 from flows.store.studies import DrivenElsewhere, Study, StudyUnknown, find
-from flows.timeline import single_sum
+from flows.timeline import single_sum, witness
 
 DESCRIBED = "DATA_DESCRIBED"
 
@@ -60,6 +60,7 @@ async def _count(driver: StudyDriver) -> State_:
             return refused
     plan = driver.study.plan
     if not plan.training.rounds and not plan.evaluation.models:
+        await witness()
         driver.finish(DESCRIBED)
     return await _told(driver.study)
 

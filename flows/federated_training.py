@@ -31,7 +31,7 @@ from flows.round_work import RoundWork
 from flows.store import rounds as stored_rounds
 from flows.store.database import reading
 from flows.store.studies import DrivenElsewhere, StudyUnknown
-from flows.timeline import as_task, attempts, no_quorum, opened, single_sum
+from flows.timeline import as_task, attempts, no_quorum, opened, single_sum, witness
 
 
 @flow(name="federated-training", flow_run_name=run_name, persist_result=False, log_prints=False)
@@ -196,15 +196,6 @@ async def _validate(work: RoundWork, model: BlobRef) -> RoundWork:
     if found is None:
         get_run_logger().warning("round %d has no external validation: too few hospitals", work.number)
     return work
-
-
-@task(name="witness", task_run_name="logs shown and cosigned", cache_policy=NO_CACHE, persist_result=False)
-async def witness() -> State_:
-    """Have every party's log shown to and cosigned by all others, once more, before the hospitals are let go."""
-    missing = await hands.get().driver.witness_end()
-    if missing:
-        return Completed(name="Without", message=f"without {', '.join(sorted(set(missing)))}")
-    return Completed(message="by all hospitals")
 
 
 async def _round_page(driver: StudyDriver, record: RoundRecord) -> None:

@@ -199,3 +199,13 @@ async def as_task(name: str, job: Callable[P, T], *arguments: P.args, **named: P
 async def own_work() -> None:
     """What the coordinator does by itself; the name of the run says what."""
     await _job.get()()
+
+
+# --- at the end ------------------------------------------------------------------------------------------
+@task(name="witness", task_run_name="logs shown and cosigned", cache_policy=NO_CACHE, persist_result=False)
+async def witness() -> State_:
+    """Have every party's log shown to and cosigned by all others, once more, before the hospitals are let go."""
+    missing = await hands.get().driver.witness_end()
+    if missing:
+        return Completed(name="Without", message=f"without {', '.join(sorted(set(missing)))}")
+    return Completed(message="by all hospitals")

@@ -35,6 +35,7 @@ from boundary.messages import (
     StudyClosed,
     SurvivorsNamed,
     SurvivorsSeen,
+    TrailAsked,
     TrailShown,
     WorkOrder,
     heads_digest,
@@ -200,6 +201,7 @@ def messages() -> dict[str, AnyMessage]:
             absent=("ucl",),
             receipt=receipt().sign(key(COORDINATOR)),
         ),
+        TrailAsked(study=study(), round=3),
         TrailShown(
             study=study(),
             round=2,

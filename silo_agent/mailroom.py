@@ -21,6 +21,7 @@ from boundary.messages import (
     SharesRouted,
     StudyClosed,
     SurvivorsNamed,
+    TrailAsked,
     WorkOrder,
 )
 from boundary.names import COORDINATOR
@@ -96,10 +97,10 @@ class Mailroom:
             case CohortClosed() | SharesRouted() | SurvivorsNamed() | AgreementShown() as told:
                 if not self.sums.hear(told):
                     self._left_out(told.collection)
-                elif self.sums.is_end(told):
-                    self.witness.show_end(told.collection)
             case RoundCommitted() as committed:
                 self._committed(committed)
+            case TrailAsked() as asked:
+                self.witness.answer(asked)
             case HeadsShown() as heads:
                 self.witness.hear(heads)
             case StudyClosed() as closed_study:

@@ -124,12 +124,6 @@ class Sums:
             _log.info("%s goes on without us; we join the next", told.collection)
         return stays
 
-    def is_end(self, told: Told) -> bool:
-        """Whether with this our part of a study's last sum is done: the one that no round is committed with."""
-        order = self.journal.order(str(told.collection))
-        is_last = isinstance(told, AgreementShown) and told.collection.phase == "personalise"
-        return is_last and order is not None and order.step is Step.REVEALED
-
     def forget(self, collection: str) -> None:
         """The attempt is over: its secrets go."""
         self._attempts.pop(collection, None)

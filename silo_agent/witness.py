@@ -21,16 +21,15 @@ from boundary.errors import BoundaryError, OutOfTurn, PeerFault, UnknownMember
 from boundary.identity import PublicIdentity
 from boundary.messages import (
     MAX_SHOWN_ENTRIES,
-    Collection,
     CosignedHead,
     HeadsCosigned,
     HeadsShown,
     LogDisputed,
     RoundCommitted,
     ShownHead,
+    TrailAsked,
     TrailShown,
     WorkOrder,
-    end_of,
     from_body,
     to_body,
 )
@@ -62,17 +61,28 @@ class Witness:
     # --- our own log ---------------------------------------------------------------------------------
     def show(self, committed: RoundCommitted) -> None:
         """After a round: what our log has got since, its head, and our name under the receipt if our work is in it."""
-        kept = self.journal.plan(committed.study)
-        if kept is None or kept.state not in {"approved", "closed"}:
+        kept = self._taking_part(committed.study)
+        if kept is None:
             return
         self._show(committed.study, committed.round, self._receipt(committed, kept))
 
-    def show_end(self, collection: Collection) -> None:
-        """After a sum of personalisation, which no round is committed with: as if it were, once for each attempt."""
-        done, number = f"end shown {collection.study}", end_of(collection.round - 1, collection.attempt)
-        if number > int((self.journal.fact(done) or b"0").decode()):
-            self.journal.set_fact(done, str(number).encode())
-            self._show(collection.study, number, None)
+    def answer(self, asked: TrailAsked) -> None:
+        """Behind the last round: what our log has got since. As of each round it is shown once."""
+        study, done = asked.study, f"end shown {asked.study}"
+        kept = self._taking_part(study)
+        if kept is None:
+            return
+        rounds = plan_from_json(parse_json(kept.plan)).training.rounds
+        if asked.round <= max(rounds, self.journal.committed_round(study), int(self.journal.fact(done) or b"0")):
+            _log.warning("%s/%d: our log was asked for as of a round that is over or to come", study, asked.round)
+            return
+        self.journal.set_fact(done, str(asked.round).encode())
+        self._show(study, asked.round, None)
+
+    def _taking_part(self, study: str) -> KeptPlan | None:
+        """The plan, once our steward has approved it."""
+        kept = self.journal.plan(study)
+        return kept if kept is not None and kept.state in {"approved", "closed"} else None
 
     def _show(self, study: str, number: int, signature: bytes | None) -> None:
         first = 1 + int((self.journal.fact(_SHOWN) or b"0").decode())

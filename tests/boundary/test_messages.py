@@ -297,6 +297,7 @@ SLOTS = {
     "shares-revealed": "{study}/2/train/3",
     "refused": "{study}/2/train/3",
     "round-committed": "{study}/2",
+    "trail-asked": "{study}/3",
     "trail-shown": "{study}/2",
     "heads-shown": "{study}/2",
     "heads-cosigned": "{study}/2",

@@ -7,9 +7,11 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from boundary.checkpoint import Checkpoint, Cosignature
@@ -17,6 +19,7 @@ from boundary.errors import BadSignature, MalformedMessage
 from boundary.identity import PublicIdentity, SigningIdentity
 from boundary.messages import MaskedVector
 from boundary.names import COORDINATOR, decode_base64
+from boundary.tensors import pack
 from compliance.bundle import Trust
 from compliance.evidence.files import report_files
 from compliance.keys_file import keys_text
@@ -84,12 +87,15 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> SimulatedFederation:
 
 @pytest.fixture(scope="module")
 def keys(done: SimulatedFederation, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return keys_of(done, tmp_path_factory.mktemp("keys") / "keys.toml")
+
+
+def keys_of(done: SimulatedFederation, path: Path) -> Path:
     trust = Trust(
         done.coordinator.key.public,
         {silo: one.key.public for silo, one in done.hospitals.items()},
         {silo: one.folder.steward.public for silo, one in done.hospitals.items()},
     )
-    path = tmp_path_factory.mktemp("keys") / "keys.toml"
     path.write_text(keys_text(trust))
     return path
 
@@ -106,6 +112,38 @@ def test_the_evidence_about_a_real_study_verifies(done: SimulatedFederation, key
     assert (code, said.splitlines()[-1][:8]) == (0, "VERIFIED"), said
     logs = {path.stem for path in (issued.folder / "logs").glob("*.jsonl")}
     assert logs == {COORDINATOR, *HOSPITALS}
+
+
+def test_so_does_the_evidence_about_a_study_that_trains_nothing(tmp_path: Path) -> None:
+    """No round is committed behind which hospitals would show their logs: at the end they are asked."""
+    works = {silo: work_of(number) for number, silo in enumerate(HOSPITALS, 1)}
+    other = make_federation(tmp_path / "other", works, parameters=PARAMETERS)
+    weights = [pack(np.full(PARAMETERS, value, np.float32), other.study.parts.whole) for value in (1.0, 2.0)]
+    models = [other.coordinator.blobs.put_bytes(one).digest for one in weights]
+    other.close()
+    changes = {"training": {"rounds": 0}, "evaluation": {"models": models}}
+    made = make_federation(tmp_path / "home", works, parameters=PARAMETERS, changes=changes)
+    for one in weights:
+        made.coordinator.blobs.put_bytes(one)
+
+    async def story(driver: StudyDriver) -> None:
+        driver.record_consents()
+        for number in (1, 2):
+            model, work = driver.finished_model(number), driver.open_round(number)
+            assert model is not None
+            await attempts(work, "evaluate", model, partial(RoundWork.measure_apart, model=model.digest))
+        assert await driver.witness_end() == ()
+        driver.finish("ALL_MODELS_MEASURED")
+
+    run(made, story)
+    issued = issue(made.coordinator, made.plan.label, tmp_path / "a-bundle")
+    code, said = verdict(issued.folder, keys_of(made, tmp_path / "keys.toml"))
+    made.close()
+    assert (code, said.splitlines()[-1][:8]) == (0, "VERIFIED"), said
+    for silo in HOSPITALS:
+        leaves = (json.loads(line) for line in (issued.folder / "logs" / f"{silo}.jsonl").read_text().splitlines())
+        released = [one for one in leaves if "contribution-released" in json.dumps(one)]
+        assert len(released) == 2, "what each did for both models is shown"
 
 
 def test_its_numbers_are_those_of_the_logs(done: SimulatedFederation, tmp_path: Path) -> None:

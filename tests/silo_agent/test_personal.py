@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 
 from boundary.errors import NotApproved, OutOfTurn
 from boundary.layout import COMPARED
-from boundary.learning import MOST_ROUNDS
-from boundary.messages import Collection, StudyClosed, TrailShown, end_of
+from boundary.messages import StudyClosed, TrailAsked, TrailShown
 from boundary.plan import StudyPlan, parse_plan
 from boundary.protocol import Step
 from compliance.events import BudgetCommitted, BudgetReserved, DataPurged
@@ -146,6 +145,7 @@ def test_nothing_of_the_row_leaves_and_the_log_goes_on_behind_the_sum(personal_s
     assert np.array([0.9 - SECRET]).tobytes() not in masked.read_bytes()
     site.hear(site.agreement(order))
     assert site.kept(2, "personalise").step is Step.REVEALED
+    site.hear(TrailAsked(study=site.study, round=2))
     shown = [message for message in site.outbox() if isinstance(message, TrailShown)]
     assert [message.round for message in shown[len(said) :]] == [2]
     left = b"".join(message.model_dump_json().encode() for message in site.outbox())
@@ -185,19 +185,6 @@ def test_somebody_who_withdraws_in_between_has_it_done_again(personal_site: Any,
     personalised(site)
     assert own_rows(site.folder) == []
     assert site.kept(2, "personalise").step is Step.WORKING, "the next turn does it without them"
-
-
-def test_a_log_is_shown_once_for_each_attempt_however_many_rounds_there_are(personal_site: Any) -> None:
-    site = personal_site
-    site.journal.set_fact(f"end shown {site.study}", str(MOST_ROUNDS).encode())
-    before = site.journal.fact("trail shown")
-    for attempt in (1, 2):
-        collection = Collection(study=site.study, round=MOST_ROUNDS, phase="personalise", attempt=attempt)
-        with site.journal.transaction():
-            site.witness.show_end(collection)
-    assert [said.round for said in site.outbox() if isinstance(said, TrailShown)] == [1]
-    assert site.journal.fact("trail shown") == before, "what was not sent counts as not shown"
-    assert [end_of(3, 1), end_of(3, 2), end_of(MOST_ROUNDS - 1, 7)] == [4, 5, MOST_ROUNDS]
 
 
 @pytest.mark.parametrize("is_there_room", [True, False])

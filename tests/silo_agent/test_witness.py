@@ -13,7 +13,16 @@ from boundary.canonical import digest
 from boundary.checkpoint import Checkpoint
 from boundary.errors import BadSignature
 from boundary.identity import SigningIdentity
-from boundary.messages import HeadsCosigned, HeadsShown, LogDisputed, RoundCommitted, ShownHead, TrailShown, WorkOrder
+from boundary.messages import (
+    HeadsCosigned,
+    HeadsShown,
+    LogDisputed,
+    RoundCommitted,
+    ShownHead,
+    TrailAsked,
+    TrailShown,
+    WorkOrder,
+)
 from boundary.names import COORDINATOR
 from boundary.plan import digest_of, study_id
 from boundary.protocol import Step
@@ -138,6 +147,39 @@ def test_a_round_that_is_told_twice_is_shown_once(site: Any) -> None:
     for _ in range(2):
         site.hear(site.committed(1))
     assert len(said(site, TrailShown)) == 1
+
+
+def test_behind_the_last_round_it_is_shown_when_asked_for_and_once(site: Any) -> None:
+    site.approve()
+    rounds = site.plan.training.rounds
+    for number in (1, rounds, rounds + 1, rounds + 1, rounds + 2):  # of rounds to come nobody may ask
+        site.hear(TrailAsked(study=site.study, round=number))
+    shown = said(site, TrailShown)
+    assert [one.round for one in shown] == [rounds + 1, rounds + 2]
+    assert [one.receipt for one in shown] == [None, None]
+    assert [entry for one in shown for entry in one.entries] == site.journal.trail()
+    site.hear(site.committed(1))
+    assert [one.round for one in said(site, TrailShown)] == [rounds + 1, rounds + 2, 1], (
+        "rounds have places of their own"
+    )
+
+
+def test_a_round_that_no_plan_has_leaves_no_room_for_being_asked(site: Any) -> None:
+    """There is one message as of each round: a second one would be refused for ever, and all that waits behind it."""
+    site.approve()
+    beyond = site.plan.training.rounds + 1
+    site.hear(site.committed(beyond))
+    site.hear(TrailAsked(study=site.study, round=beyond))
+    assert [one.round for one in said(site, TrailShown)] == [beyond]
+
+
+@pytest.mark.parametrize("state", ["received", "scanned", "unsuitable", "declined"])
+def test_who_is_not_in_a_study_shows_it_nothing_when_asked(site: Any, state: str) -> None:
+    site.propose()
+    site.journal.set_plan(site.study, state)
+    site.hear(TrailAsked(study=site.study, round=9))
+    site.hear(TrailAsked(study="another-1234abcd", round=9))
+    assert said(site, TrailShown) == []
 
 
 def test_a_long_log_is_shown_in_parts(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
