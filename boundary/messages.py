@@ -144,6 +144,11 @@ class WorkOrder(OfCollection):
     heads: DigestStr
     due: Moment
 
+    @property
+    def blobs(self) -> tuple[BlobRef, ...]:
+        """All that the hospital is to fetch for it."""
+        return tuple(blob for blob in (self.model, self.base, self.control, self.before) if blob is not None)
+
 
 class Ready(OfCollection):
     """The work is done and kept; nothing of it has left yet. With it come this attempt's fresh public keys.

@@ -116,7 +116,7 @@ class Permission:
             site=self.journal.silo,
             standing=force.standing,
             data=DataFacts.of(plan, patients=patients, exclusions_at=written_at(Path(dataset.rules.exclusions.path))),
-            model_size=message.model.size,
+            model_size=max(blob.size for blob in message.blobs),
             spending=self._spending(order.study, phase, terms, held_back=dataset.is_held_back(plan)),
             leaving=_leaving(message, plan),
             using=self._using(order, force.policy),

@@ -100,7 +100,7 @@ def blobs_of(message: AnyMessage) -> tuple[BlobRef, ...]:
         case MaskedVector():
             return (message.vector,)
         case WorkOrder():
-            return tuple(blob for blob in (message.model, message.base, message.control) if blob is not None)
+            return message.blobs
         case RoundCommitted():
             return (message.model,)
         case _:

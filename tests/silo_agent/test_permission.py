@@ -16,7 +16,7 @@ from silo_agent_tests_benches import SCANNED, approved, bench_of
 from silo_agent_tests_one_hospital import MODEL, private
 
 from boundary.identity import SigningIdentity
-from boundary.messages import PlanProposed
+from boundary.messages import BlobRef, PlanProposed
 from boundary.plan import parse_plan
 from compliance.events import GateRefused, GatesPassed, PolicyAdopted, TrainingStarted, WorkPaused, WorkResumed
 from compliance.trail import read_leaf
@@ -407,6 +407,26 @@ def test_a_group_smaller_than_the_policys_sums_is_refused_before_anything_is_spe
     by_four = (1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3)
     assert refused(by_four, least=5)
     assert not refused(by_four, least=4)
+
+
+@pytest.mark.parametrize("which", ["model", "base", "control", "before"])
+def test_nothing_larger_than_the_policy_allows_is_fetched(
+    site: Any, stub_child: Any, impatient: Any, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    impatient(site.folder)
+    approved(site)
+    site.ordered()
+    too_large = BlobRef(
+        digest="sha256:" + "ab" * 32, size=10**6 * site.permission().in_force().policy.network.max_model_mb + 1
+    )
+    ask = Permission.ask
+    monkeypatch.setattr(
+        Permission, "ask",
+        lambda self, order, message, *rest: ask(self, order, message.model_copy(update={which: too_large}), *rest),
+    )  # fmt: skip
+    monkeypatch.setattr(Workbench, "_fetched", None)
+    bench_of(site)(stub_child(train=TRAINED))
+    assert codes(site) == ["MODEL_TOO_LARGE"]
 
 
 # --- which policy ------------------------------------------------------------------------------------

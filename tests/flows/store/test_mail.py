@@ -142,6 +142,23 @@ def test_an_order_and_a_commitment_let_their_recipient_read_the_model(federation
     assert readers == {"st-olavs", "charite"}
 
 
+def test_an_order_lets_its_recipient_read_all_that_it_names(federation: Any, now: datetime) -> None:
+    """Also the model before, which a hospital that votes and was in no round until now has not been given."""
+    model, base, control, before = (
+        BlobRef(digest="sha256:" + f"{number:02}" * 32, size=10 + number) for number in range(4)
+    )
+    order = WorkOrder(
+        collection=COLLECTION.model_copy(update={"phase": "evaluate"}), plan_digest=DIGEST, roster_digest=DIGEST,
+        model=model, base=base, control=control, before=before, encoding=ENCODING, normalisation=None,
+        heads=DIGEST, due=now,
+    )  # fmt: skip
+    with writing(federation.store) as connection:
+        for blob in (model, base, control, before):
+            holdings.record(connection, blob, owner="coordinator", now=now)
+        mail.post(connection, federation.coordinator.says(order, to="st-olavs"), now=now)
+        assert all(holdings.may_read(connection, blob.digest, "st-olavs") for blob in (model, base, control, before))
+
+
 def test_bytes_that_moved_are_summed(federation: Any) -> None:
     with writing(federation.store) as connection:
         assert holdings.bytes_moved(connection, "st-olavs", BLOB.digest) == (0, 0)
