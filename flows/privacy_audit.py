@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from boundary.guarantee import PatientPrivacy
 from boundary.images import Preprocessing
 from boundary.learning import ModelChoice, Training
+from boundary.parts import parts_of
 from compliance.empirical import Guesses, area, epsilon_lower_bound, most_true, roc
 from compliance.terms import PlanTerms
 
@@ -103,14 +104,17 @@ def audit(
     model: ModelChoice, classes: int, training: Training, privacy: PatientPrivacy, data: "Any", effort: Effort,
     on_model: OnModel,
 ) -> Audit:  # fmt: skip
-    """Train and attack both ways. Raises `ValueError` for too few patients, `OutOfReach` for an unreachable epsilon."""
+    """Train and attack both ways what the model's choice has trained; `training.rounds` are all that are paid for.
+
+    Raises `ValueError` for too few patients, `OutOfReach` for an unreachable epsilon.
+    """
     from models.catalogue import build
-    from models.parameters import initial_tensors, load_tensors
+    from models.parameters import initial_tensors, load_tensors, manifest, train_only
     from models.private.audit import attack, with_canaries
     from models.private.training import PrivateSteps, PrivateTraining
     from models.training import train
 
-    begin = initial_tensors(model, classes)
+    begin, trained = initial_tensors(model, classes), parts_of(model, manifest(model, classes)).trained
     terms = PlanTerms.of(privacy, training.rounds, len(np.unique(data.patients)))
     steps = PrivateSteps(
         steps=privacy.steps * training.rounds, rate=terms.rate, denominator=terms.denominator, clip=privacy.clip,
@@ -121,6 +125,7 @@ def audit(
     def start() -> "Any":
         module = build(model, classes)
         load_tensors(module, begin)
+        train_only(module, trained)
         return module
 
     def without(data: "Any", number: int) -> "Any":

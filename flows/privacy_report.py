@@ -30,9 +30,9 @@ def run_audit(
                 tasks[name] = bars.add_task(f"training: {name}", total=of)
             bars.update(tasks[name], completed=done)
 
-        done = audit(
-            plan.model, len(plan.labels.classes), plan.training, privacy, data, Effort(*effort), on_model
-        )  # fmt: skip
+        # to personalise is one more round of the same steps and noise
+        training = plan.training.model_copy(update={"rounds": plan.rounds_in_all})
+        done = audit(plan.model, len(plan.labels.classes), training, privacy, data, Effort(*effort), on_model)
     console.print(_table(done))
     console.print(verdict(done), highlight=False)
     if figure is not None:

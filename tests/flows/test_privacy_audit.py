@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 from boundary.errors import InvalidPlan
 from boundary.guarantee import PatientPrivacy
 from boundary.images import Preprocessing
+from boundary.learning import ModelChoice
 from compliance.empirical import Guesses
 from compliance.terms import PlanTerms
 from flows.cli import app
@@ -17,6 +19,7 @@ from flows.privacy_audit import Audit, Finding, draw, read_images
 from flows.privacy_cost import SIZES, cost_table
 from flows.privacy_report import run_audit, verdict
 from infra import golden
+from models.parameters import initial_tensors, to_tensors
 
 PLAN = """
 version = 1
@@ -144,3 +147,34 @@ def test_the_whole_audit_by_its_command(tmp_path: Path) -> None:
     assert "BROKEN" not in said.output
     assert "no noise" in said.output
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_the_plan_freezes_is_frozen_in_what_is_attacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head of a frozen network, personalised once: its rounds and one more are paid for, and only the head moves."""
+    import models.private.audit as attacking
+
+    begun = initial_tensors(ModelChoice(name="cnn-small", version=1), 2)
+    head = {name for name in begun if name.startswith("5.")}
+    moved: list[set[str]] = []
+    attack = attacking.attack
+
+    def looking(data: Any, canaries: Any, train: Any, **more: Any) -> Any:
+        def watched(*about: Any) -> Any:
+            module = train(*about)
+            now = to_tensors(module)
+            moved.append({name for name in now if not np.array_equal(now[name], begun[name])})
+            return module
+
+        return attack(data, canaries, watched, **more)
+
+    monkeypatch.setattr(attacking, "attack", looking)
+    changed = PLAN.replace("[preprocessing]", 'trained = ["5.*"]\n[preprocessing]')
+    (tmp_path / "study.toml").write_text(changed + "[personalisation]\n")
+    done: list[Audit] = []
+    monkeypatch.setattr("flows.privacy_report.verdict", lambda one: done.append(one) or "seen")
+    run_audit(tmp_path / "study.toml", None, (2, 40, 6, 2), None, None)
+    assert head
+    assert moved == [head] * len(moved)
+    assert len(moved) == 4
+    (one,) = done
+    assert one.terms == PlanTerms.of(TERMS.privacy, 3, 40)
