@@ -1,11 +1,12 @@
 """What every flow that asks hospitals for sums begins with: the study's reins, its MLflow run, enough approvals."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec
 
 from prefect import get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
@@ -20,11 +21,12 @@ from flows.driver import StudyDriver, driving
 from flows.mlflow_book import Publisher
 from flows.publication import propose
 from flows.store.database import reading
-from flows.store.studies import StudyUnknown, find
+from flows.store.studies import DrivenElsewhere, StudyUnknown, find
 
 CONSENT_SECONDS = 120.0  # how long a run waits for stewards who have not answered yet
 
 State_ = State[Any]
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,21 @@ async def at_work(plan: str) -> AsyncIterator[Hands]:
                 yield working
         finally:
             hands.reset(token)
+
+
+def explained(body: Callable[P, Awaitable[State_]]) -> Callable[P, Coroutine[Any, Any, State_]]:
+    """A flow's body that ends in a named state where its plan is unknown, or another run is at it."""
+
+    @wraps(body)  # Prefect reads parameters and help from what is wrapped
+    async def told(*arguments: P.args, **named: P.kwargs) -> State_:
+        try:
+            return await body(*arguments, **named)
+        except StudyUnknown as why:
+            return Failed(name="UnknownPlan", message=str(why))
+        except DrivenElsewhere as why:
+            return Failed(name="AlreadyRunning", message=str(why))
+
+    return told
 
 
 async def not_enough(driver: StudyDriver, phase: Phase) -> State_ | None:

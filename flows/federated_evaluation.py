@@ -15,7 +15,7 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from flows import coordinator as home
-from flows.at_work import State_, at_work, hands, not_enough, run_name
+from flows.at_work import State_, at_work, explained, hands, not_enough, run_name
 from flows.coordinator import Coordinator
 from flows.driver import StudyDriver
 from flows.federated_statistics import not_counted
@@ -23,13 +23,14 @@ from flows.measured_pages import finished_page, rounds_page
 from flows.round_work import RoundWork
 from flows.store import measurements, rounds
 from flows.store.database import reading
-from flows.store.studies import DrivenElsewhere, Study, StudyUnknown, find
+from flows.store.studies import Study, find
 from flows.timeline import single_sum, witness
 
 ALL_MEASURED = "ALL_MODELS_MEASURED"
 
 
 @flow(name="federated-evaluation", flow_run_name=run_name, persist_result=False, log_prints=False)
+@explained
 async def federated_evaluation(plan: str, number: Annotated[int, Field(ge=0, le=10_000)] = 0) -> State_:
     """Show how good models are on held-back patients, with 95 % intervals; measure those that are not yet.
 
@@ -43,19 +44,14 @@ async def federated_evaluation(plan: str, number: Annotated[int, Field(ge=0, le=
 
     """
     coordinator = home.load()
-    try:
-        with reading(coordinator.store) as connection:
-            study = find(connection, plan)
-        if study.plan.training.rounds:
-            return await _read(coordinator, study, number)
-        if study.state == "finished":
-            return await _told(coordinator, study)
-        async with at_work(plan) as working:
-            return await _measure(working.driver, number)
-    except StudyUnknown as why:
-        return Failed(name="UnknownPlan", message=str(why))
-    except DrivenElsewhere as why:
-        return Failed(name="AlreadyRunning", message=str(why))
+    with reading(coordinator.store) as connection:
+        study = find(connection, plan)
+    if study.plan.training.rounds:
+        return await _read(coordinator, study, number)
+    if study.state == "finished":
+        return await _told(coordinator, study)
+    async with at_work(plan) as working:
+        return await _measure(working.driver, number)
 
 
 async def _read(coordinator: Coordinator, study: Study, number: int) -> State_:

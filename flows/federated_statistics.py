@@ -10,20 +10,21 @@ from prefect.states import Completed, Failed
 
 from boundary.parties import counts_images
 from flows import coordinator as home
-from flows.at_work import State_, at_work, hands, not_enough, run_name
+from flows.at_work import State_, at_work, explained, hands, not_enough, run_name
 from flows.describing import told
 from flows.driver import StudyDriver
 from flows.pages import statistics_page
 from flows.records import Statistics
 from flows.round_work import RoundWork
 from flows.store.database import reading
-from flows.store.studies import DrivenElsewhere, Study, StudyUnknown, find
+from flows.store.studies import Study, find
 from flows.timeline import single_sum, witness
 
 DESCRIBED = "DATA_DESCRIBED"
 
 
 @flow(name="federated-statistics", flow_run_name=run_name, persist_result=False, log_prints=False)
+@explained
 async def federated_statistics(plan: str) -> State_:
     """Describe the data of all hospitals together: patients, images, classes, intensities, in one masked sum.
 
@@ -34,23 +35,18 @@ async def federated_statistics(plan: str) -> State_:
         plan: Which published plan, as NAME@REVISION.
 
     """
-    try:
-        with reading(home.load().store) as connection:
-            study = find(connection, plan)
-        if not counts_images(study.plan):
-            message = f"{study.label} counts no images: a revision with dataset.described = true would"
-            return Failed(name="NotAsked", message=message)
-        is_over = study.state == "finished" or bool(study.plan.training.rounds or study.plan.evaluation.models)
-        if study.statistics is not None and is_over:
-            return await _told(study)
-        if study.state == "finished":
-            return Failed(name="Over", message=f"{study.label} has ended, and its images were never counted")
-        async with at_work(plan) as working:
-            return await _count(working.driver)
-    except StudyUnknown as why:
-        return Failed(name="UnknownPlan", message=str(why))
-    except DrivenElsewhere as why:
-        return Failed(name="AlreadyRunning", message=str(why))
+    with reading(home.load().store) as connection:
+        study = find(connection, plan)
+    if not counts_images(study.plan):
+        message = f"{study.label} counts no images: a revision with dataset.described = true would"
+        return Failed(name="NotAsked", message=message)
+    is_over = study.state == "finished" or bool(study.plan.training.rounds or study.plan.evaluation.models)
+    if study.statistics is not None and is_over:
+        return await _told(study)
+    if study.state == "finished":
+        return Failed(name="Over", message=f"{study.label} has ended, and its images were never counted")
+    async with at_work(plan) as working:
+        return await _count(working.driver)
 
 
 async def _count(driver: StudyDriver) -> State_:

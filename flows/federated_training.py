@@ -21,7 +21,7 @@ from boundary.messages import BlobRef
 from boundary.parties import trainers, validates_apart
 from compliance.records import RoundRecord
 from flows import pages
-from flows.at_work import State_, at_work, hands, not_enough, run_name
+from flows.at_work import State_, at_work, explained, hands, not_enough, run_name
 from flows.driver import StudyDriver
 from flows.engine import rounds_to_run
 from flows.federated_statistics import not_counted
@@ -30,11 +30,11 @@ from flows.readiness import readiness_page, readiness_problems
 from flows.round_work import RoundWork
 from flows.store import rounds as stored_rounds
 from flows.store.database import reading
-from flows.store.studies import DrivenElsewhere, StudyUnknown
 from flows.timeline import as_task, attempts, no_quorum, opened, single_sum, witness
 
 
 @flow(name="federated-training", flow_run_name=run_name, persist_result=False, log_prints=False)
+@explained
 async def federated_training(
     plan: str,
     rounds: Annotated[int, Field(ge=1, le=10_000)],
@@ -53,15 +53,10 @@ async def federated_training(
         personalise: After the last round, have hospitals personalise if the plan says so. Off ends the study without.
 
     """
-    try:
-        async with at_work(plan) as working:
-            if dry_run:
-                return await _dry_run(working.driver)
-            return await _run(working.driver, working.publisher, rounds, personalise=personalise)
-    except StudyUnknown as why:
-        return Failed(name="UnknownPlan", message=str(why))
-    except DrivenElsewhere as why:
-        return Failed(name="AlreadyRunning", message=str(why))
+    async with at_work(plan) as working:
+        if dry_run:
+            return await _dry_run(working.driver)
+        return await _run(working.driver, working.publisher, rounds, personalise=personalise)
 
 
 async def _dry_run(driver: StudyDriver) -> State_:
