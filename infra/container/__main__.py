@@ -3,6 +3,7 @@
 import argparse
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             size = int(engine.do("podman", "image", "inspect", "--format={{.Size}}", image))
             print(f"{image}: {size / 1e6:,.0f} MB")
             _try(engine, image)
-        except TrialFailed as why:
+        except (TrialFailed, subprocess.CalledProcessError) as why:
             print(f"FAILED: {why}", file=sys.stderr)
             return 1
         finally:

@@ -90,7 +90,10 @@ class Trial:
         try:
             if done.returncode != 0:
                 raise TrialFailed(f"with a writable root: {done.stderr or done.stdout}")
-            return self._podman("diff", name).stdout.splitlines()
+            seen = self._podman("diff", name)
+            if seen.returncode != 0:
+                raise TrialFailed(f"podman diff: {seen.stderr}")
+            return seen.stdout.splitlines()
         finally:
             self._podman("rm", "--force", name)
 
