@@ -1,6 +1,6 @@
 """Build the image with buildah, on a base from a registry or on one made here of Debian's packages.
 
-As root, and in a storage of its own, so that nothing of it is left on the machine. Nothing is pulled for the stand-in.
+As root, and in a storage of its own, so that no image of it is left on the machine. Nothing is pulled for the stand-in.
 """
 
 import shutil
