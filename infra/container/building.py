@@ -15,7 +15,6 @@ IMAGE = "localhost/wardround-agent"
 STAND_IN = "localhost/wardround-stand-in"
 # What python:3.11-slim-bookworm has that the agent could notice; its Python lies in /usr/local, this one in /usr.
 _PACKAGES = "python3.11-venv,python3-distutils,ca-certificates,netbase,tzdata"
-_MIRROR = "http://deb.debian.org/debian"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ class Engine:
 def make_stand_in(engine: Engine) -> str:
     """A base of Debian's packages, for where docker.io is not reached; its name."""
     root = engine.work / "base"
-    words = ["debootstrap", "--variant=minbase", f"--include={_PACKAGES}", "bookworm", root, _MIRROR]
+    words = ["debootstrap", "--variant=minbase", f"--include={_PACKAGES}", "bookworm", root]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     for name in ("python", "python3"):
         (root / "usr/local/bin" / name).symlink_to("/usr/bin/python3.11")

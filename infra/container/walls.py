@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 COMPOSE = Path(__file__).with_name("compose.yaml")
-_OF_THE_ENGINE = frozenset({"image", "build", "restart", "stop_grace_period"})  # which keeps it running
+_OF_THE_ENGINE = frozenset({"image", "build", "pull_policy", "restart", "stop_grace_period"})  # which keeps it running
 # without the second, podman lays writable folders over /run and /var/tmp, which Docker does not
 _SWITCHED_ON = {"init": ["--init"], "read_only": ["--read-only", "--read-only-tmpfs=false"]}
 _ONE = {"user": "--user", "pids_limit": "--pids-limit", "shm_size": "--shm-size"}

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
 from infra.container import __main__ as trial_command
 from infra.container.building import Sources, build_options
 from infra.container.trial import EXPECTED_FAILURES, TrialFailed, judge_changes, judge_check, judge_walls
-from infra.container.walls import UnknownWall, options, service
+from infra.container.walls import COMPOSE, UnknownWall, options, service
+from silo_agent.cli import app
 
 ROOT = Path(__file__).parents[2]
 CONTAINERFILE = (ROOT / "infra/container/Containerfile").read_text("utf-8")
@@ -142,3 +145,15 @@ def test_without_buildah_it_says_what_to_install(
     monkeypatch.setattr("shutil.which", lambda name: None if name == "buildah" else f"/usr/bin/{name}")
     assert trial_command.main([]) == 2
     assert capsys.readouterr().err == "not installed: buildah\n"
+
+
+def test_the_console_is_the_agent_with_the_hosts_network_and_only_when_asked_for() -> None:
+    """Nothing publishes a port: the console listens on the host's 127.0.0.1 alone, and `up` does not start it."""
+    services = yaml.safe_load(COMPOSE.read_text("utf-8"))["services"]
+    assert not [name for name, said in services.items() if "ports" in said or "expose" in said]
+    assert [name for name, said in services.items() if "network_mode" in said] == ["console"]
+    console = dict(services["console"])
+    assert (console.pop("extends"), console.pop("profiles")) == ({"service": "agent"}, ["console"])
+    assert set(console) == {"network_mode", "command"}, "its walls are the agent's"
+    told = CliRunner().invoke(app, [*console["command"], "--help"])
+    assert told.exit_code == 0
