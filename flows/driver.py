@@ -51,19 +51,19 @@ class StudyDriver:
         self.trails = Trails(self.desk, study)
 
     def consents(self) -> dict[str, Consent]:
-        """Answers so far, by hospital."""
+        """Answers so far, by hospital; the last one counts: a steward can take an approval back."""
+        kinds = PlanApproved.kind, PlanDeclined.kind
         with reading(self.coordinator.store) as connection:
-            approved = self.desk.heard(connection, PlanApproved.kind, self.study.study)
-            declined = self.desk.heard(connection, PlanDeclined.kind, self.study.study)
-        found = {}
-        for silo, envelope in declined.items():
-            if isinstance(envelope.message, PlanDeclined) and envelope.message.plan_digest == self.study.plan_digest:
-                found[silo] = Consent(silo, None, envelope.message.code)
-        for silo, envelope in approved.items():
-            if isinstance(envelope.message, PlanApproved):
-                said = envelope.message.approval.approval
-                if said.plan_digest == self.study.plan_digest and said.silo == silo:
-                    found[silo] = Consent(silo, said.dataset_digest, None)
+            said = self.desk.heard_since(connection, kinds, self.study.study, 0)
+        found, ours = {}, self.study.plan_digest
+        for _, envelope in said:
+            silo, message = envelope.sender, envelope.message
+            if isinstance(message, PlanDeclined) and message.plan_digest == ours:
+                found[silo] = Consent(silo, None, message.code)
+            if isinstance(message, PlanApproved):
+                approval = message.approval.approval
+                if (approval.plan_digest, approval.silo) == (ours, silo):
+                    found[silo] = Consent(silo, approval.dataset_digest, None)
         return found
 
     async def consent_of(self, silo: str) -> Consent:

@@ -24,6 +24,7 @@ from flows.round_work import Gathered, RoundWork
 
 TRY_AGAIN = "; run the flow to try once more"
 _LOOSE_ENDS_SECONDS = 1.0
+_GIVEN_UP_SECONDS = 10.0
 _PROGRESS_SECONDS = 30.0  # between log lines about a hospital at work: SQLite under Prefect dislikes more
 _MADE_OF_IT: Mapping[Phase, str] = {
     "statistics": "count",
@@ -60,6 +61,10 @@ async def single_sum(
 
 
 def no_quorum(advice: str = TRY_AGAIN) -> State_:
+    consents = hands.get().driver.consents().values()
+    declined = ", ".join(sorted(answer.silo for answer in consents if answer.code is not None))
+    if declined:  # nobody approves the same plan again
+        advice += f"; {declined} declined: if the others are too few for the quorum, publish a revision of the plan"
     return Failed(name="NoQuorum", message=f"too few hospitals in every attempt{advice}")
 
 
@@ -93,9 +98,14 @@ async def _collect(work: RoundWork, phase: Phase, model: BlobRef) -> Gathered:
             for name, act in masked.steps.items():
                 await _step(f"{phase} · {name}", act)
             await waiting
+        except CollectionFailed:
+            # nobody waits for an answer any more: the tasks end by themselves, and say how each hospital stood
+            await asyncio.wait({waiting}, timeout=_GIVEN_UP_SECONDS)
+            raise
         finally:
             _watch.reset(token)
             waiting.cancel()  # changes nothing for those that are through
+            await asyncio.gather(waiting, return_exceptions=True)
     assert masked.decision is not None  # noqa: S101 - the cohort was closed above
     return Gathered(masked, masked.decision, closed - begun, monotonic() - closed)
 
@@ -134,7 +144,9 @@ def _standing(standing: Standing, silo: str, watch: Watch) -> State_:
             return Failed(name="Silent", message=f"{silo}: {_where(watch, silo)}; the round went on without it")
         case Standing.NOT_NEEDED:
             return Completed(name="NotNeeded", message=f"enough others were ready before {silo}")
-        case Standing.LATE | Standing.WORKING:
+        case Standing.WORKING:
+            return Completed(name="GivenUp", message=f"{silo} was at work when the attempt was given up")
+        case Standing.LATE:
             return Failed(name="Late", message=f"{silo} was not ready in time; it joins the next round")
 
 

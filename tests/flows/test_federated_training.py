@@ -19,6 +19,7 @@ from infra.driving import PARAMETERS, work_of
 from infra.driving import run as drive
 from infra.federation import SimulatedFederation, SimulatedHospital, make_federation
 from models.metrics import MetricLayout, measure
+from silo_agent.journal import KeptOrder
 
 pytestmark = [
     pytest.mark.slow,
@@ -221,6 +222,30 @@ def test_without_a_quorum_the_run_fails_by_name_and_the_next_one_goes_on(federat
         federation.hospitals[silo].relent()
     assert run(federation, count=1).name == "RoundsDone"
     assert committed(federation) == [1]
+
+
+def test_who_declines_in_the_middle_is_named_and_the_others_did_not_crash(
+    federation: SimulatedFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of four have to be in the sum, and two stewards take their approvals back while the others train."""
+    study, work_on = federation.study, SimulatedHospital._work
+
+    def turned(self: SimulatedHospital, order: KeptOrder) -> None:
+        if self.silo not in {"h1", "h2"}:
+            return work_on(self, order)
+        if self.journal.plan(study.study).state == "approved":
+            self.outbound.decline(study.study, study.plan_digest, "DECLINED_BY_STEWARD", "a test")
+        return self.outbound.refuse(
+            order, Collection.parse(order.collection), "NOT_APPROVED", "a test", retryable=False
+        )
+
+    monkeypatch.setattr(SimulatedHospital, "_work", turned)
+    state = run(federation, count=1)
+    assert (state.name, committed(federation)) == ("NoQuorum", [])
+    assert "h1, h2 declined" in state.message
+    said = [said_by_task(f"{silo} · train", federation) for silo in ("h1", "h2", "h3", "h4")]
+    assert [{state for state, _ in one} for one in said] == [{"Refused"}, {"Refused"}, {"Ready"}, {"Ready"}]
+    assert run(federation, count=1).name == "NotApproved"
 
 
 def test_a_log_in_doubt_stops_the_study_by_name_until_somebody_has_looked(federation: SimulatedFederation) -> None:

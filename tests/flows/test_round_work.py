@@ -108,6 +108,23 @@ def test_a_hospital_that_declined_is_never_asked_to_work(federation: SimulatedFe
     assert federation.hospitals["h3"].orders == {}
 
 
+def test_an_approval_that_was_taken_back_is_none(federation: SimulatedFederation) -> None:
+    """Between two rounds: the steward says no to what was approved, and the study goes on with the others."""
+
+    async def story(driver: StudyDriver) -> Any:
+        await one_round(driver)
+        h3 = federation.hospitals["h3"]
+        h3.outbound.decline(driver.study.study, driver.study.plan_digest, "DECLINED_BY_STEWARD", "a test")
+        while driver.consents()["h3"].code is None:  # noqa: ASYNC110 - it turns in this same loop
+            await asyncio.sleep(0.02)
+        return await one_round(driver, 2)
+
+    record = run(federation, story)
+    assert record.absent == {"h3": "NOT_APPROVED"}
+    asked = [collection for collection in federation.hospitals["h3"].orders if "/2/" in collection]
+    assert asked == [], "nobody asks it for work any more"
+
+
 STOPS = (
     "after the orders", "after the cohort was closed", "after keys shared", "after masked vectors",
     "after same survivors seen", "after shares revealed", "after the sum", "after the evaluation",
