@@ -75,17 +75,18 @@ class StoredImage:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A file that is not used, and why."""
+    """A file that is not used, and why; `lasting` as of `facts.HeaderFacts`."""
 
     code: Refusal
+    lasting: bool = True
 
 
 class NotUsable(Exception):
-    """A signal inside this module, not an error that anyone sees."""
+    """A signal inside this package, not an error that anyone sees; `lasting` as of `facts.HeaderFacts`."""
 
-    def __init__(self, code: Refusal) -> None:
+    def __init__(self, code: Refusal, *, lasting: bool = True) -> None:
         super().__init__(code)
-        self.code = code
+        self.code, self.lasting = code, lasting
 
 
 def read_image(path: Path, *, modalities: Collection[str], limits: Limits | None = None) -> StoredImage | Refused:
@@ -109,14 +110,14 @@ def guarded(read: Callable[[], _Found]) -> _Found | Refused:
         with quiet():
             return read()
     except Exception as why:  # noqa: BLE001 - what pydicom raises on damaged bytes has no common root and no list
-        return Refused(refusal_of(why)[0])
+        return Refused(*refusal_of(why))
 
 
 def refusal_of(why: Exception) -> tuple[Refusal, bool]:
     """The code of what reading a file raised, and whether it lasts: other storage or memory may do better."""
     match why:
         case NotUsable():
-            return why.code, True
+            return why.code, why.lasting
         case OSError() if why.errno or isinstance(why, PermissionError):
             return refusal_for(why), False
         case RecursionError() | MemoryError():

@@ -1,97 +1,97 @@
-"""What reading each file found, remembered from scan to scan, so that an unchanged file is not opened again.
+"""What was found in an archive, remembered from scan to scan, so that what did not change is not read again.
 
-One SQLite file of a hospital, mode 0600. It holds no path, no UID and no Patient ID: files, patients and images stand
-in it as keyed hashes (`pseudonyms`), beside the modality and a code. A row is believed under its seal only, a keyed
-hash over the row and the state of the file: what was changed, by whomever, is read anew. It is a cache. Whatever is
-wrong with it, it is left out or begun again, and a scan finds the same without it.
+One SQLite file of a hospital, mode 0600. It holds no path, no UID and no Patient ID: what a row is of, in which archive
+and of which patient stands in it as keyed hashes (`pseudonyms`). All else is sealed under the hospital's key, with the
+state of the files it was found in: whoever has the file alone reads nothing of it, and what was changed, in the row or
+in the archive, is read anew. That matters most for slices: where they lie in the scanner, to a micrometre, is exact
+enough to know an image by that one has from elsewhere, and has to be exact to make the same volume again.
 
-Who withdrew has no row: theirs go with the withdrawal (`erasing.forget_rows`) or at the next scan, which writes none.
+It is a cache. Whatever is wrong with it, it is left out or begun again, and a scan finds the same without it. Who
+withdrew has no row: theirs go with the withdrawal (`erasing.forget_rows`) or at the next scan, which writes none.
 """
 
 import json
 import sqlite3
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import asdict
-from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from silo_agent.intake.archive import Item
-from silo_agent.intake.encoding import Limits
 from silo_agent.intake.erasing import INDEX_TABLE, forget_rows, open_index, remove_index
-from silo_agent.intake.facts import NAMES, Known
-from silo_agent.intake.header import Identifiers
-from silo_agent.intake.pseudonyms import HASH_BYTES, Pseudonyms
-from silo_agent.intake.refusals import Refusal
+from silo_agent.intake.pseudonyms import Pseudonyms
 
-FORMAT = 1
+FORMAT = 2
 FILES_AT_ONCE = 256  # looked up, and written: as many are read again after a kill
 _SCHEMA = (
     "CREATE TABLE made (version TEXT NOT NULL)",
     f"""CREATE TABLE {INDEX_TABLE} (
-    file BLOB PRIMARY KEY, archive BLOB NOT NULL, patient TEXT NOT NULL, facts BLOB NOT NULL, seal BLOB NOT NULL
+    file BLOB PRIMARY KEY, archive BLOB NOT NULL, patient TEXT NOT NULL, facts BLOB NOT NULL
     ) WITHOUT ROWID""",
 )
 _READ_BY = ("wardround", "pydicom", "pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "numpy")
-_UIDS = tuple(name for name in NAMES if name != "patient_id")
-_NO_UID = bytes(HASH_BYTES)
 
-_Row = tuple[bytes, bytes, str, bytes, bytes]  # file, archive, patient, facts, seal
+_Row = tuple[bytes, bytes, str, bytes]  # file, archive, patient, facts under their seal
+Asked = tuple[str, bytes | None]  # the name of what a row is of, and its state; None: it is not to be remembered
 
 
 class Index:
-    """Of one archive, for one scan. No method raises anything about the index itself."""
+    """For one scan. No method raises anything about the index itself. Without a `path` it remembers nothing."""
 
-    def __init__(self, path: Path, root: str, names: Pseudonyms, limits: Limits) -> None:
-        self._path, self._root, self._names = path, root, names
-        self._archive = names.archive(root)
-        self._there: set[bytes] = set()
+    def __init__(self, path: Path | None, names: Pseudonyms, without: Collection[str] = ()) -> None:
+        """`without` are references of patients of whom there is to be no row, now or later."""
+        self._path, self._names, self._without = path, names, frozenset(without)
+        self._there: dict[bytes, set[bytes]] = {}  # by archive
         self._waiting: list[_Row] = []
         self._db: sqlite3.Connection | None = None
-        self._open(_version(limits))
-        if self._db is None and not path.exists():  # it was no database, and is gone
-            self._open(_version(limits))
+        self._open()
+        if self._db is None and path is not None and not path.exists():  # it was no database, and is gone
+            self._open()
+        if self._db is not None and path is not None:
+            forget_rows(path, self._without)
 
-    def _open(self, version: str) -> None:
+    def section(self, root: str, kind: str, read_with: str) -> "Section":
+        """The rows of one archive that were found by one kind of reading; `read_with` are its limits."""
+        found = Section(self, self._names, f"{root}\0{kind}", read_with)
+        self._there[found.archive] = set()
+        return found
+
+    @property
+    def is_open(self) -> bool:
+        return self._db is not None
+
+    def rows(self, archive: bytes, files: list[bytes]) -> dict[bytes, _Row]:
+        """At most `FILES_AT_ONCE`."""
+        if self._db is None:
+            return {}
+        wanted = f"SELECT * FROM {INDEX_TABLE} WHERE file IN ({','.join('?' * len(files))})"  # noqa: S608 - a constant
         try:
-            self._db = _opened(self._path, version)
-        except (sqlite3.Error, OSError) as why:
+            found = {row[0]: row for row in self._db.execute(wanted, files)}
+        except sqlite3.Error as why:
             self._give_up(why)
+            return {}
+        self._there[archive].update(found)
+        return found
 
-    def find(self, items: Sequence[Item]) -> list[Known | None]:
-        """What is known of these files as they are now, at most `FILES_AT_ONCE`; None of one that has to be read."""
-        files = [self._names.file(self._root, item.name) for item in items]
-        rows = self._rows(files)
-        self._there.update(rows)
-        return [self._believed(item, rows.get(file)) for item, file in zip(items, files, strict=True)]
-
-    def keep(self, item: Item, known: Known) -> None:
-        """Remember a file that has not changed since it was listed."""
-        if self._db is None or item.state is None:
+    def add(self, row: _Row) -> None:
+        file, archive, patient, _ = row
+        if self._db is None or patient in self._without:
             return
-        file, patient = self._names.file(self._root, item.name), "" if known.who is None else known.who.patient_id
-        facts = _packed(known)
-        self._waiting.append((file, self._archive, patient, facts, self._seal(item.state, file, patient, facts)))
-        self._there.add(file)
+        self._waiting.append(row)
+        self._there[archive].add(file)
         if len(self._waiting) >= FILES_AT_ONCE:
             self._write()
 
-    def forget(self, references: Collection[str]) -> None:
-        """Remove the rows of these patients."""
-        if self._db is not None:
-            forget_rows(self._path, references)
-
     def finish(self) -> None:
-        """After a whole scan: remove the rows of files that this archive has no more."""
+        """After a whole scan: remove what the archives it looked at have no more."""
         self._write()
         if self._db is None:
             return
+        wanted = f"SELECT file FROM {INDEX_TABLE} WHERE archive = ?"  # noqa: S608 - a constant of ours
         try:
-            wanted = f"SELECT file FROM {INDEX_TABLE} WHERE archive = ?"  # noqa: S608 - a constant of ours
-            gone = [row for row in self._db.execute(wanted, (self._archive,)) if row[0] not in self._there]
-            self._transaction(f"DELETE FROM {INDEX_TABLE} WHERE file = ?", gone)  # noqa: S608
+            for archive, there in self._there.items():
+                gone = [row for row in self._db.execute(wanted, (archive,)) if row[0] not in there]
+                self._transaction(f"DELETE FROM {INDEX_TABLE} WHERE file = ?", gone)  # noqa: S608
         except sqlite3.Error as why:
             self._give_up(why)
 
@@ -101,34 +101,16 @@ class Index:
         if self._db is not None:
             self._db.close()
 
-    def _rows(self, files: list[bytes]) -> dict[bytes, _Row]:
-        if self._db is None:
-            return {}
-        wanted = f"SELECT * FROM {INDEX_TABLE} WHERE file IN ({','.join('?' * len(files))})"  # noqa: S608
+    def _open(self) -> None:
         try:
-            return {row[0]: row for row in self._db.execute(wanted, files)}
-        except sqlite3.Error as why:
+            self._db = None if self._path is None else _opened(self._path, _version())
+        except (sqlite3.Error, OSError) as why:
             self._give_up(why)
-            return {}
-
-    def _believed(self, item: Item, row: _Row | None) -> Known | None:
-        if row is None or item.state is None:
-            return None
-        file, _, patient, facts, seal = row
-        try:
-            return _unpacked(patient, facts) if seal == self._seal(item.state, file, patient, facts) else None
-        except (ValueError, TypeError, AttributeError):  # of another type, or a code that this version does not have
-            return None
-
-    def _seal(self, state: bytes, file: bytes, patient: str, facts: bytes) -> bytes:
-        of_whom = patient.encode()
-        lengths = len(state).to_bytes(4) + len(of_whom).to_bytes(4)
-        return self._names.seal(b"".join((lengths, state, of_whom, file, self._archive, facts)))
 
     def _write(self) -> None:
         rows, self._waiting = self._waiting, []
         try:
-            self._transaction(f"INSERT OR REPLACE INTO {INDEX_TABLE} VALUES (?,?,?,?,?)", rows)  # noqa: S608
+            self._transaction(f"INSERT OR REPLACE INTO {INDEX_TABLE} VALUES (?,?,?,?)", rows)  # noqa: S608
         except sqlite3.Error as why:
             self._give_up(why)
 
@@ -143,9 +125,52 @@ class Index:
         if self._db is not None:
             self._db.close()
         self._db = None
-        if isinstance(why, sqlite3.DatabaseError) and not isinstance(why, sqlite3.OperationalError):
+        is_none = isinstance(why, sqlite3.DatabaseError) and not isinstance(why, sqlite3.OperationalError)
+        if is_none and self._path is not None:
             with suppress(OSError):
                 remove_index(self._path)
+
+
+class Section:
+    """Of an index, by the names of what its rows are of."""
+
+    def __init__(self, index: Index, names: Pseudonyms, root: str, read_with: str) -> None:
+        self._index, self._names, self._root = index, names, root
+        self.archive, self._read_with = names.archive(root), read_with.encode()
+
+    def find(self, asked: Sequence[Asked]) -> list[tuple[str, bytes] | None]:
+        """Of each the patient and the facts as they were kept, as far as they hold; at most `FILES_AT_ONCE`."""
+        if not self._index.is_open:
+            return [None] * len(asked)
+        files = [self._names.file(self._root, name) for name, _ in asked]
+        rows = self._index.rows(self.archive, files)
+        return [self._believed(state, rows.get(file)) for (_, state), file in zip(asked, files, strict=True)]
+
+    def keep(self, name: str, state: bytes | None, patient: str, facts: bytes) -> None:
+        """Remember what did not change since its state was taken. `patient` is a reference, empty where it is nobody's.
+
+        Facts that name somebody must be those of `patient`, or no withdrawal would take them away.
+        """
+        if state is not None and self._index.is_open:
+            file = self._names.file(self._root, name)
+            sealed = self._names.sealed(facts, self._about(state, file, patient))
+            self._index.add((file, self.archive, patient, sealed))
+
+    def _believed(self, state: bytes | None, row: _Row | None) -> tuple[str, bytes] | None:
+        if row is None or state is None:
+            return None
+        file, _, patient, sealed = row
+        try:
+            facts = self._names.unsealed(sealed, self._about(state, file, patient))
+        except (TypeError, AttributeError):  # somebody put another type there
+            return None
+        return None if facts is None else (patient, facts)
+
+    def _about(self, state: bytes, file: bytes, patient: str) -> bytes:
+        """What a row's facts are sealed with, besides the key."""
+        of_whom = patient.encode()
+        lengths = len(state).to_bytes(4) + len(of_whom).to_bytes(4)
+        return b"".join((lengths, state, of_whom, file, self.archive, self._read_with))
 
 
 def _opened(path: Path, version: str) -> sqlite3.Connection:
@@ -168,9 +193,9 @@ def _opened(path: Path, version: str) -> sqlite3.Connection:
     return db
 
 
-def _version(limits: Limits) -> str:
-    """What a file is read with: with anything else of it, every file is read anew."""
-    return json.dumps([FORMAT, NAMES, asdict(limits), {name: _release(name) for name in _READ_BY}])
+def _version() -> str:
+    """What files are read with: with anything else of it, every file is read anew."""
+    return json.dumps([FORMAT, {name: _release(name) for name in _READ_BY}])
 
 
 def _release(name: str) -> str | None:
@@ -178,31 +203,3 @@ def _release(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _packed(known: Known) -> bytes:
-    """A line of JSON, then the digest of the image and the UIDs as bytes, as far as the line says they are there."""
-    who, content = known.who, known.content or b""
-    head = json.dumps([known.modality, known.wanted, known.unwanted, len(content), who is not None])
-    uids = [] if who is None else [bytes.fromhex(getattr(who, name)) or _NO_UID for name in _UIDS]
-    return b"".join((head.encode(), b"\n", content, *uids))
-
-
-def _unpacked(patient: str, facts: bytes) -> Known:
-    """Raises `ValueError`."""
-    head, _, rest = facts.partition(b"\n")
-    modality, wanted, unwanted, digest_bytes, is_parsed = _head(head)
-    who, content = None, rest[:digest_bytes] or None
-    if is_parsed:
-        at = range(digest_bytes, len(rest), HASH_BYTES)
-        uids = ["" if (uid := rest[one : one + HASH_BYTES]) == _NO_UID else uid.hex() for one in at]
-        who = Identifiers(patient_id=patient, **dict(zip(_UIDS, uids, strict=True)))
-    return Known(modality, wanted, unwanted, who, content)
-
-
-@lru_cache(maxsize=1024)
-def _head(said: bytes) -> tuple[str, Refusal | None, Refusal | None, int, bool]:
-    """An archive has few of them."""
-    modality, wanted, unwanted, digest_bytes, is_parsed = json.loads(said)
-    codes = (None if code is None else Refusal(code) for code in (wanted, unwanted))
-    return modality, *codes, digest_bytes, is_parsed

@@ -79,10 +79,10 @@ class Outcome:
         tags = Tags(self.key, recipe_of(self.plan.preprocessing))
         kept = (self.selection.kept(member.file) for member in self.cohort.members)
         rows = (
-            None if one is None else (tags.of(one.content), checksum)
+            None if one is None else (tags.of(one.content), (checksum,))
             for one, checksum in zip(kept, checksums, strict=True)
         )
-        np.save(folder / MADE_OF, made_of(rows))
+        np.save(folder / MADE_OF, made_of(rows, files=1))
 
 
 def write_columns(

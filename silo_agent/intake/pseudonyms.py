@@ -5,11 +5,17 @@ and the index. What a study keeps is derived from them under the study's own key
 `withdrawn.tag_of`, `reuse`): two studies' files cannot be matched without the keys.
 
 BLAKE2b with a key (RFC 7693, section 2.9), told apart by what is hashed; it takes a quarter of HMAC-SHA256's time here.
+What the index keeps besides is sealed under a key of its own by AES-SIV (RFC 5297), which needs no nonce: the same
+facts have the same seal, and nothing else has it.
 """
 
 import hashlib
 import hmac
+from contextlib import suppress
 from dataclasses import fields
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
 from silo_agent.intake.facts import HeaderFacts, Known
 from silo_agent.intake.header import Identifiers
@@ -26,6 +32,7 @@ class Pseudonyms:
     def __init__(self, withdrawn: Withdrawn) -> None:
         self._withdrawn = withdrawn
         self._key = hmac.digest(withdrawn.master, _KEY, "sha256")
+        self._sealing = AESSIV(hmac.digest(self._key, b"seal", "sha512"))
         self._patients: dict[str, str] = {}
 
     def of(self, who: Identifiers) -> Identifiers:
@@ -57,8 +64,22 @@ class Pseudonyms:
     def archive(self, root: str) -> bytes:
         return self._hashed(b"archive", root.encode(errors="surrogateescape"))
 
-    def seal(self, row: bytes) -> bytes:
-        return self._hashed(b"row", row)
+    def label(self, text: str) -> str:
+        """Free text that is only compared: what a segment of a mask is called."""
+        return self._hashed(b"label", text.encode()).hex() if text else ""
+
+    def made_of(self, what: bytes) -> bytes:
+        """What a volume's inputs are made of; `reuse`."""
+        return self._hashed(b"made of", what)
+
+    def sealed(self, facts: bytes, about: bytes) -> bytes:
+        return self._sealing.encrypt(facts, [about])
+
+    def unsealed(self, sealed: bytes, about: bytes) -> bytes | None:
+        """None where it is not what was sealed `about` the same."""
+        with suppress(InvalidTag):
+            return self._sealing.decrypt(sealed, [about])
+        return None
 
     def _hashed(self, what: bytes, value: bytes) -> bytes:
         return hashlib.blake2b(value, key=self._key, digest_size=HASH_BYTES, person=what).digest()

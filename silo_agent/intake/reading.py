@@ -14,9 +14,10 @@ from typing import Generic, Protocol, TypeVar
 from silo_agent.intake.archive import SETTLED_SECONDS, Item
 from silo_agent.intake.encoding import Limits
 from silo_agent.intake.facts import Known, PixelRefusal
-from silo_agent.intake.index import FILES_AT_ONCE, Index
+from silo_agent.intake.index import FILES_AT_ONCE
 from silo_agent.intake.pseudonyms import Pseudonyms
 from silo_agent.intake.readers import READ_SECONDS, TOGETHER, Errand, Found, Readers, in_order
+from silo_agent.intake.remembered import RememberedImages
 from silo_agent.intake.reuse import OtherScan
 
 _FILES_A_PROCESS = 64  # below that, starting another costs more than it saves
@@ -60,6 +61,10 @@ class Means:
         return 0.0 if self.memory is None else self.memory.now.timestamp() - SETTLED_SECONDS
 
     @property
+    def index(self) -> Path | None:
+        return None if self.memory is None else self.memory.index
+
+    @property
     def others(self) -> tuple[OtherScan, ...]:
         return () if self.memory is None else self.memory.others
 
@@ -84,8 +89,7 @@ class Reading(Generic[Made]):
     errand: Errand[Made]
     names: Pseudonyms
     still: Callable[[], None]  # called now and then; what it raises ends the reading
-    index: Index | None = None
-    forgets: Callable[[Known], bool] = lambda _known: False  # what is not to be remembered
+    remembered: RememberedImages | None = None
 
     def look(self, items: Sequence[Item]) -> Iterator[Looked[Made]]:
         """Every item, with its number."""
@@ -98,7 +102,7 @@ class Reading(Generic[Made]):
     def _remembered(self, items: Sequence[Item]) -> Iterator[_Question]:
         for start in range(0, len(items), FILES_AT_ONCE):
             some = items[start : start + FILES_AT_ONCE]
-            found = [None] * len(some) if self.index is None else self.index.find(some)
+            found = [None] * len(some) if self.remembered is None else self.remembered.find(some)
             for number, (item, known) in enumerate(zip(some, found, strict=True), start):
                 is_enough = known is not None and (known.content is not None or not self.errand.wants(known))
                 yield number, item, known if is_enough else None
@@ -122,6 +126,6 @@ class Reading(Generic[Made]):
         elif found.image is not None:
             made = found.image
             known = replace(known, content=self.names.content(made.content))
-        if self.index is not None and found.lasting and not self.forgets(known) and item.unchanged():
-            self.index.keep(item, known)
+        if self.remembered is not None and found.lasting and item.unchanged():
+            self.remembered.keep(item, known)
         return Looked(number, known, made)

@@ -24,6 +24,7 @@ from silo_agent.intake.labels import read_labels
 from silo_agent.intake.outcome import Outcome
 from silo_agent.intake.pseudonyms import Pseudonyms
 from silo_agent.intake.reading import Looked, Means, Reading
+from silo_agent.intake.remembered import RememberedImages
 from silo_agent.intake.report import IntakeReport
 from silo_agent.intake.reuse import OtherInputs, recipe_of
 from silo_agent.intake.selection import Selection
@@ -67,17 +68,13 @@ def scan(  # noqa: PLR0913 - one for each part of the daemon's command
         with ExitStack() as stack:
             work = _Work(archive, selection, spool, stack.enter_context(closing(_others(plan, means))), on_progress)
             preparation = stack.enter_context(closing(Preparation(plan.preprocessing)))
-            index = None if means.memory is None else Index(means.memory.index, archive.root, names, limits)
-            if index is not None:
-                stack.enter_context(closing(index))
-                index.forget(withdrawn.before | withdrawn.after)
+            index = stack.enter_context(closing(Index(means.index, names, withdrawn.before | withdrawn.after)))
             readers = stack.enter_context(means.readers(limits, len(archive.items)))
             errand = _Errand(names, selection, preparation)
-            reading = Reading(readers, errand, names, work.still, index, selection.forgets)
+            reading = Reading(readers, errand, names, work.still, RememberedImages(index, archive.root, limits))
             work.look(reading)
             cohort = work.filled(reading, lambda: _cohort(plan, selection, key, held_back=held_back))
-            if index is not None:
-                index.finish()
+            index.finish()
         return Outcome(plan, key, table, archive, selection, cohort).write(folder, spool)
 
 
@@ -157,7 +154,7 @@ class _Work:
             return True
         row = self._others.row(kept.content)
         if row is not None:
-            self._spool.add_row(number, row)
+            self._spool.add_row(number, *row)
         return row is not None
 
 

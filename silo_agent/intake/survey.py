@@ -19,6 +19,7 @@ from silo_agent.intake.cohort import Candidate, build_cohort
 from silo_agent.intake.encoding import Limits
 from silo_agent.intake.facts import HeaderFacts, Known, Pixels
 from silo_agent.intake.image import NotUsable
+from silo_agent.intake.index import Index
 from silo_agent.intake.pseudonyms import Pseudonyms
 from silo_agent.intake.reading import Means, Reading
 from silo_agent.intake.refusals import Refusal
@@ -131,17 +132,19 @@ def survey_volumes(
     from silo_agent.intake.volumes.files import Files
     from silo_agent.intake.volumes.process import VolumeReader
     from silo_agent.intake.volumes.reading import Acceptance, VolumeLimits
+    from silo_agent.intake.volumes.remembered import RememberedFiles
     from silo_agent.intake.volumes.stacks import sort_into_stacks
 
     archive = folder_inventory(folder, settled=0.0)
     items, names, means, limits = archive.items, Pseudonyms(Withdrawn(key)), means or Means(), limits or VolumeLimits()
     named, counted, used = list(archive.refused), Counter(code for _, code in archive.refused), Counter[str]()
     patients, seen, done, every = set[str](), set[bytes](), 0, 2 * len(items)
-    with closing(VolumeReader(limits, Acceptance(frozenset(modalities)), means.patience)) as reader:
-        files = Files(items, len(items), reader, names, lambda: on_progress(done, every))
+    how = Acceptance(frozenset(modalities))
+    with closing(VolumeReader(limits, how, means.patience)) as reader:
+        nothing = RememberedFiles(Index(None, names), [archive], how, limits)
+        files = Files(items, nothing, reader, names, lambda: on_progress(done, every))
         slices: list[Slice] = []
-        for number, item in enumerate(items):
-            says = files.facts(number)
+        for item, says in zip(items, files.look(), strict=True):
             slices += says.slices
             if says.code is not None:
                 counted[says.code] += 1

@@ -1,7 +1,7 @@
 """Which mask belongs to which series: a segmentation by the series it refers to and its patient, NIfTI by its name."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePath
 
 from silo_agent.intake.header import Identifiers
@@ -19,7 +19,7 @@ class Masks:
 
     def __init__(self) -> None:
         self._outlined: dict[tuple[str, str], list[Outlined]] = defaultdict(list)
-        self._niftis: dict[str, list[tuple[int, FileFacts]]] = defaultdict(list)
+        self._niftis: dict[str, list[int]] = defaultdict(list)
         self._segmentations: set[int] = set()
         self._met: set[int] = set()
 
@@ -28,8 +28,8 @@ class Masks:
         for series in says.series:
             self._outlined[who.patient_id, series].append(Outlined(number, who.sop_uid, says))
 
-    def add_nifti(self, number: int, series: str, says: FileFacts) -> None:
-        self._niftis[series].append((number, says))
+    def add_nifti(self, number: int, series: str) -> None:
+        self._niftis[series].append(number)
 
     @property
     def unmet_segmentations(self) -> set[int]:
@@ -38,24 +38,28 @@ class Masks:
 
     @property
     def unmet_niftis(self) -> set[int]:
-        return {number for found in self._niftis.values() for number, _ in found} - self._met
+        return {number for found in self._niftis.values() for number in found} - self._met
 
     def files_of(self, who: Identifiers) -> list[int]:
         """What belongs to a series; from now on it is met."""
         outlined = [one.file for one in self._outlined.get((who.patient_id, who.series_uid), ())]
-        found = outlined + [number for number, _ in self._niftis.get(who.series_uid, ())]
+        found = outlined + self._niftis.get(who.series_uid, [])
         self._met.update(found)
         return found
 
-    def mask_of(self, grid: Grid, classes: Sequence[str], values: ValuesOf) -> Mask:
-        """As `merging.mask_of_segmentations` and `mask_of_nifti`; two NIfTI files are LABEL_CONFLICT."""
+    def mask_of(self, grid: Grid, classes: Sequence[str], facts: Callable[[int], FileFacts], values: ValuesOf) -> Mask:
+        """As `merging.mask_of_segmentations` and `mask_of_nifti`; two NIfTI files are LABEL_CONFLICT.
+
+        `classes` are called as the segments are. `facts` is asked what a NIfTI file says.
+        """
         who = grid.slices[0].identifiers
         niftis = self._niftis.get(who.series_uid, [])
         if len(niftis) > 1:
             raise NotUsable(Refusal.LABEL_CONFLICT)
-        for number, says in niftis:
+        for number in niftis:
+            says = facts(number)
             if says.nifti is None:
-                raise NotUsable(says.code or Refusal.UNREADABLE)
+                raise NotUsable(says.code or Refusal.UNREADABLE, lasting=says.lasting)
             return mask_of_nifti(grid, number, says.nifti, classes, values)
         return mask_of_segmentations(grid, self._outlined.get((who.patient_id, who.series_uid), []), classes, values)
 

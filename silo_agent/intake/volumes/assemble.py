@@ -86,7 +86,7 @@ def refuse_changed(slices: Sequence[Slice], expected: Mapping[int, Slice]) -> No
     """Raise `NotUsable` where a file does not say any more what it said when it was sorted."""
     said = dict(enumerate(slices))
     if any(said.get(frame) != one for frame, one in expected.items()):
-        raise NotUsable(Refusal.UNREADABLE)
+        raise NotUsable(Refusal.UNREADABLE, lasting=False)
 
 
 def _by_file(grid: Grid) -> dict[int, list[int]]:

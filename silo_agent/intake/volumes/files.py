@@ -1,8 +1,8 @@
 """The files of a scan of volumes, by number: what they say, in pseudonyms, and the values of their frames.
 
-A file is opened for its header and once more for its pixels, since it may have been fetched for the one reading and be
-gone afterwards. What it then says must be what it said before. What the process that reads sends is believed only as
-far as it is checked here.
+A file is opened for its header, unless that is remembered, and once more for its pixels, since it may have been fetched
+for the one reading and be gone afterwards. What it then says must be what it said before. What the process that reads
+sends is believed only as far as it is checked here.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +21,7 @@ from silo_agent.intake.volumes.assemble import frame_digest, refuse_changed
 from silo_agent.intake.volumes.headers import Plane, Slice
 from silo_agent.intake.volumes.opened import FileFacts
 from silo_agent.intake.volumes.process import VolumeReader
+from silo_agent.intake.volumes.remembered import Digests, KnownFile, RememberedFiles
 
 Frame = NDArray[np.float32]
 
@@ -34,29 +35,47 @@ class _Opened:
 
 
 class Files:
-    """All of them; from `first_nifti` on they are NIfTI masks. `still` is called before each, and may end the scan."""
+    """All of them. The first ones are `remembered`, the others NIfTI masks.
+
+    `still` is called before each reading, and may end the scan.
+    """
 
     def __init__(
         self,
         items: Sequence[Item],
-        first_nifti: int,
+        remembered: RememberedFiles,
         reader: VolumeReader,
         names: Pseudonyms,
         still: Callable[[], None],
     ) -> None:
-        self._items, self._first_nifti, self._reader = items, first_nifti, reader
+        self._items, self._remembered, self._reader = items, remembered, reader
         self._names, self._still = names, still
         self._masks: dict[int, FileFacts] = {}
-        self._digests: dict[int, tuple[bytes, ...] | Refusal] = {}
+        self._digests: dict[int, Digests] = {}
+        self._frames: dict[int, int] = {}  # how many slices a file has
 
-    def is_nifti(self, number: int) -> bool:
-        return number >= self._first_nifti
+    def look(self) -> Iterator[FileFacts]:
+        """What each file says that is not called NIfTI, in their order."""
+        for number, known in enumerate(self._remembered.each()):
+            if known is None:
+                says = self.facts(number)
+                self._remembered.keep(number, KnownFile(says))
+            else:
+                says = self._noted(number, known.says)
+                if known.digests is not None:
+                    self._digests[number] = known.digests
+            yield says
 
     def facts(self, number: int) -> FileFacts:
+        """As it is read."""
         with self._opened(number) as one:
-            if one.says.segmentation is not None or one.says.nifti is not None:
-                self._masks[number] = one.says
-            return one.says
+            return self._noted(number, one.says)
+
+    def _noted(self, number: int, says: FileFacts) -> FileFacts:
+        if says.segmentation is not None or says.nifti is not None:
+            self._masks[number] = says
+        self._frames[number] = len(says.slices)
+        return says
 
     def slice_values(self, number: int, expected: Mapping[int, Slice]) -> Iterator[tuple[int, Frame]]:
         """As `assemble.FramesOf`. Raises `NotUsable`."""
@@ -69,28 +88,39 @@ class Files:
         """As `merging.ValuesOf`. Raises `NotUsable`."""
         with self._opened(number) as one:
             if one.says != self._masks[number]:
-                raise NotUsable(Refusal.UNREADABLE)
+                raise NotUsable(Refusal.UNREADABLE, lasting=False)
             for frame in sorted(wanted):
                 yield frame, one.frame(frame, _shape_of(one.says))
 
-    def digests(self, number: int) -> tuple[bytes, ...] | Refusal:
-        """As `stacks.Contents`."""
+    def digests(self, number: int) -> Digests:
+        """As `stacks.Contents`, keyed."""
         if number not in self._digests:
             self._digests[number] = self._read_digests(number)
         return self._digests[number]
 
-    def _read_digests(self, number: int) -> tuple[bytes, ...] | Refusal:
+    def _read_digests(self, number: int) -> Digests:
+        with self._opened(number) as one:
+            says = one.says
+            found, is_lasting = self._digests_of(one, self._frames[number])
+        if is_lasting:
+            self._remembered.keep(number, KnownFile(says, found))
+        return found
+
+    def _digests_of(self, one: _Opened, frames: int) -> tuple[Digests, bool]:
+        """And whether another reading of the same bytes would find the same."""
+        shapes = [(said.rows, said.columns) for said in one.says.slices]
+        if len(shapes) != frames:  # it changed since
+            return Refusal.UNREADABLE, False
         try:
-            with self._opened(number) as one:
-                shapes = [(said.rows, said.columns) for said in one.says.slices]
-                return tuple(frame_digest(one.frame(frame, shape)) for frame, shape in enumerate(shapes))
+            found = [frame_digest(one.frame(frame, shape)) for frame, shape in enumerate(shapes)]
         except NotUsable as why:
-            return why.code
+            return why.code, why.lasting
+        return tuple(map(self._names.content, found)), True
 
     @contextmanager
     def _opened(self, number: int) -> Iterator[_Opened]:
         self._still()
-        is_nifti = self.is_nifti(number)
+        is_nifti = number >= self._remembered.files
         with self._items[number].opened() as path:
             if isinstance(path, Refusal):
                 yield _Opened(FileFacts(path), _nothing)
@@ -102,7 +132,7 @@ class Files:
         def frame(frame: int, shape: tuple[int, int]) -> Frame:
             values = self._reader.frame(path, number, frame, is_nifti=is_nifti)
             if values.shape != shape or not np.isfinite(values).all():
-                raise NotUsable(Refusal.UNREADABLE)
+                raise NotUsable(Refusal.UNREADABLE, lasting=False)
             return values
 
         return frame
@@ -121,7 +151,8 @@ def in_pseudonyms(says: FileFacts, names: Pseudonyms) -> FileFacts:
     )
     if found is not None:
         frames = tuple(replace(one, plane=plane(one.plane)) for one in found.frames)
-        found = replace(found, series=tuple(map(names.uid, found.series)), frames=frames)
+        segments = tuple(replace(one, label=names.label(one.label)) for one in found.segments)
+        found = replace(found, series=tuple(map(names.uid, found.series)), segments=segments, frames=frames)
     return replace(says, who=None if who is None else names.of(who), slices=slices, segmentation=found)
 
 

@@ -67,9 +67,9 @@ class Looked:
             self._refuse(stack.slices, code)
         return [study.used for study in studies if study.used is not None]
 
-    def files_of(self, grid: Grid) -> list[int]:
-        """Those of its mask, then those of its slices."""
-        return [*self._masks_of(grid.slices), *sorted({one.file for one in grid.slices})]
+    def masks_of(self, grid: Grid) -> list[int]:
+        """The files of the mask of a series that was selected."""
+        return self._masks_of(grid.slices)
 
     def refuse(self, grid: Grid, code: Refusal) -> None:
         """A series that was selected and is no use after all."""

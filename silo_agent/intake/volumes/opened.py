@@ -30,9 +30,11 @@ class FileFacts:
     """What one file says: why it is not used, or one of the three that it may be.
 
     `who` also of a file that is refused, unless its header could not be parsed. A NIfTI file says nothing of anybody.
+    `lasting`: another reading of the same bytes would find the same.
     """
 
     code: Refusal | None = None
+    lasting: bool = True
     who: Identifiers | None = field(repr=False, default=None)
     slices: tuple[Slice, ...] = ()
     segmentation: Segmentation | None = None
@@ -54,13 +56,13 @@ class OpenVolumeFile:
 
     def facts(self, *, is_nifti: bool) -> FileFacts:
         found = guarded(self._nifti if is_nifti else self._dicom)
-        return FileFacts(found.code, self._who) if isinstance(found, Refused) else found
+        return FileFacts(found.code, found.lasting, self._who) if isinstance(found, Refused) else found
 
     def frame(self, number: int) -> NDArray[np.float32] | Refused:
         """Values [H,W]; to be called after `facts`, where that refuses nothing."""
         frame = self._frame
         if frame is None:
-            return Refused(Refusal.UNREADABLE)
+            return Refused(Refusal.UNREADABLE, lasting=False)
         return guarded(lambda: frame(number).astype(np.float32))
 
     def _nifti(self) -> FileFacts:

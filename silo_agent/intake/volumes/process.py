@@ -53,7 +53,7 @@ class VolumeProcess(ReaderProcess):
         said = self._asked({"frame": number}, patience)
         try:
             if "refused" in said:
-                raise NotUsable(Refusal(said["refused"]))
+                raise NotUsable(Refusal(said["refused"]), lasting=said["lasting"] is True)
             height, width = (int(side) for side in said["shape"])
             return self._values(height, width)
         except (ValueError, TypeError, LookupError):
@@ -78,7 +78,7 @@ class VolumeReader:
         try:
             return self._tried(lambda process: process.open(path, number, self._patience, is_nifti=is_nifti))
         except NotUsable as why:
-            return FileFacts(why.code)
+            return FileFacts(why.code, why.lasting)
 
     def frame(self, path: Path, number: int, frame: int, *, is_nifti: bool) -> NDArray[np.float32]:
         """One frame [H,W] of a file that `facts` was asked of last. Raises `NotUsable`, and as `facts`."""
@@ -96,11 +96,11 @@ class VolumeReader:
         except Silent:
             self.close()
             self._silence.again(self._patience)
-            raise NotUsable(Refusal.READ_TIMEOUT) from None
+            raise NotUsable(Refusal.READ_TIMEOUT, lasting=False) from None
         except Ended as why:
             self.close()
             if is_last:
-                raise NotUsable(why.code) from None
+                raise NotUsable(why.code, lasting=False) from None
             return self._tried(ask, is_last=True)
         self._silence.heard()
         return found

@@ -56,7 +56,7 @@ def serve(questions: TextIO, answers: TextIO, limits: "VolumeLimits", pixels: in
             elif file is not None:
                 found = file.frame(question["frame"])
                 if isinstance(found, Refused):
-                    say(json.dumps({"refused": found.code}))
+                    say(json.dumps({"refused": found.code, "lasting": found.lasting}))
                 else:
                     put(pixels, found)
                     say(json.dumps({"shape": found.shape}))

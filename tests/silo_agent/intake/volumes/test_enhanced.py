@@ -251,6 +251,6 @@ def test_a_file_that_changed_since_it_was_sorted_is_refused(
     path = write_one()
     grid = grid_of([path])
     write_one(lie=Lie(gap=3.0))
-    assert assemble(grid, [path]) == Refused(Refusal.UNREADABLE)
+    assert assemble(grid, [path]) == Refused(Refusal.UNREADABLE, lasting=False)
     path.unlink()
-    assert assemble(grid, [path]) == Refused(Refusal.READ_ERROR)
+    assert assemble(grid, [path]) == Refused(Refusal.READ_ERROR, lasting=False)

@@ -100,7 +100,7 @@ def test_a_file_one_may_not_read_is_told_apart_from_a_broken_disk(
             raise error
 
         monkeypatch.setattr(Path, "open", refuse)
-        assert read_slices(path, 0, modalities=("CT",)) == Refused(Refusal(expected))
+        assert read_slices(path, 0, modalities=("CT",)) == Refused(Refusal(expected), lasting=False)
 
 
 @pytest.mark.parametrize("syntax", [None, JPEG2000Lossless])

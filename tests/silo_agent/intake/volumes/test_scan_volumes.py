@@ -357,7 +357,7 @@ def test_nothing_but_refused_csv_names_anything(ward: Ward) -> None:
     no_mask(ward)
     ward.scan()
     assert {file.name for file in ward.cache.iterdir()} == {
-        *("images.npy", "masks.npy", "labels.npy", "patients.npy", "split.npy"),
+        *("images.npy", "masks.npy", "labels.npy", "patients.npy", "split.npy", "made_of.npy"),
         *("report.json", "refused.csv", "known.bin", "withdrawn.bin"),
     }
     for file in ward.cache.iterdir():
