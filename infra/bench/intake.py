@@ -23,6 +23,7 @@ from pydicom import dcmread
 from boundary.identity import SigningIdentity
 from boundary.plan import StudyPlan, parse_plan
 from infra.bench.rows import Row, Target, ratio_at_least, ratio_at_most
+from infra.bench.series import series_again
 from infra.hospitals.writing import Identity, write_image
 from silo_agent.intake.reading import Means, Memory
 from silo_agent.intake.reuse import OtherScan
@@ -59,7 +60,7 @@ def intake() -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="wardround-bench-") as name:
         folder = Path(name)
         small = write_archive(folder / "small", INSTANCES, distinct=1, side=SMALL_SIDE)
-        rows = [*_headers(folder, small), *_again(folder, small)]
+        rows = [*_headers(folder, small), *_again(folder, small), *series_again(folder)]
         # where nothing is compressed there is nothing to decode: that figure is what checks and preprocessing cost
         for kind, syntax, target in (("JPEG 2000", _JPEG_2000, ratio_at_least(0.8)), ("not compressed", None, None)):
             archive = write_archive(folder / kind, IMAGES, distinct=DISTINCT, side=SIDE, syntax=syntax)

@@ -89,6 +89,7 @@ class Spool:
         self._file = _create(self._path)
         self._width = self._kind.itemsize * math.prod(shape)
         self._row_of: dict[int, int] = {}
+        self._rows = 0  # written; of a file that is added again the last one counts
         self._unasked = 0  # bytes that may be written before the disk is looked at again
 
     def __contains__(self, file: int) -> bool:
@@ -108,7 +109,8 @@ class Spool:
             self._unasked = _STRETCH_BYTES
             self._check(self._unasked)
         self._unasked -= self._width
-        self._row_of[file] = len(self._row_of)
+        self._row_of[file] = self._rows
+        self._rows += 1
         self._file.write(row)
 
     def write(self, files: list[int], target: Path) -> list[int]:

@@ -14,12 +14,12 @@ import json
 import sqlite3
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from silo_agent.intake.erasing import INDEX_TABLE, forget_rows, open_index, remove_index
 from silo_agent.intake.pseudonyms import Pseudonyms
+from silo_agent.intake.software import release_of
 
 FORMAT = 2
 FILES_AT_ONCE = 256  # looked up, and written: as many are read again after a kill
@@ -195,11 +195,4 @@ def _opened(path: Path, version: str) -> sqlite3.Connection:
 
 def _version() -> str:
     """What files are read with: with anything else of it, every file is read anew."""
-    return json.dumps([FORMAT, {name: _release(name) for name in _READ_BY}])
-
-
-def _release(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    return json.dumps([FORMAT, {name: release_of(name) for name in _READ_BY}])

@@ -6,7 +6,6 @@ Only `refused.csv` names files, for the hospital's own staff; none of a patient 
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.report import IntakeReport, contract_problems, images_by_class, patients_by_split
 from silo_agent.intake.reuse import Tags, made_of, recipe_of
 from silo_agent.intake.selection import Selection
+from silo_agent.intake.software import release_of
 from silo_agent.intake.withdrawn import known_patients, tag_of
 
 NOT_NAMED = "(not named: consent was withdrawn)"
@@ -103,10 +103,4 @@ def write_columns(
 
 
 def versions() -> dict[str, str]:
-    found = {}
-    for name in _SOFTWARE:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return {name: release_of(name) or "not installed" for name in _SOFTWARE}

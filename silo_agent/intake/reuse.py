@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from boundary.images import Preprocessing
 from silo_agent.intake.erasing import MADE_OF, MASKS
+from silo_agent.intake.software import release_of
 
 _KEY = b"wardround made of v1\x00"
 _TAG_BYTES, _SUM_BYTES = 32, 4
@@ -39,7 +39,7 @@ class OtherScan:
 
 def recipe_of(preprocessing: Preprocessing) -> bytes:
     """How inputs are made of images: what the plan says, and the software that does it."""
-    software = {name: metadata.version(name) for name in _MAKERS}
+    software = {name: release_of(name) for name in _MAKERS}
     return json.dumps([preprocessing.model_dump(mode="json"), software], sort_keys=True).encode()
 
 

@@ -185,7 +185,7 @@ def _clusters(
             if here[0] - anchor[0] > tolerance:
                 clusters.append((here, [pair]))
                 break
-            if max(abs(a - b) for a, b in zip(anchor, here, strict=True)) <= tolerance:
+            if here == anchor or max(abs(a - b) for a, b in zip(anchor, here, strict=True)) <= tolerance:
                 members.append(pair)
                 break
         else:

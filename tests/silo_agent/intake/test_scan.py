@@ -287,6 +287,15 @@ def test_a_spool_gives_each_row_once_and_zeros_for_what_it_does_not_have(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["images.npy"]
 
 
+def test_of_what_a_spool_is_given_twice_the_last_counts(tmp_path: Path) -> None:
+    rows = np.arange(4 * 4 * 4, dtype=np.float32).reshape(4, 1, 4, 4)
+    spool = cache_module.InputSpool(tmp_path, (4, 4), spare=0)
+    for file, row in zip((7, 5, 7, 9), rows, strict=True):
+        spool.add(file, row)
+    spool.write([5, 7, 9], tmp_path / "images.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "images.npy"), rows[1:])
+
+
 def test_a_spool_takes_only_the_plan_s_shape(tmp_path: Path) -> None:
     spool = cache_module.InputSpool(tmp_path, (4, 4))
     with pytest.raises(ValueError, match="the plan asks for"):
