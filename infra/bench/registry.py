@@ -52,6 +52,6 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "verification": Benchmark(verification.verification, "verifying 100,000 entries; appending one to a log", 2),
     "agent-footprint": Benchmark(footprint.agent_footprint, "the hospital's daemon: start-up and memory", 0.5),
-    "intake": Benchmark(intake.intake, "an archive's headers and images beside bare pydicom; all of it once more", 3),
+    "intake": Benchmark(intake.intake, "an archive's headers and images beside bare pydicom; all of it once more", 4),
     "demo": Benchmark(demo.demo, "`wardround demo` on its clock", 2),
 }
