@@ -53,7 +53,7 @@ class Index:
     def section(self, root: str, kind: str, read_with: str) -> "Section":
         """The rows of one archive that were found by one kind of reading; `read_with` are its limits."""
         found = Section(self, self._names, f"{root}\0{kind}", read_with)
-        self._there[found.archive] = set()
+        self._there.setdefault(found.archive, set())
         return found
 
     @property

@@ -27,6 +27,7 @@ from silo_agent.intake.volumes.opened import FileFacts
 from silo_agent.intake.volumes.reading import Acceptance, VolumeLimits
 
 Digests = tuple[bytes, ...] | Refusal  # of the frames of a file, keyed, or why they cannot be read
+_SHARED_BYTES = 2048  # of a line of JSON that the slices of a series may share: such ones are parsed once
 _PLACE = Struct("<I3d")  # which of a file's kinds a frame is of, and its position, mm
 _Kind = tuple[Any, ...]
 _Place = tuple[int, float, float, float]
@@ -110,7 +111,7 @@ class RememberedVolumes:
         return None if found is None else _unpacked_volume(found[1])
 
     def keep(self, grid: Grid, masks: Sequence[int], found: Prepared | Refusal) -> None:
-        """Remember what the files made just now that were read from their headers on, if none changed meanwhile."""
+        """Remember what was made of the files just now, if none of them changed since it was listed."""
         files = {*masks, *(one.file for one in grid.slices)}
         if all(self._items[number][1].unchanged() for number in files):
             patient = grid.slices[0].identifiers.patient_id
@@ -162,7 +163,7 @@ def _packed_file(known: KnownFile) -> bytes:
 
 def _unpacked_file(number: int, patient: str, facts: bytes) -> KnownFile:
     line, _, rest = facts.partition(b"\n")
-    head, at, who = _head(line), 0, None
+    head, at, who = (_head(line) if len(line) <= _SHARED_BYTES else _parsed_head(line)), 0, None
     if head.is_parsed:
         who, at = unpacked_uids(patient, rest[:UIDS_BYTES]), UIDS_BYTES
     end = at + head.frames * _PLACE.size
@@ -216,15 +217,16 @@ class _Head:
         return Segmentation(series, tuple(Segment(*one) for one in segments), rows, columns, frames, _code(code))
 
 
-@lru_cache(maxsize=1024)
-def _head(said: bytes) -> _Head:
-    """Of a series there are few: it is parsed once."""
+def _parsed_head(said: bytes) -> _Head:
     code, is_parsed, frames, kinds, outlines, refused = json.loads(said)
     found = tuple(_tuples(kind) for kind in kinds)
     if outlines is None:
         found = tuple((*kind[:4], Variant(*kind[4]), kind[5]) for kind in found)
     outlined = None if outlines is None else _tuples(outlines)
     return _Head(_code(code), is_parsed, frames, found, outlined, _code(refused))
+
+
+_head = lru_cache(maxsize=1024)(_parsed_head)
 
 
 def _tuples(said: Any) -> Any:

@@ -87,7 +87,6 @@ def scan_volumes(  # noqa: PLR0913 - as of `scan`
         say_whose = [archive] if kind == "nifti" else [archive, beside]
         files = Files(items, RememberedFiles(index, say_whose, how, limits), reader, names, progress.still)
         _look(items, files, looked, names, progress)
-        each_alone = plan.bands > 0
         making = Making(
             classes=[names.label(one) for one in plan.labels.classes],
             by_slice=len(size) == 2,
@@ -98,20 +97,20 @@ def scan_volumes(  # noqa: PLR0913 - as of `scan`
             remembered=RememberedVolumes(index, [archive, beside], how, limits, plan),
             count=progress.count,
         )
-        for grid in looked.selected(rule, files.digests, each_alone=each_alone):
+        for grid in looked.selected(rule, files.digests, each_alone=plan.bands > 0):
             making.take(grid)
-
-        def build() -> Cohort:
-            candidates = making.candidates.values()
-            return build_cohort(candidates, plan.dataset, key=key, each_alone=each_alone, held_back=held_back)
-
-        cohort = making.filled(build)
+        cohort = making.filled(lambda: _cohort(plan, making, key, held_back=held_back))
         for number, code in cohort.refused.items():
             ends.image(making.files_of(number), code)
         index.finish()
         outcome = VolumeOutcome(plan, key, making, cohort, ends, looked.finish())
         progress.finish()
         return outcome.write(folder, inputs, masks)
+
+
+def _cohort(plan: StudyPlan, making: Making, key: bytes, *, held_back: bool) -> Cohort:
+    candidates, each_alone = making.candidates.values(), plan.bands > 0
+    return build_cohort(candidates, plan.dataset, key=key, each_alone=each_alone, held_back=held_back)
 
 
 @dataclass(slots=True)
