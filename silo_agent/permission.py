@@ -269,7 +269,6 @@ def forecast(plan: StudyPlan, force: PolicyInForce, patients: int | None, now: d
         patients = 0 if rules is None else rules.min_patients
     phases = [phase for phase in PHASES if site in taking_part(plan, phase) and not (phase == "train" and plan.bands)]
     metrics = frozenset[str]().union(*(_metrics(phase, plan) for phase in phases))
-    guarded = bool(plan.bands) or site in validators(plan)
     request = Request.of(
         plan,
         last_round(plan),
@@ -277,7 +276,7 @@ def forecast(plan: StudyPlan, force: PolicyInForce, patients: int | None, now: d
         standing=force.standing,
         data=DataFacts.of(plan, patients=patients, exclusions_at=now),
         model_size=0,
-        spending=NothingSpent() if guarded else Unguarded(),
+        spending=_foreseen(plan, force.policy),
         leaving=Leaving(0, metrics, CELL),
         using=Using(0, 0.0),
     )
@@ -290,6 +289,19 @@ def forecast(plan: StudyPlan, force: PolicyInForce, patients: int | None, now: d
             if all(why.detail != other.detail for other in found):  # a data set that is not named fails several gates
                 found.append(why)
     return found
+
+
+def _foreseen(plan: StudyPlan, policy: Policy) -> Spending | Unguarded | NothingSpent:
+    """What all rounds have in common: the noise and the delta. Epsilons are those before the first."""
+    if policy.site in validators(plan):
+        return NothingSpent()
+    if not plan.bands:
+        return Unguarded()
+    try:
+        terms = terms_of(plan, dataset_of(policy, plan.dataset.name))
+    except (PolicyRefused, WorkFailed):  # a data set that is not named; no noise is enough: both are said elsewhere
+        return NothingSpent()
+    return NothingSpent() if terms is None else Spending(0.0, 0.0, terms.delta, terms.noise_multiplier)
 
 
 def announce(journal: Journal, force: PolicyInForce, now: datetime) -> None:

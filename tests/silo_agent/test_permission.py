@@ -390,6 +390,20 @@ def test_a_segmentation_tells_dice_and_a_policy_without_it_refuses(site: Any, ma
     assert "dice" in refused.detail
 
 
+def test_too_little_noise_for_the_policy_is_said_before_anybody_approves(private_site: Any) -> None:
+    """It is the same in every round: all of them would be refused."""
+    force = private_site.permission().in_force()
+
+    def refused(least: float) -> bool:
+        privacy = force.policy.privacy.model_copy(update={"min_noise_multiplier": least})
+        strict = replace(force, policy=force.policy.model_copy(update={"privacy": privacy}))
+        told = forecast(private_site.plan, strict, None, private_site.now)
+        return PolicyCode.NOISE_TOO_LOW in {why.reason for why in told}
+
+    assert refused(50.0)
+    assert not refused(0.1)
+
+
 def test_a_group_smaller_than_the_policys_sums_is_refused_before_anything_is_spent(site: Any) -> None:
     """Twelve hospitals, four of them summed with us: what leaves is a sum over four."""
     site.propose()
