@@ -60,7 +60,8 @@ Day = Annotated[date, BeforeValidator(_date_in), PlainSerializer(date.isoformat,
 Word = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_one_line)]
 Names = Annotated[tuple[Word, ...], BeforeValidator(list_in), AfterValidator(distinct)]
 Sentence = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_readable)]
-PublicKeyStr = Annotated[str, Field(pattern=r"^ed25519:[A-Za-z0-9+/]{43}=$"), AfterValidator(_sound_key)]
+PUBLIC_KEY_PATTERN = r"^ed25519:[A-Za-z0-9+/]{43}=$"
+PublicKeyStr = Annotated[str, Field(pattern=PUBLIC_KEY_PATTERN), AfterValidator(_sound_key)]
 Unit = Annotated[float, Field(ge=-1e6, le=1e6)]  # HU, percent: within what the digest's JSON can carry
 Millimetres = Annotated[float, Field(ge=0.05, le=50)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]

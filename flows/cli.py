@@ -232,7 +232,7 @@ def plan_keep(
     weights: Annotated[Path, typer.Argument(help="A safetensors file.", exists=True, dir_okay=False)],
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
-    """Take in a finished model's weights, so that a plan can name them under [evaluation] models."""
+    """Take in a finished model's weights, so that a plan can name them under evaluation.models."""
     from flows.coordinator import load
 
     typer.echo(load(home).blobs.put_file(weights).digest)
@@ -362,7 +362,7 @@ def incidents_close(
 def audit_privacy(  # noqa: PLR0913, PLR0917 - a command's options
     plan: Annotated[Path, typer.Argument(help="A study.toml with a guarantee per patient.", exists=True)],
     images: Annotated[
-        Path | None, typer.Option(help="An .npz with images [n, h, w] and labels [n]; without it, phantoms.")
+        Path | None, typer.Option(help="An .npz with images (n, h, w) and labels (n); without it, phantoms.")
     ] = None,
     models: Annotated[int, typer.Option(min=6, help="Models of each kind. More make a sharper attack.")] = 12,
     patients: Annotated[int, typer.Option(min=40, help="Patients to train on.")] = 120,

@@ -25,6 +25,8 @@ from silo_agent.commands.plan import plan_app
 from silo_agent.commands.policy import policy_app
 from silo_agent.errors import AgentError, ConfigError
 
+NO_KEY_YET = "ed25519:..."  # in policy.toml until the second person has made theirs
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -70,7 +72,7 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
     dataset: Annotated[str, typer.Option(help="Name of the data set, as study plans ask for it.")] = "images",
     second_key: Annotated[
         str, typer.Option(help="Public key of the second person who signs policies, of `silo-agent policy key`.")
-    ] = "ed25519:...",
+    ] = NO_KEY_YET,
     second_role: Annotated[str, typer.Option(help="That person's role.")] = "it_security",
     most_patients: Annotated[
         int,
@@ -89,6 +91,7 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
     """Make the state folder: keys that never leave it, agent.toml, and a policy.toml to go through and sign."""
     from silo_agent.config import CONFIG_NAME, parse_config, starting_config
     from silo_agent.console.login import make_login
+    from silo_agent.forms import check_key
     from silo_agent.policy.files import PolicyFiles
     from silo_agent.policy.starting import Start, kind_of_labels, starting_policy
     from silo_agent.state import StateFolder, write_private
@@ -96,13 +99,15 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
     for path, what in ((dicom, "the DICOM folder"), (labels, "the label table, or the folder of masks,")):
         if not path.exists():
             raise ConfigError(f"{what} {path} does not exist")
+    if second_key != NO_KEY_YET:
+        check_key(second_key, "--second-key")
     folder = StateFolder(state)
     text = starting_config(site, threads=threads, heartbeat=heartbeat)
-    parse_config(text, f"{state / CONFIG_NAME}, as it would be,")
+    parse_config(text, f"{state / CONFIG_NAME}, as it would be")
     listed = (state / "excluded.hmac" if exclusions is None else exclusions).resolve()
     today = datetime.now(UTC).date()
     start = Start(
-        site, [("data_steward", "ed25519:..."), (second_role, second_key)], dataset, dicom.resolve(), labels.resolve(),
+        site, [("data_steward", NO_KEY_YET), (second_role, second_key)], dataset, dicom.resolve(), labels.resolve(),
         listed, today, today + timedelta(days=365), timezone, n_max_patients=most_patients,
         labels_kind=kind_of_labels(labels),
     )  # fmt: skip

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from boundary.names import Frozen, SiloId
 from silo_agent.errors import ConfigError
+from silo_agent.forms import reason_of
 
 CONFIG_NAME = "agent.toml"
 
@@ -63,7 +64,7 @@ def parse_config(text: str, where: str) -> AgentConfig:
     except ValidationError as why:
         problems = "; ".join(
             f"{'.'.join(map(str, error['loc']))}: "
-            + ("unknown key" if error["type"] == "extra_forbidden" else error["msg"])
+            + ("unknown key" if error["type"] == "extra_forbidden" else reason_of(error))
             for error in why.errors(include_url=False, include_input=False)
         )
         raise ConfigError(f"{where}: {problems}") from why

@@ -46,7 +46,7 @@ def show(
 ) -> None:
     """Show the policy in plain words, who signed it, and with --proposed what the next one would change."""
     from silo_agent.policy.describe import difference, lines, standing_lines
-    from silo_agent.policy.files import load_policy, read_proposed
+    from silo_agent.policy.files import PolicyFiles, load_policy, next_number, read_proposed
     from silo_agent.status import print_lines
 
     if not proposed:
@@ -59,11 +59,16 @@ def show(
         changed = difference(before, waiting)
         typer.echo("What it changes:" if changed else "It changes nothing.")
         print_lines(changed)
+    number, name = next_number(state), PolicyFiles(state).waiting.name
+    typer.echo(
+        "to sign it: `silo-agent policy sign`, and on another machine, with a copy of the text, "
+        f"`silo-agent policy sign --role ROLE --key KEY --text {name} --number {number} --out FILE`"
+    )
 
 
 @policy_app.command()
 def sign(
-    role: Annotated[str, typer.Option(help="Your role, as [approvers] names it.")] = "data_steward",
+    role: Annotated[str, typer.Option(help="Your role, as approvers.roles in the policy names it.")] = "data_steward",
     key_file: Annotated[
         Path | None, typer.Option("--key", help="Your key; without it the steward's, which lies in the state folder.")
     ] = None,
@@ -140,13 +145,12 @@ def allow(
     from boundary.canonical import parse_json
     from boundary.parties import last_round
     from boundary.plan import plan_from_json
-    from silo_agent.policy.proposing import propose_plan
-    from silo_agent.policy.sections import Legal
+    from silo_agent.policy.proposing import papers_of, propose_plan
     from silo_agent.steward import find_plan
 
     with opened_journal(state) as journal:
         kept = plan_from_json(parse_json(find_plan(journal, plan).plan))
-    papers = Legal(irb=irb, dpia=dpia, expires=expires.date())
+    papers = papers_of(irb, dpia, expires.date())
     path = propose_plan(state, kept, papers, max_rounds or last_round(kept))
     typer.echo(f"wrote {path}: read it with `policy show --proposed`, then `policy sign`, by each, and `policy adopt`")
 

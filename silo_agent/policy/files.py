@@ -62,6 +62,11 @@ class PolicyFiles:
         return self.root / "policy.proposed.toml"
 
     @property
+    def waiting(self) -> Path:
+        """The text that waits for signatures: the first policy while none is in force."""
+        return self.proposed if self.pin.exists() else self.policy
+
+    @property
     def proposed_signatures(self) -> Path:
         return self.root / "policy.proposed.sig"
 
@@ -124,18 +129,25 @@ def sign_here(root: Path, key: SigningIdentity, role: str) -> PolicySignatures:
     files = PolicyFiles(root)
     with _held(root, fcntl.LOCK_EX):
         policy, number, path = _waiting(files)
-        _check_may_sign(files, policy, key, role)
+        _check_may_sign(files, policy, key.public.text, role)
         file = add_signature(_collected(path, policy, number), policy, key, role)
         write_private(path, to_json(file))
         return file
 
 
 def add_signatures(root: Path, data: bytes) -> PolicySignatures:
-    """Add what `sign` gave on another machine. Raises `ConfigError` if it is for another policy or number."""
+    """Add what `sign` gave on another machine.
+
+    Raises `ConfigError` if it is for another policy or number, or of somebody who is no approver: it would count for
+    nothing, and look as if it did.
+    """
     files = PolicyFiles(root)
     with _held(root, fcntl.LOCK_EX):
         policy, number, path = _waiting(files)
-        file = merged(_collected(path, policy, number), parse_signatures(data, "the signature"))
+        given = parse_signatures(data, "the signature")
+        file = merged(_collected(path, policy, number), given)
+        for one in given.signatures:
+            _check_may_sign(files, policy, one.key, one.role)
         write_private(path, to_json(file))
         return file
 
@@ -190,13 +202,13 @@ def _collected(path: Path, policy: Policy, number: int) -> PolicySignatures:
     return unsigned(policy, number)
 
 
-def _check_may_sign(files: PolicyFiles, policy: Policy, key: SigningIdentity, role: str) -> None:
+def _check_may_sign(files: PolicyFiles, policy: Policy, key: str, role: str) -> None:
     members = policy.approvers.members
     if files.pin.exists():
         members |= _read_pin(files).policy.approvers.members
-    if (role, key.public.text) not in members:
+    if (role, key) not in members:
         raise ConfigError(
-            f"the key {key.public.text} is not the {role}'s in this policy or the one in force: sign with the key "
+            f"the key {key} is not the {role}'s in this policy or the one in force: sign with the key "
             "that [approvers] names for the role"
         )
 

@@ -16,6 +16,7 @@ from boundary.names import Frozen, SiloId, StudyName, VersionOne
 from boundary.parties import validators
 from boundary.plan import StudyPlan
 from silo_agent.errors import ConfigError
+from silo_agent.forms import reason_of
 from silo_agent.policy.errors import PolicyCode, PolicyRefused
 from silo_agent.policy.hours import Hours
 from silo_agent.policy.sections import (
@@ -112,7 +113,7 @@ def _explain(why: ValidationError) -> list[str]:
     problems = []
     for error in why.errors(include_url=False, include_input=False):
         place = ".".join(str(part) for part in error["loc"]) or "the policy"
-        reason = _REASONS.get(error["type"], error["msg"]).removeprefix("Value error, ")
+        reason = _REASONS.get(error["type"]) or reason_of(error)
         if error["type"].startswith("union_tag"):
             reason += f", one of {error['ctx'].get('expected_tags', 'folder, dicomweb')}"
         problems.append(f"{place}: {reason}")

@@ -1,14 +1,27 @@
 """A proposal that adds one plan to the policy in force: its text, with nothing else of it changed."""
 
+from datetime import date
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from boundary.plan import StudyPlan, digest_of
 from silo_agent.config import quoted
 from silo_agent.errors import ConfigError
+from silo_agent.forms import reason_of
 from silo_agent.policy.files import PolicyFiles, load_policy
 from silo_agent.policy.model import Policy, parse_policy
 from silo_agent.policy.sections import Legal
 from silo_agent.state import write_private
+
+
+def papers_of(irb: str, dpia: str, expires: date) -> Legal:
+    """The papers as a person gave them. Raises `ConfigError` with the option that is wrong."""
+    try:
+        return Legal(irb=irb, dpia=dpia, expires=expires)
+    except ValidationError as why:
+        wrong = [f"--{error['loc'][0]}: {reason_of(error)}" for error in why.errors(include_url=False)]
+        raise ConfigError("; ".join(wrong)) from why
 
 
 def propose_plan(root: Path, plan: StudyPlan, legal: Legal, max_rounds: int) -> Path:
@@ -20,7 +33,7 @@ def propose_plan(root: Path, plan: StudyPlan, legal: Legal, max_rounds: int) -> 
     files, policy = PolicyFiles(root), load_policy(root).policy
     _check_is_new(files, policy, plan)
     text = files.policy.read_text("utf-8").rstrip() + "\n\n" + _table(plan, legal, max_rounds)
-    parse_policy(text.encode(), f"{files.proposed}, as it would be,")
+    parse_policy(text.encode(), f"{files.proposed}, as it would be")
     write_private(files.proposed, text.encode())
     return files.proposed
 

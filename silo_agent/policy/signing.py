@@ -70,7 +70,7 @@ def merged(file: PolicySignatures, other: PolicySignatures) -> PolicySignatures:
     if (file.digest, file.number) != (other.digest, other.number):
         raise ConfigError(
             f"the signature is for number {other.number} of {other.digest}, needed is number {file.number} of "
-            f"{file.digest}: sign that"
+            f"{file.digest}: sign the text that waits in the agent's state folder, with `--number {file.number}`"
         )
     new = {signature.key for signature in other.signatures}
     kept = tuple(signature for signature in file.signatures if signature.key not in new)

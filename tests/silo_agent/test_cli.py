@@ -89,7 +89,7 @@ def test_a_wrong_site_name_can_be_corrected(tmp_path: Path) -> None:
     """Found by reading: keys were made before the name was looked at, and the second try was refused."""
     first = init(tmp_path / "state", tmp_path, site="St Olavs")
     assert isinstance(first.exception, ConfigError)
-    assert "site: String should match" in str(first.exception)
+    assert "site: has to be a short name" in str(first.exception)
     assert not (tmp_path / "state").exists()
     assert init(tmp_path / "state", tmp_path).exit_code == 0
 

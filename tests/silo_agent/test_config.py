@@ -24,7 +24,7 @@ WRONG = {
     "an unknown key": (good() + "\n[network]\nlisten = 80\n", "network: unknown key"),
     "what the policy says": (good() + "\n[dataset.images]\n", "dataset: unknown key"),
     "a misspelt key": (good().replace("threads", "treads"), "resources.treads: unknown key"),
-    "a site with a capital": (good("St-Olavs"), "site: String should match"),
+    "a site with a capital": (good("St-Olavs"), "site: has to be a short name"),
     "the coordinator's own name": (good("coordinator"), "'coordinator' is the coordinator's own name"),
     "threads as text": (good().replace("threads = 2", 'threads = "2"'), "resources.threads"),
     "a heartbeat of never": (good().replace("heartbeat = 10.0", "heartbeat = 0.0"), "timing.heartbeat"),

@@ -79,6 +79,43 @@ def test_signing_on_another_machine(hospital: Path, tmp_path: Path) -> None:
     well("policy", "begin", "--state", hospital)
 
 
+def test_a_later_policy_is_signed_on_another_machine_as_the_agent_says(ruled: Path, tmp_path: Path) -> None:
+    """Its number is not 1: whoever sees only the text cannot know it."""
+    propose(ruled, "max_epsilon_per_study = 6.0", "max_epsilon_per_study = 7.0")
+    it, text = tmp_path / "it.pem", ruled / "policy.proposed.toml"
+    elsewhere = ["policy", "sign", "--role", "it_security", "--key", it, "--text", text, "--out", tmp_path / "it.sig"]
+    well("policy", "sign", "--state", ruled)
+    well(*elsewhere)
+    refused = run("policy", "add", tmp_path / "it.sig", "--state", ruled).exception
+    assert "--number 2" in str(refused)
+    assert "--number 2" in well("policy", "show", "--proposed", "--state", ruled)
+    well(*elsewhere, "--number", 2)
+    well("policy", "add", tmp_path / "it.sig", "--state", ruled)
+    assert "in force: number 2" in well("policy", "adopt", "--state", ruled)
+
+
+def test_a_signature_of_nobody_who_may_is_not_taken(hospital: Path, tmp_path: Path) -> None:
+    """It would count for nothing, and look as if it did until the policy is put into force."""
+    well("policy", "key", tmp_path / "other.pem")
+    well("policy", "sign", "--role", "it_security", "--key", tmp_path / "other.pem",
+         "--text", hospital / "policy.toml", "--out", tmp_path / "other.sig")  # fmt: skip
+    before = [path.name for path in hospital.iterdir()]
+    refused = run("policy", "add", tmp_path / "other.sig", "--state", hospital)
+    assert isinstance(refused.exception, ConfigError)
+    assert "is not the it_security's" in str(refused.exception)
+    assert [path.name for path in hospital.iterdir()] == before
+
+
+def test_a_second_key_that_is_none_is_said_by_init_and_a_missing_one_by_its_policy(tmp_path: Path) -> None:
+    begin = ["init", "--site", "st-olavs", "--dicom", tmp_path, "--labels", tmp_path, "--state", tmp_path / "state"]
+    refused = run(*begin, "--second-key", "ssh-ed25519 AAAA").exception
+    assert "--second-key has to be a public key, as `silo-agent policy key FILE` prints it" in str(refused)
+    assert not (tmp_path / "state").exists()
+    well(*begin)
+    unsigned = run("policy", "show", "--proposed", "--state", tmp_path / "state").exception
+    assert "approvers.keys.1: has to be a public key, as `silo-agent policy key FILE` prints it" in str(unsigned)
+
+
 def test_a_tightening_takes_one_signature_and_a_loosening_both(ruled: Path) -> None:
     propose(ruled, "max_epsilon_per_study = 6.0", "max_epsilon_per_study = 4.0")
     assert "TIGHTER" in well("policy", "show", "--proposed", "--state", ruled)
@@ -99,6 +136,16 @@ def test_each_that_comes_into_force_is_in_the_trail(ruled: Path) -> None:
     entries = [read_leaf(line.encode()).event for line in well("trail", "--json", "--state", ruled).splitlines()]
     assert [(one.number, one.how) for one in entries] == [(1, "signed"), (2, "tightened")]  # type: ignore[union-attr]
     assert entries[-1].policy == load_policy(ruled).digest  # type: ignore[union-attr]
+
+
+def test_papers_that_are_no_digest_are_named_with_their_option(site: Any) -> None:
+    site.forbid("study")
+    site.propose()
+    papers = ["--irb", "x" * 65, "--dpia", "DPIA-2025-7", "--expires", "2099-01-01"]
+    refused = run("policy", "allow", "ct-contrast@1", *papers, "--state", site.root).exception
+    assert isinstance(refused, ConfigError)
+    assert "--irb: " in str(refused)
+    assert "--dpia: has to be sha256: and the 64 small hexadecimal digits that `sha256sum FILE` prints" in str(refused)
 
 
 def test_a_plan_is_allowed_by_two_people_who_read_it(site: Any, tmp_path: Path) -> None:
