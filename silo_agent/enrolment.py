@@ -156,7 +156,9 @@ def read_invitation(path: Path, site: str) -> Invitation:
     try:
         invitation = Invitation.model_validate(parse_json(path.read_bytes()))
     except OSError as why:
-        raise ConfigError(f"{path} is not an invitation: {why.strerror}") from why
+        raise ConfigError(
+            f"{path} cannot be read ({why.strerror}): give it to the user that the agent runs as"
+        ) from why
     except (BoundaryError, ValueError):  # whose text would quote the file, and with it the token
         raise ConfigError(f"{path} is not an invitation: ask the coordinator to send the file again") from None
     if invitation.silo != site:

@@ -89,25 +89,29 @@ EXIT_CODES = {
 
 
 class Finding(Frozen):
-    """One check's outcome. `said` and `fix` are for the hospital's own people; `fix` is empty when all is well."""
+    """One check's outcome. `said` and `fix` are for the hospital's own people; `fix` is empty when all is well.
+
+    `paste` is a line to copy into a file, which a table would break.
+    """
 
     check: Check
     verdict: Verdict
     said: str
     fix: str = ""
+    paste: str = ""
     seconds: Annotated[float, Field(ge=0)] = 0.0
 
 
-def ok(check: Check, said: str) -> Finding:
-    return Finding(check=check, verdict=Verdict.OK, said=said)
+def ok(check: Check, said: str, paste: str = "") -> Finding:
+    return Finding(check=check, verdict=Verdict.OK, said=said, paste=paste)
 
 
 def warn(check: Check, said: str, fix: str) -> Finding:
     return Finding(check=check, verdict=Verdict.WARN, said=said, fix=fix)
 
 
-def fail(check: Check, said: str, fix: str) -> Finding:
-    return Finding(check=check, verdict=Verdict.FAIL, said=said, fix=fix)
+def fail(check: Check, said: str, fix: str, paste: str = "") -> Finding:
+    return Finding(check=check, verdict=Verdict.FAIL, said=said, fix=fix, paste=paste)
 
 
 def exit_code(findings: Iterable[Finding]) -> int:

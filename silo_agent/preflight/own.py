@@ -127,7 +127,8 @@ def _invited(setting: Setting) -> Finding:
     try:
         paper = setting.invited
     except ConfigError as why:
-        return fail(Check.ENROLMENT, str(why), fix)
+        is_ours = isinstance(why.__cause__, OSError)
+        return fail(Check.ENROLMENT, str(why), "Put the file right, then check again" if is_ours else fix)
     if paper is None or setting.now() >= paper.expires_at:
         return fail(Check.ENROLMENT, f"{setting.invitation} has expired", fix)
     return ok(Check.ENROLMENT, f"invited to {paper.relay_url} until {paper.expires_at:%Y-%m-%d %H:%M} UTC")

@@ -62,9 +62,11 @@ def judge_relay(said: str, host: str, port: int, spki: str, rules: Policy | None
     """Pure: whether the policy lets the agent dial a relay that was seen with this key."""
     line = entry_of(host, port, spki)
     if rules is None:
-        return ok(Check.TLS, f"{said}. For [network] allow in policy.toml, once IT has confirmed the key: {line}")
+        return ok(
+            Check.TLS, f"{said}. Once IT has confirmed the key, it goes into [network] allow of policy.toml", line
+        )
     try:
         check_destination(host, port, spki, rules)
     except PolicyRefused as why:
-        return fail(Check.TLS, f"{said}; {why}", f"Once IT has confirmed the key, add to [network] allow: {line}")
+        return fail(Check.TLS, f"{said}; {why}", "Once IT has confirmed the key, add it to [network] allow", line)
     return ok(Check.TLS, f"{said}; named by the policy")

@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from silo_agent.plain import plain
 from silo_agent.preflight.finding import Finding, Verdict, exit_code
 
 _STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red"}
+
+_AS_IT_IS: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 
 def print_progress(console: Console, finding: Finding) -> None:
@@ -20,17 +23,23 @@ def print_progress(console: Console, finding: Finding) -> None:
 
 
 def print_table(console: Console, findings: Sequence[Finding]) -> None:
-    """All findings, each with its fix below what was said; Text, because square brackets are no markup here."""
-    table = Table("check", "", "found", title="Preflight", title_justify="left")
+    """All findings, each with its fix below what was said, then what is to be copied, in whole lines.
+
+    Nothing is cut at the edge of a narrow terminal. Text, because square brackets are no markup here.
+    """
+    table = Table("check", "", Column("found", overflow="fold"), title="Preflight", title_justify="left")
     for finding in findings:
         said = Text(plain(finding.said))
         if finding.fix:
             said.append(f"\n-> {plain(finding.fix)}", style="bold")
         table.add_row(finding.check.value, Text(finding.verdict.value, style=_STYLES[finding.verdict]), said)
     console.print(table)
+    for finding in findings:
+        if finding.paste:
+            console.print(f"for policy.toml, by `{finding.check.value}`:", plain(finding.paste), sep="\n", **_AS_IT_IS)
     failed = sum(finding.verdict is Verdict.FAIL for finding in findings)
     warned = sum(finding.verdict is Verdict.WARN for finding in findings)
-    console.print(f"{failed} failed, {warned} warnings, exit code {exit_code(findings)}", markup=False, highlight=False)
+    console.print(f"{failed} failed, {warned} warnings, exit code {exit_code(findings)}", **_AS_IT_IS)
 
 
 def as_json(findings: Sequence[Finding]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 import silo_agent.preflight
 from boundary.canonical import canonical_bytes
@@ -22,7 +23,9 @@ from silo_agent.config import starting_config
 from silo_agent.preflight import command
 from silo_agent.preflight.finding import EXIT_CODES, Check, Finding, Verdict, exit_code, fail, ok, warn
 from silo_agent.preflight.ladder import ladder, run_checks
+from silo_agent.preflight.rules import judge_relay
 from silo_agent.preflight.setting import Setting
+from silo_agent.preflight.view import print_table
 from silo_agent.state import StateFolder
 
 SettingOf = Callable[..., Setting]
@@ -171,6 +174,26 @@ def test_an_invitation_is_refused_without_its_token(
     assert "new invitation" in everything
 
 
+def test_an_invitation_that_cannot_be_read_is_no_reason_for_a_new_one(
+    invited: tuple[StateFolder, Path], setting_of: SettingOf, tmp_path: Path, quick: str
+) -> None:
+    """As where root has saved it, or its name was mistyped."""
+    folder, _ = invited
+    found = asyncio.run(run_checks(setting_of(folder, probe=quick, invitation=tmp_path / "missing.json")))
+    (said,) = [finding for finding in found if finding.check is Check.ENROLMENT]
+    assert "missing.json cannot be read (No such file or directory)" in said.said
+    assert "coordinator" not in said.fix
+
+
+def test_anothers_invitation_is_said_with_both_names(
+    invited: tuple[StateFolder, Path], setting_of: SettingOf, quick: str
+) -> None:
+    folder, path = invited
+    path.write_bytes(canonical_bytes(json.loads(path.read_text()) | {"silo": "charite"}))
+    found = asyncio.run(run_checks(setting_of(folder, probe=quick, invitation=path)))
+    assert "the invitation is for charite, this agent is invited" in [finding.said for finding in found]
+
+
 def test_another_users_folder_is_not_touched(dialling: StateFolder, setting_of: SettingOf, quick: str) -> None:
     """Found by thinking of `sudo`: a journal or log that root has made is one the agent cannot open."""
     os.chown(dialling.root, 12345, -1)
@@ -252,6 +275,15 @@ def test_no_message_advises_deletion() -> None:
 
 
 # --- what is printed ---------------------------------------------------------------------------------
+def test_what_is_to_be_copied_is_printed_whole_on_a_narrow_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Found by walking through it: at 80 columns, and in every pipe, the relay's key ended in an ellipsis."""
+    seen = judge_relay(f"SPKI sha256:{'ab' * 32}", "relay.example", 8443, "ab" * 32, None)
+    print_table(Console(width=60), [seen])
+    said = capsys.readouterr().out
+    assert f'{{ host = "relay.example", port = 8443, spki_sha256 = "{"ab" * 32}" }}' in said.splitlines()
+    assert "…" not in said
+
+
 def test_the_command_prints_a_table_with_the_fixes_and_returns_the_code(
     dialling: StateFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,7 +302,7 @@ def test_the_command_prints_one_json_object(dialling: StateFolder, capsys: pytes
     assert command.main(dialling.root, as_json=True) == 2
     said = json.loads(capsys.readouterr().out)
     assert said["exit_code"] == 2
-    assert set(said["findings"][0]) == {"check", "verdict", "said", "fix", "seconds"}
+    assert set(said["findings"][0]) == {"check", "verdict", "said", "fix", "paste", "seconds"}
     assert said["findings"][0]["verdict"] == "fail"
 
 
