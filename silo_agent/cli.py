@@ -34,7 +34,8 @@ app = typer.Typer(
     help="""The agent a hospital runs: it dials out to one address, trains on the hospital's own images, and lets
     nothing leave but what its steward approved.
 
-    [bold]First time[/bold]: init → policy sign → policy begin → check → rehearse → scan FOLDER → enrol FILE → run.
+    [bold]First time[/bold]: init → check --invitation FILE → policy sign, by two → policy begin → rehearse
+    → scan FOLDER → enrol FILE → run.
     [bold]For each study[/bold]: plan list → plan show STUDY → dry-run STUDY → policy allow → plan approve STUDY.""",
 )
 app.add_typer(policy_app, name="policy")
@@ -188,7 +189,8 @@ def run(
 ) -> None:
     """Run the daemon: dial out, wait, work. SIGTERM or Ctrl-C ends it cleanly; it goes on where it stopped.
 
-    Exit codes: 2 configuration, 3 not enrolled, 4 wrong coordinator, 5 upgrade needed. Do not restart on these.
+    What it does is logged in agent.log of the state folder. Exit codes: 2 configuration, 3 not enrolled, 4 wrong
+    coordinator, 5 upgrade needed, 6 no signed policy. Do not restart on these.
     """
     from silo_agent.config import load_config
     from silo_agent.daemon import Agent
@@ -199,6 +201,8 @@ def run(
     folder.check_private()
     with folder.only_one():
         _log_to(folder.log, verbose=verbose)
+        if _is_terminal():
+            typer.echo(f"{config.site} runs; its log is {folder.log}, `silo-agent status` shows more; Ctrl-C ends it")
         worker = Worker(folder.root / "child.log", config.resources.threads)
         asyncio.run(Agent(config, folder, surroundings(), worker).run())
 

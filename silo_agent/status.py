@@ -148,7 +148,9 @@ def print_dossier(file: Dossier) -> None:
         console.print(f"[bold]Changed since the last approved plan ({file.before.label if file.before else ''})[/bold]")
         for change in changes:
             console.print(change, markup=False, highlight=False)
-    if file.kept.state == "scanned":
+    if file.kept.state == "scanned" and file.refused:
+        console.print("It cannot be approved while the policy does not allow it: see Policy above", markup=False)
+    elif file.kept.state == "scanned":
         console.print(
             f"To approve exactly this: silo-agent plan approve {file.kept.study} --reason '...'", markup=False
         )

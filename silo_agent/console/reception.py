@@ -109,7 +109,10 @@ class Reception:
         if not login.fits(form.get("passphrase", "")):
             self._wrong.add(now)
             _log.warning("a wrong passphrase")
-            said = "That is not the passphrase. Lost it? Whoever runs the agent makes a new one: see docs/hospital.md."
+            said = (
+                "That is not the passphrase. Lost it? Whoever runs the agent makes a new one: "
+                "silo-agent console --new-login"
+            )
             return self._login_page(403, {"problem": said})
         return see_other("/", self._set_cookie(self._sessions.open(login.digest, now)))
 

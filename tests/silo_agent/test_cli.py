@@ -283,6 +283,14 @@ def test_status_tells_what_does_not_work_at_present(site: Any, authority: Any) -
     assert re.search(r"roster +TROUBLE: damaged", said)
 
 
+def test_run_tells_a_person_where_it_says_what_it_does(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a terminal it was silent: nobody could tell whether it worked."""
+    monkeypatch.setattr(cli, "_is_terminal", lambda: True)
+    monkeypatch.setattr(cli, "_log_to", lambda *_, **__: None)  # its handler lives as long as the process
+    said = run.invoke(app, ["run", "--state", str(site.root)]).output
+    assert f"st-olavs runs; its log is {site.folder.log}" in said
+
+
 def test_status_shows_rounds_and_everything_that_has_left(site: Any) -> None:
     site.approve()
     site.masked()
@@ -296,6 +304,11 @@ def test_a_plan_from_arrival_to_approval_and_back(site: Any) -> None:
     site.propose()
     assert "wait: our data are being checked" in invoke(site, "plan", "list")
     site.scanned()
+    site.forbid("study")
+    said = invoke(site, "plan", "show", "ct-contrast@1")
+    assert "STUDY_NOT_ALLOWED" in said
+    assert "plan approve" not in said, "it would be refused"
+    site.allow()
     assert "--reason" in invoke(site, "plan", "show", "ct-contrast@1")
     assert f"approved {site.study}: sha256:" in invoke(site, "plan", "approve", site.study, "--reason", "agreed")
     assert "approved" in invoke(site, "plan", "list")

@@ -163,7 +163,9 @@ def test_no_get_changes_anything(waiting: Any, steward: Any, everything: Any) ->
 
 def test_after_many_wrong_passphrases_even_the_right_one_waits(served: Any, stranger: Any, site: Any) -> None:
     for _ in range(WRONG_BEFORE_WAIT):
-        assert stranger.log_in("wrong").status == 403
+        refused = stranger.log_in("wrong")
+        assert refused.status == 403
+        assert "makes a new one: silo-agent console --new-login" in refused.text
     page = stranger.log_in(served.passphrase)
     assert (page.status, page.headers["retry-after"]) == (429, "60")
     site.now += WAIT

@@ -53,7 +53,7 @@ def test_problems_of_our_data_are_said(site: Any, steward: Any, with_report: Any
     page = steward.get(f"/plans/{site.study}")
     assert "class '1' has 0 usable images, the plan asks for 5" in page.text
     assert "Approve and sign" not in page.text
-    assert "Check again" in page.text
+    assert "After the label table, the policy or a file of weights was changed. Check again" in page.text
 
 
 def test_the_difference_to_the_last_approved_plan_is_shown(site: Any, steward: Any, another_plan: Any) -> None:
