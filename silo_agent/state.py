@@ -82,10 +82,9 @@ class StateFolder:
         try:
             self._make_folders()
         except OSError as why:
-            raise ConfigError(
-                f"{self.root} cannot be made ({why.strerror}): have root make it, "
-                f"`install -d -m 700 -o {os.getuid()} {self.root}`"
-            ) from why
+            by_root = f": have root make it, `install -d -m 700 -o {os.getuid()} {self.root}`"
+            fix = by_root if isinstance(why, PermissionError) else ""
+            raise ConfigError(f"{self.root} cannot be made ({why.strerror}){fix}") from why
         write_private(self.root / CONFIG_NAME, config.encode())
         write_private(self.root / "steward.pem", SigningIdentity.generate().to_pem())
         write_private(self.root / "sealing.key", UnsealingKey.generate().raw)

@@ -35,6 +35,22 @@ def test_an_identity_is_never_made_twice(folder: StateFolder) -> None:
     assert (folder.root / "identity.pem").read_bytes() == before
 
 
+def test_a_folder_that_only_root_can_make_is_said_with_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under /var/lib, whose owner the agent's user is not."""
+
+    def denied(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", denied)
+    state = tmp_path / "state"
+    with pytest.raises(ConfigError) as refused:
+        StateFolder(state).create(secrets.token_bytes, "version = 1")
+    fix = f"have root make it, `install -d -m 700 -o {os.getuid()} {state}`"
+    assert str(refused.value) == f"{state} cannot be made (Permission denied): {fix}"
+
+
 def test_making_it_can_be_tried_again_after_a_crash(tmp_path: Path) -> None:
     folder = StateFolder(tmp_path / "state")
 
