@@ -103,6 +103,7 @@ def serve(home: HomeOption = DEFAULT_HOME) -> None:
     from flows.deployment import serve as serve_deployment
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Prefect is asked for work each second: 13 MB a day of that
     coordinator = load(home)
     if coordinator.settings.prefect_url is None:
         raise SettingsError(f"set prefect_url in {home / 'coordinator.toml'}")
