@@ -17,6 +17,16 @@ class ConfigError(AgentError):
     exit_code = 2
 
 
+class StateUnavailable(ConfigError):
+    """The state folder cannot be written just now: a full disk, or a lock. Nothing in it is wrong.
+
+    So the exit code is the common one, with which whoever started the agent starts it again.
+    """
+
+    code = "STATE_UNAVAILABLE"
+    exit_code = AgentError.exit_code
+
+
 class NotEnrolled(AgentError):
     """The agent has no certificate yet."""
 

@@ -24,12 +24,13 @@ from compliance.ledger import SCHEMA as LEDGER_SCHEMA
 from compliance.ledger import Ledger
 from compliance.merkle import closed_by, leaf_hash, root_at
 from compliance.trail import SALT_BYTES, leaf_bytes
-from silo_agent.errors import ConfigError, UpgradeNeeded
+from silo_agent.errors import ConfigError, StateUnavailable, UpgradeNeeded, disk_code
 from silo_agent.private_trail import SCHEMA as PRIVATE_SCHEMA
 from silo_agent.private_trail import PrivateTrail
 
 SCHEMA_VERSION = 4
 _FIRST_WITH_A_TREE = 4
+_PASSING = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR})
 LOCK_SECONDS = 30.0  # how long one process waits for another's transaction; masking a large vector takes seconds
 _SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL);
@@ -139,18 +140,19 @@ class Journal:
     def __init__(self, path: Path, silo: str, entropy: Callable[[int], bytes] = secrets.token_bytes) -> None:
         """Open or make the file; `entropy` salts the trail.
 
-        Raises `ConfigError` for a file we cannot use, `UpgradeNeeded` for one of a newer agent.
+        Raises `ConfigError` for a file we cannot use, a `StateUnavailable` if only now, `UpgradeNeeded` for one of a
+        newer agent.
         """
         self._silo, self._entropy = silo, entropy
         try:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=LOCK_SECONDS)
         except sqlite3.Error as why:
-            raise ConfigError(_unusable(path, why)) from why
+            raise _unusable(path, why) from why
         try:
             self._prepare(path)
         except (sqlite3.Error, OSError) as why:
             self._db.close()
-            raise ConfigError(_unusable(path, why)) from why
+            raise _unusable(path, why) from why
         except UpgradeNeeded:
             self._db.close()
             raise
@@ -487,11 +489,15 @@ class Journal:
         return list(self._db.execute("SELECT slot, kind, state, blob_size FROM outbox ORDER BY position"))
 
 
-def _unusable(path: Path, why: Exception) -> str:
-    return (
+def _unusable(path: Path, why: sqlite3.Error | OSError) -> ConfigError:
+    said = (
         f"{path} cannot be used: {why}. Look at the disk space and at who owns the file; never delete it, it holds "
         "what this hospital has promised and sent"
     )
+    if isinstance(why, OSError):
+        return StateUnavailable(said) if disk_code(why) == "DISK_FULL" else ConfigError(said)
+    code = getattr(why, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the rest tells which kind of it
+    return StateUnavailable(said) if code in _PASSING else ConfigError(said)
 
 
 def _order(row: tuple[str, str, int, str, str, bytes, str, int, str | None]) -> KeptOrder:

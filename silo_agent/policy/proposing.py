@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from boundary.parties import last_round
 from boundary.plan import StudyPlan, digest_of
 from silo_agent.config import quoted
 from silo_agent.errors import ConfigError
@@ -46,9 +47,14 @@ def _check_is_new(files: PolicyFiles, policy: Policy, plan: StudyPlan) -> None:
         raise ConfigError(
             f"the policy names the study {plan.name}: copy policy.toml to {files.proposed.name} and add "
             f'"{digest_of(plan)}" to its plan_digest, with the papers that belong to it'
+            + _raised(rules.max_rounds, plan)
         )
     if files.proposed.exists():
         raise ConfigError(f"{files.proposed} waits for signatures: `policy adopt` it, or remove it, first")
+
+
+def _raised(most: int, plan: StudyPlan) -> str:
+    return f"; its max_rounds is {most}, the plan has {last_round(plan)}" if last_round(plan) > most else ""
 
 
 def _table(plan: StudyPlan, legal: Legal, max_rounds: int) -> str:

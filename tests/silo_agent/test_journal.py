@@ -1,5 +1,6 @@
 """The agent's memory: what is promised is kept, what fails leaves nothing, and every step has its entry."""
 
+import errno
 import os
 import re
 import signal
@@ -23,11 +24,14 @@ from boundary.protocol import Heard, Step
 from compliance.events import WorkDone
 from compliance.merkle import EMPTY_ROOT, Tree, leaf_hash
 from compliance.trail import read_leaf
-from silo_agent.errors import ConfigError, UpgradeNeeded
+from silo_agent.errors import ConfigError, StateUnavailable, UpgradeNeeded
 from silo_agent.journal import _EVIDENCE, LEDGER_SCHEMA, SCHEMA_VERSION, Journal, KeptOrder
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 STUDY = "ct-contrast-0123abcd"
+UNIT = (Path(__file__).parents[2] / "infra/systemd/silo-agent.service").read_text("utf-8")
+(_NOT,) = re.findall(r"^RestartPreventExitStatus=(.+)$", UNIT, re.MULTILINE)
+NOT_RESTARTED = {int(code) for code in _NOT.split()}
 DONE = WorkDone(study=STUDY, round=1, phase="train", order=digest(b"order"))
 
 
@@ -473,6 +477,43 @@ def test_a_damaged_journal_is_said_and_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="never delete it"):
         Journal(path, "st-olavs")
     assert path.read_bytes() == before
+
+
+def test_a_journal_that_somebody_holds_just_now_is_no_mistake_of_anybody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unit starts the agent again, which it does not behind what a person has to correct."""
+    monkeypatch.setattr("silo_agent.journal.LOCK_SECONDS", 0.05)
+    path = tmp_path / "journal.sqlite"
+    Journal(path, "st-olavs").close()
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StateUnavailable, match="database is locked") as busy:
+        Journal(path, "st-olavs")
+    assert busy.value.exit_code not in NOT_RESTARTED
+    holder.close()
+    Journal(path, "st-olavs").close()
+
+
+@pytest.mark.parametrize(
+    ("why", "passes"),
+    [("database or disk is full", True), ("disk I/O error", True), (errno.ENOSPC, True), (errno.EACCES, False)],
+)
+def test_a_full_disk_passes_and_a_wrong_owner_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str | int, passes: bool
+) -> None:
+    def fail(_self: Journal, _path: Path) -> None:
+        if isinstance(why, int):
+            raise OSError(why, "said by the system")
+        error = sqlite3.OperationalError(why)
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL if "full" in why else sqlite3.SQLITE_IOERR | (3 << 8)
+        raise error
+
+    monkeypatch.setattr(Journal, "_prepare", fail)
+    with pytest.raises(ConfigError, match="cannot be used") as found:
+        Journal(tmp_path / "journal.sqlite", "st-olavs")
+    assert isinstance(found.value, StateUnavailable) is passes
+    assert (found.value.exit_code in NOT_RESTARTED) is not passes
 
 
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:

@@ -1,17 +1,20 @@
 """`silo-agent policy`, as two people use it."""
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from boundary.plan import digest_of
+from boundary.parties import last_round
+from boundary.plan import digest_of, parse_plan
 from compliance.trail import read_leaf
 from silo_agent.cli import app
 from silo_agent.errors import ConfigError
 from silo_agent.policy.errors import PolicyRefused
 from silo_agent.policy.files import load_policy
+from silo_agent.policy.proposing import papers_of, propose_plan
 
 PAPERS = ["--irb", "2025/118", "--dpia", "sha256:" + "ab" * 32, "--expires", "2099-01-01"]
 
@@ -165,6 +168,11 @@ def test_a_plan_is_allowed_by_two_people_who_read_it(site: Any, tmp_path: Path) 
     well("plan", "approve", "ct-contrast@1", "--reason", "a test", "--state", site.root)
     again = run("policy", "allow", "ct-contrast@1", *PAPERS, "--state", site.root).exception
     assert "names exactly this plan already" in str(again)
+    longer = site.plan.model_dump(mode="json") | {"revision": 2}
+    longer["training"] |= {"rounds": last_round(site.plan) + 7}
+    with pytest.raises(ConfigError, match=rf"its max_rounds is {last_round(site.plan)}, the plan has") as further:
+        propose_plan(site.root, parse_plan(longer), papers_of("2025/118", "sha256:" + "ab" * 32, date(2099, 1, 1)), 9)
+    assert digest_of(parse_plan(longer)) in str(further.value)
 
 
 def test_pausing_is_said_and_done_once(site: Any) -> None:
