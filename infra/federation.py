@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boundary.api import Heartbeat
-from boundary.canonical import canonical_bytes, digest, parse_json
+from boundary.canonical import canonical_bytes, digest
 from boundary.envelope import open_envelope, seal_envelope
 from boundary.identity import SigningIdentity
 from boundary.layout import layout_in
 from boundary.messages import AnyMessage, BlobRef, Collection, Message
 from boundary.names import COORDINATOR
 from boundary.parts import parts_of
-from boundary.plan import StudyPlan, parse_plan, plan_from_json
+from boundary.plan import StudyPlan, parse_plan
 from boundary.protocol import Step
 from boundary.roster import TrustedRoster
 from boundary.secagg.context import selection_key
@@ -142,7 +142,7 @@ class SimulatedHospital:
         if self.declines:
             self.outbound.decline(study, plan_digest, "DECLINED_BY_STEWARD", "a test")
             return
-        self.allow([plan_from_json(parse_json(kept.plan)) for kept in self.journal.plans()])
+        self.allow([kept.parsed for kept in self.journal.plans()])
         self.journal.set_plan(study, "scanned", dataset_digest=digest(self.silo.encode()))
         approve(self.journal, self.folder, self.outbound, study, "data_steward", "a test")
 
@@ -185,7 +185,7 @@ class SimulatedHospital:
         kept = self.journal.plan(study)
         if kept is None:
             raise RuntimeError("no plan")
-        return plan_from_json(parse_json(kept.plan))
+        return kept.parsed
 
     def _send(self, parcel: Parcel) -> None:
         if parcel.kind == self.silent_before:

@@ -4,9 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from boundary.canonical import parse_json
 from boundary.guarantee import PatientPrivacy
-from boundary.plan import StudyPlan, plan_from_json
+from boundary.plan import StudyPlan
 from compliance.errors import ComplianceError
 from compliance.ledger import Balance
 from compliance.privacy import event_bytes
@@ -131,7 +130,7 @@ def accounts(policy: Policy, journal: Journal, folder: StateFolder) -> list[Acco
     """Every study with a guarantee that this hospital approved, oldest first."""
     found = []
     for kept in journal.plans():
-        plan = plan_from_json(parse_json(kept.plan))
+        plan = kept.parsed
         if kept.approval is None or not isinstance(plan.privacy, PatientPrivacy):
             continue
         try:

@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-from boundary.canonical import parse_json
 from boundary.messages import MEASURING
-from boundary.plan import plan_from_json
 from compliance.events import LateUpdateOffered, RoundReceived, TrainingStarted
 from silo_agent.entries import entries
 from silo_agent.intake.withdrawn import numbers_of, read_known, tag_of
@@ -61,7 +59,7 @@ def _exposure(journal: Journal, master: bytes, silo: str, reference: str, effect
     kept = journal.plan(effect.study)
     if kept is None:
         raise KeyError(effect.study)
-    plan, holdout = plan_from_json(parse_json(kept.plan)), bool(side_of(journal, master, effect.study, reference))
+    plan, holdout = kept.parsed, bool(side_of(journal, master, effect.study, reference))
     started = list(entries(journal, TrainingStarted, effect.study))
     over = [one for one in entries(journal, RoundReceived, effect.study) if one.round < effect.round]
     phases = MEASURING if holdout else ("train",)

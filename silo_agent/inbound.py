@@ -16,7 +16,7 @@ from boundary.errors import NotApproved, OutOfTurn, PeerFault, Stale, UnknownMem
 from boundary.identity import PublicIdentity
 from boundary.messages import CohortClosed, WorkOrder, to_body
 from boundary.parties import counts_images, last_round, taking_part
-from boundary.plan import StudyPlan, digest_of, plan_from_json, study_id
+from boundary.plan import StudyPlan, digest_of, study_id
 from boundary.protocol import Step
 from boundary.roster import TrustedRoster
 from boundary.secagg.ring import check_encoding
@@ -166,7 +166,7 @@ def approved_plan(kept: KeptPlan | None, own: OwnSide) -> StudyPlan:
         raise NotApproved("this study was never proposed here")
     if kept.state != "approved" or kept.approval is None:
         raise NotApproved(f"the steward has not approved this plan (it is {kept.state})")
-    plan = plan_from_json(parse_json(kept.plan))
+    plan = kept.parsed
     check_approval(
         SignedApproval.model_validate_json(kept.approval),
         plan=plan,

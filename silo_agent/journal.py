@@ -18,6 +18,7 @@ from boundary.canonical import parse_json
 from boundary.checkpoint import Checkpoint
 from boundary.messages import MEASURING
 from boundary.names import timestamp
+from boundary.plan import StudyPlan, plan_from_json
 from boundary.protocol import FINAL, Heard, Step, next_step
 from compliance.events import AnyEvent
 from compliance.ledger import SCHEMA as LEDGER_SCHEMA
@@ -91,6 +92,10 @@ class KeptPlan:
     dataset_digest: str | None
     approval: bytes | None
     reason: str | None
+
+    @property
+    def parsed(self) -> StudyPlan:
+        return plan_from_json(parse_json(self.plan))
 
 
 @dataclass(frozen=True, slots=True)

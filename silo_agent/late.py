@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from boundary.canonical import parse_json
 from boundary.messages import Collection
-from boundary.plan import StudyPlan, plan_from_json
+from boundary.plan import StudyPlan
 from boundary.protocol import FINAL
 from compliance.events import LateUpdateOffered
 from silo_agent.errors import StoredFileLost
@@ -129,7 +128,7 @@ def staleness(plan: StudyPlan, collection: Collection, result: StoredResult) -> 
 
 def _plan(journal: Journal, study: str) -> StudyPlan | None:
     kept = journal.plan(study)
-    return None if kept is None else plan_from_json(parse_json(kept.plan))
+    return None if kept is None else kept.parsed
 
 
 def _kept(place: Path) -> StoredResult | None:

@@ -7,10 +7,9 @@ down that a result was unmasked, before any share leaves.
 from collections.abc import Set as AbstractSet
 
 from boundary.aggregation import SMALLEST_COHORT
-from boundary.canonical import parse_json
 from boundary.errors import PeerFault
 from boundary.messages import MEASURING, Collection, WorkOrder
-from boundary.plan import StudyPlan, plan_from_json
+from boundary.plan import StudyPlan
 from compliance.events import RoundReceived
 from silo_agent.entries import entries
 from silo_agent.journal import Journal
@@ -68,7 +67,7 @@ def check_uncounted(journal: Journal, plan: StudyPlan, collection: Collection, s
         kept = journal.plan(study)
         if kept is None:
             continue
-        other = plan_from_json(parse_json(kept.plan))
+        other = kept.parsed
         is_told = plan.dataset.described or other.dataset.described
         if is_told and other.dataset.name == plan.dataset.name and 0 < len(before ^ surviving) < SMALLEST_COHORT:
             raise CountedBefore(f"{study} counted the same data over {', '.join(sorted(before))}")

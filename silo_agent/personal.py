@@ -12,11 +12,10 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from boundary.canonical import parse_json
 from boundary.images import Normalisation
 from boundary.layout import COMPARED
 from boundary.names import Frozen, list_in
-from boundary.plan import StudyPlan, plan_from_json
+from boundary.plan import StudyPlan
 from compliance.events import DataPurged
 from silo_agent.errors import ConfigError, StoredFileLost, WorkCancelled
 from silo_agent.journal import Journal, KeptPlan
@@ -92,7 +91,7 @@ def keep_own(
             vector.with_suffix(MODEL).replace(place / _WEIGHTS)
         except (OSError, ValueError) as why:
             raise StoredFileLost(f"our own model of {kept.study} cannot be kept: {why}") from why
-        about = {"label": plan_from_json(parse_json(kept.plan)).label, "federated": federated, "row": row}
+        about = {"label": kept.parsed.label, "federated": federated, "row": row}
         write_private(place / _ROW, json.dumps(about).encode())
         sync_folder(place)
 

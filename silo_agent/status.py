@@ -6,9 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from boundary.canonical import parse_json
 from boundary.errors import BoundaryError
-from boundary.plan import plan_from_json
 from boundary.roster import TrustedRoster
 from silo_agent.certificate import read_certificate
 from silo_agent.cost import Account
@@ -96,7 +94,7 @@ def print_plans(journal: Journal) -> None:
         "unsuitable": "see plan show; correct, then plan rescan",
     }
     for kept in journal.plans():
-        table.add_row(kept.study, plan_from_json(parse_json(kept.plan)).label, kept.state, to_do.get(kept.state, ""))
+        table.add_row(kept.study, kept.parsed.label, kept.state, to_do.get(kept.state, ""))
     Console().print(table)
 
 

@@ -8,10 +8,9 @@ from datetime import datetime
 from typing import Any
 
 from boundary.approval import Approval, sign_approval
-from boundary.canonical import parse_json
 from boundary.groups import group_of, has_groups
 from boundary.parties import trainers, validators
-from boundary.plan import StudyPlan, plan_from_json
+from boundary.plan import StudyPlan
 from silo_agent.beginning_view import beginning_lines
 from silo_agent.cost import Cost, cost_here, guarantee_lines
 from silo_agent.errors import ConfigError, ContractNotMet, WorkFailed
@@ -45,7 +44,7 @@ class Dossier:
 def find_plan(journal: Journal, wanted: str) -> KeptPlan:
     """By study, plan digest or `name@revision`; raises `ConfigError` listing what there is, also if several fit."""
     plans = journal.plans()
-    found = [k for k in plans if wanted in {k.study, k.digest, plan_from_json(parse_json(k.plan)).label}]
+    found = [k for k in plans if wanted in {k.study, k.digest, k.parsed.label}]
     if len(found) == 1:
         return found[0]
     if found:
@@ -56,12 +55,8 @@ def find_plan(journal: Journal, wanted: str) -> KeptPlan:
 
 
 def dossier(journal: Journal, folder: StateFolder, kept: KeptPlan, now: datetime) -> Dossier:
-    plan, report = plan_from_json(parse_json(kept.plan)), _report(folder, kept)
-    earlier = [
-        plan_from_json(parse_json(other.plan))
-        for other in journal.plans()
-        if other.approval is not None and other.study != kept.study
-    ]
+    plan, report = kept.parsed, _report(folder, kept)
+    earlier = [other.parsed for other in journal.plans() if other.approval is not None and other.study != kept.study]
     same = [other for other in earlier if other.name == plan.name] or earlier
     cost: Cost | str | None
     try:
@@ -103,7 +98,7 @@ def approve(journal: Journal, folder: StateFolder, outbound: Outbound, wanted: s
             return kept
         if kept.state != "scanned" or kept.dataset_digest is None:
             raise ContractNotMet(_why_not(kept))
-        plan = plan_from_json(parse_json(kept.plan))
+        plan = kept.parsed
         now: datetime = outbound.now()
         if now.date() > plan.purpose.expires:
             raise ContractNotMet(f"the plan expired on {plan.purpose.expires}")

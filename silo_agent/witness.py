@@ -34,7 +34,6 @@ from boundary.messages import (
     to_body,
 )
 from boundary.names import COORDINATOR
-from boundary.plan import plan_from_json
 from boundary.receipt import Receipt
 from boundary.secagg.context import transcript_of
 from compliance.disclosure import shown as as_shown
@@ -72,7 +71,7 @@ class Witness:
         kept = self._taking_part(study)
         if kept is None:
             return
-        rounds = plan_from_json(parse_json(kept.plan)).training.rounds
+        rounds = kept.parsed.training.rounds
         if asked.round <= max(rounds, self.journal.committed_round(study), int(self.journal.fact(done) or b"0")):
             _log.warning("%s/%d: our log was asked for as of a round that is over or to come", study, asked.round)
             return
@@ -119,7 +118,7 @@ class Witness:
         kept = self.journal.plan(study)
         if kept is None or kept.approval is None:
             return frozenset()
-        return frozenset(plan_from_json(parse_json(kept.plan)).evidence.disclose)
+        return frozenset(kept.parsed.evidence.disclose)
 
     def _receipt(self, committed: RoundCommitted, kept: KeptPlan) -> bytes | None:
         """Our signature, None if our work is not in the round or the coordinator's statement is not what we know."""
@@ -224,7 +223,7 @@ class Witness:
     def _omitted(self, told: HeadsShown, kept: KeptPlan) -> list[str]:
         """Whose logs are missing: the coordinator's, or one of the plan that we know of. None can be hidden later."""
         shown = {head.checkpoint.log for head in told.heads}
-        silos = plan_from_json(parse_json(kept.plan)).silos
+        silos = kept.parsed.silos
         return [party for party in (COORDINATOR, *silos) if party not in shown and self._is_expected(party)]
 
     def _is_expected(self, party: str) -> bool:

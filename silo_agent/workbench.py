@@ -18,7 +18,6 @@ from boundary.canonical import parse_json
 from boundary.errors import MalformedMessage, PeerFault
 from boundary.layout import layout_in
 from boundary.messages import BlobRef, Collection, WorkOrder
-from boundary.plan import plan_from_json
 from boundary.protocol import FINAL, Step
 from boundary.secagg.context import selection_key
 from compliance.events import IntakeCounted, TrainingStarted, in_tens
@@ -210,7 +209,7 @@ class Workbench:
         check_unmeasured(self.journal, message)
         kept, start = self._may_start(order, message)
         self._check_disk()
-        plan = plan_from_json(parse_json(kept.plan))
+        plan = kept.parsed
         self.permission.excluded(self.permission.dataset(plan))
         patients = await self._same_data(kept)
         asked, terms = self.permission.ask(order, message, plan, patients)
@@ -352,7 +351,7 @@ class Workbench:
         known = self.journal.private.last  # whoever has withdrawn is not in the data that the steward decides on
         report, patients = None, b""
         try:
-            plan = plan_from_json(parse_json(kept.plan))
+            plan = kept.parsed
             check_model(plan)
             self.permission.may_read(plan)
             terms = terms_of(plan, self.permission.dataset(plan))
@@ -414,7 +413,7 @@ class Workbench:
 
     async def _scan(self, kept: KeptPlan, known: int) -> dict[str, Any]:
         """The child's report; the first `known` who withdrew are refused, the others belong to the data's digest."""
-        excluded = self.permission.excluded(self.permission.dataset(plan_from_json(parse_json(kept.plan))))
+        excluded = self.permission.excluded(self.permission.dataset(kept.parsed))
         command = self._command("scan", kept) | {
             "withdrawn": self.journal.private.around(known, excluded), "index": str(self.folder.index),
         }  # fmt: skip
@@ -434,7 +433,7 @@ class Workbench:
             _log.warning("the plan's model cannot be built here yet: %s", why)
 
     def _command(self, do: str, kept: KeptPlan) -> dict[str, Any]:
-        policy, plan = self.permission.policy, plan_from_json(parse_json(kept.plan))
+        policy, plan = self.permission.policy, kept.parsed
         errand = Errand(
             plan=parse_json(kept.plan),
             study=kept.study,

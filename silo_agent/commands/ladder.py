@@ -147,8 +147,6 @@ def rehearse(
 @contextmanager
 def _trial(state: Path, wanted: str) -> Iterator[tuple[Any, dict[str, list[str]]]]:
     """(trial of a plan that was proposed here, who withdrew consent)."""
-    from boundary.canonical import parse_json
-    from boundary.plan import plan_from_json
     from silo_agent.config import load_config
     from silo_agent.exclusions import read_exclusions
     from silo_agent.ladder.scratch import scratch_in
@@ -166,7 +164,7 @@ def _trial(state: Path, wanted: str) -> Iterator[tuple[Any, dict[str, list[str]]
     _check_idle(folder, config)
     journal = Journal(folder.journal, config.site)
     try:
-        plan = plan_from_json(parse_json(find_plan(journal, wanted).plan))
+        plan = find_plan(journal, wanted).parsed
         gone = [one.reference for one in journal.private.withdrawals()]
     finally:
         journal.close()

@@ -142,14 +142,12 @@ def allow(
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Propose to add exactly this plan to the policy: writes policy.proposed.toml, for two people to read and sign."""
-    from boundary.canonical import parse_json
     from boundary.parties import last_round
-    from boundary.plan import plan_from_json
     from silo_agent.policy.proposing import papers_of, propose_plan
     from silo_agent.steward import find_plan
 
     with opened_journal(state) as journal:
-        kept = plan_from_json(parse_json(find_plan(journal, plan).plan))
+        kept = find_plan(journal, plan).parsed
     papers = papers_of(irb, dpia, expires.date())
     path = propose_plan(state, kept, papers, max_rounds or last_round(kept))
     typer.echo(f"wrote {path}: read it with `policy show --proposed`, then `policy sign`, by each, and `policy adopt`")

@@ -7,8 +7,6 @@ data, and if the journal has others by now, nothing is decided.
 import re
 from collections.abc import Mapping
 
-from boundary.canonical import parse_json
-from boundary.plan import plan_from_json
 from silo_agent.console.errors import Declined, not_found, out_of_date
 from silo_agent.console.exchange import Response, see_other
 from silo_agent.console.pages import plan_page, the_plan, trail_page
@@ -26,7 +24,7 @@ _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 def approve_plan(visit: Visit, study: str) -> Response:
     kept, form = the_plan(visit.journal, study), visit.form
-    problem = approval_problem(form, plan_from_json(parse_json(kept.plan)).label)
+    problem = approval_problem(form, kept.parsed.label)
     if problem:
         return plan_page(visit, kept, problem, 422)
     try:

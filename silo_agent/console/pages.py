@@ -3,9 +3,7 @@
 import json
 from typing import Any
 
-from boundary.canonical import parse_json
 from boundary.errors import BoundaryError
-from boundary.plan import plan_from_json
 from compliance.trail import read_leaf
 from compliance.witnessing import MEANS, NO_MEANING, Contradiction
 from silo_agent.console.budget_view import budget_view, cost_chart
@@ -70,7 +68,7 @@ def _rows(journal: Journal) -> list[dict[str, str]]:
     return [
         {
             "study": kept.study,
-            "label": plan_from_json(parse_json(kept.plan)).label,
+            "label": kept.parsed.label,
             "state": kept.state,
             "received": kept.received_at,
             "to_do": TO_DO[kept.state],

@@ -15,8 +15,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from boundary.canonical import parse_json
-from boundary.plan import plan_from_json
 from flows.authority import Authority
 from flows.coordinator import load
 from flows.release import final_weights
@@ -172,7 +170,7 @@ def test_the_data_set_is_the_one_that_its_folder_holds(study: tuple[Path, Any], 
     journal.close()
     master = (state / "dataset.key").read_bytes()
     report = scan(
-        FolderSource(folder / "dicom", folder / "labels.csv"), plan_from_json(parse_json(kept.plan)),
+        FolderSource(folder / "dicom", folder / "labels.csv"), kept.parsed,
         study_key(master, summary["study"]), tmp_path / "cache", lambda *_: None, withdrawn=Withdrawn(master),
     )  # fmt: skip
     assert report.used == 33
