@@ -15,7 +15,7 @@ from pydicom.dataset import FileDataset
 from silo_agent.intake import encoding
 from silo_agent.intake.bounded import few_items
 from silo_agent.intake.encoding import Limits
-from silo_agent.intake.header import Header, judge_header, parse_header
+from silo_agent.intake.header import SINGLE_FRAME, Header, judge_header
 from silo_agent.intake.image import (
     PIXEL_DATA,
     UNDEFINED_LENGTH,
@@ -23,11 +23,11 @@ from silo_agent.intake.image import (
     PixelElement,
     Refused,
     guarded,
+    judged_whole,
     looks_like_dicom,
     native_bytes,
     parse_until_pixels,
     refuse_deflated,
-    transfer_syntax_of,
 )
 from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.volumes.headers import SLICE_TAGS, Slice, parse_slices
@@ -124,10 +124,7 @@ def parsed(stream: BinaryIO, limits: VolumeLimits) -> Parsed:
     ds, found = parse_until_pixels(start, size, SLICE_TAGS)
     if found.tag == 0 and size > len(start):
         raise NotUsable(Refusal.TOO_LARGE)
-    header = parse_header(ds, transfer_syntax_of(ds), str(ds.file_meta.get("MediaStorageSOPClassUID", "")).strip(" \0"))
-    if not (header.sop_class or has_preamble):
-        raise NotUsable(Refusal.NOT_DICOM)
-    return Parsed(header, ds, found, size)
+    return Parsed(judged_whole(ds, found, has_preamble=has_preamble, cut=False), ds, found, size)
 
 
 def judged(parsed: Parsed, file: int, how: Acceptance, limits: VolumeLimits) -> Instance:
@@ -146,7 +143,7 @@ def judged(parsed: Parsed, file: int, how: Acceptance, limits: VolumeLimits) -> 
 
 
 def _stackable(header: Header) -> bool:
-    return header.frames == 1 or header.sop_class in SINGLE_FRAME_OF
+    return header.sop_class in SINGLE_FRAME_OF or (header.frames == 1 and header.sop_class in SINGLE_FRAME)
 
 
 def _as_single_frame(header: Header, slices: tuple[Slice, ...], how: Acceptance) -> Header:

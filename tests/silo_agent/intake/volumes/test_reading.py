@@ -75,6 +75,19 @@ def test_the_rules_of_single_images_hold_for_slices(
     assert codes_of(files, modalities=("MR",))["MODALITY_MISMATCH"] == 11
 
 
+def test_what_is_cut_off_or_no_image_is_said_as_of_a_single_image(write: Callable[..., list[Path]]) -> None:
+    """Found by acceptance: a slice that ends within its header was MODALITY_MISMATCH, a segmentation UNREADABLE."""
+    cut, mask, directory, *_ = write()
+    cut.write_bytes(cut.read_bytes()[:400])
+    for path, sop_class in ((mask, "1.2.840.10008.5.1.4.1.1.66.4"), (directory, "1.2.840.10008.1.3.10")):
+        ds = pydicom.dcmread(path)
+        ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = sop_class
+        ds.SharedFunctionalGroupsSequence, ds.PerFrameFunctionalGroupsSequence = [Dataset()], [Dataset()] * 2
+        ds.save_as(path)
+    found = [read_slices(path, 0, modalities=("CT",)) for path in (cut, mask, directory)]
+    assert found == [Refused(code) for code in (Refusal.TRUNCATED, Refusal.NOT_AN_IMAGE, Refusal.NOT_DICOM)]
+
+
 def test_secondary_images_are_taken_only_where_asked_for_and_screens_never(
     write: Callable[..., list[Path]], codes_of: Callable[..., dict[str, int]]
 ) -> None:
