@@ -193,9 +193,9 @@ def _survey(command: dict[str, Any], conversation: Conversation) -> dict[str, An
 
     from silo_agent.intake.cache import write_refused
     from silo_agent.intake.reading import Means
-    from silo_agent.intake.survey import survey, survey_volumes
+    from silo_agent.intake.survey import survey, survey_mixed, survey_volumes
 
-    surveyed = survey_volumes if command["volumes"] else survey
+    surveyed = {"mixed": survey_mixed, "volumes": survey_volumes, "images": survey}[command["as"]]
     means = Means(command.get("threads", 2))
     found = surveyed(Path(command["dicom"]), bytes.fromhex(command["key"]), conversation.progress, means=means)
     if command["named"] is not None:

@@ -21,6 +21,8 @@ from silo_agent.journal import Journal
 
 T = TypeVar("T")
 
+_COUNTED = {None: "volumes and images in", True: "volumes in", False: "of"}  # what `scan` counts, by --volumes
+
 
 def add_to(app: typer.Typer) -> None:
     """The commands, in the order in which a hospital uses them."""
@@ -32,7 +34,14 @@ def add_to(app: typer.Typer) -> None:
 
 def scan(
     folder: Annotated[Path, typer.Argument(help="A folder of DICOM files, searched with all its subfolders.")],
-    volumes: Annotated[bool, typer.Option(help="Put series together as volumes, and count series.")] = False,
+    volumes: Annotated[
+        bool | None,
+        typer.Option(
+            "--volumes/--images",
+            help="Put all together as volumes and count series, or count each file as an image of its own.",
+            show_default="a series of CT or MR is a volume, a slice that is alone an image",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help='{"used": n, "refused": {CODE: n}} and nothing else.')
     ] = False,
@@ -44,8 +53,9 @@ def scan(
 ) -> None:
     """Say what of a folder could be used and what is refused, by code. Needs no state folder; changes nothing.
 
-    Labels and a plan's contract are not looked at; copies of an image count once. `silo-agent plan show` says what one
-    plan would use. The CSV of --files is never written over a file that is there.
+    A series of CT or MR is put together as a volume and counts once; a radiograph, an ultrasound and a slice that is
+    all its series has count as images. Labels and a plan's contract are not looked at; copies of an image count once.
+    `silo-agent plan show` says what one plan would use. The CSV of --files is never written over a file that is there.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder: give the one with the DICOM files")
@@ -53,7 +63,8 @@ def scan(
         _new_file(files, outside=folder)
     command = {
         "do": "survey", "dicom": str(folder), "key": secrets.token_bytes(32).hex(),
-        "volumes": volumes, "named": None if files is None else str(files.resolve()),
+        "as": {None: "mixed", True: "volumes", False: "images"}[volumes],
+        "named": None if files is None else str(files.resolve()),
     }  # fmt: skip
     with TemporaryDirectory(prefix="silo-agent-") as scratch:
         found = _in_child(Path(scratch) / "child.log", threads, lambda worker: worker.run(command, _bar(as_json)))
@@ -61,7 +72,7 @@ def scan(
         typer.echo(json.dumps({"used": found["used"], "refused": found["refused"]}))
         return
     kinds = ", ".join(f"{count} {name}" for name, count in found["modalities"].items()) or "none"
-    what = f"{found['used']} volumes in" if volumes else f"{found['used']} of"
+    what = f"{found['used']} {_COUNTED[volumes]}"
     typer.echo(f"{what} {found['files']} files could be used ({kinds}), of {found['patients']} patients")
     for code, count in sorted(found["refused"].items(), key=lambda pair: -pair[1]):
         typer.echo(f"  {count:>8}  {code:<22} {_explained(code)}")

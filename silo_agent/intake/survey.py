@@ -3,11 +3,12 @@
 The same reading and the same rules about copies as a scan for a plan; labels, the plan's contract and consent are not
 looked at. Nothing is kept but counts and, if asked for, one line a file for the hospital's own staff.
 
-An image is a file, or with `survey_volumes` a series: its slices in order, equally spaced, decoded.
+An image is a file, or with `survey_volumes` a series: its slices in order, equally spaced, decoded. `survey_mixed`
+tells them apart itself.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,6 +116,13 @@ class _Errand:
         return _Digest(pixels.content)
 
 
+def survey_mixed(
+    folder: Path, key: bytes, on_progress: Callable[[int, int], None], *, means: Means | None = None
+) -> Survey:
+    """As `survey_volumes`, where an image that stands alone (see `alone.parted`) counts as one, as in `survey`."""
+    return survey_volumes(folder, key, on_progress, modalities=MODALITIES, means=means, with_alone=True)
+
+
 def survey_volumes(
     folder: Path,
     key: bytes,
@@ -123,12 +131,14 @@ def survey_volumes(
     modalities: Collection[str] = ("CT", "MR"),
     limits: "VolumeLimits | None" = None,
     means: Means | None = None,
+    with_alone: bool = False,
 ) -> Survey:
     """Put every series below `folder` together and read it. A series counts once, with one code if it is refused.
 
     A file that belongs to no series, because it is no image of one, counts by itself. Progress counts every file twice,
-    for its header and for its pixels. `key` and what is raised as of `survey`.
+    for its header and for its pixels. `with_alone` as of `survey_mixed`, `key` and what is raised as of `survey`.
     """
+    from silo_agent.intake.alone import parted
     from silo_agent.intake.volumes.files import Files
     from silo_agent.intake.volumes.process import VolumeReader
     from silo_agent.intake.volumes.reading import Acceptance, VolumeLimits
@@ -150,6 +160,15 @@ def survey_volumes(
                 counted[says.code] += 1
                 named.append((item.name, says.code))
             done += 1
+        alone, slices = parted(slices) if with_alone else ([], slices)
+        for one, end in _judged_alone(alone, files, key):
+            done += 1
+            if end is None:
+                used[one.modality] += 1
+                patients.add(one.identifiers.patient_id)
+            else:
+                counted[end] += 1
+                named.append((items[one.file].name, end))
         found = sort_into_stacks(slices, files.digests)
         counted.update(code for _, code in {(one.identifiers.series_uid, code) for one, code in found.refused})
         named += [(items[one.file].name, code) for one, code in found.refused]
@@ -174,6 +193,19 @@ def survey_volumes(
         refused=dict(sorted((code.value, count) for code, count in counted.items())),
         named=tuple(sorted(set(named))),
     )
+
+
+def _judged_alone(alone: "list[Slice]", files: "Files", key: bytes) -> "Iterator[tuple[Slice, Refusal | None]]":
+    """Each image with the code it is refused with, None where it could be used."""
+    candidates, refused = list[Candidate](), dict[int, Refusal]()
+    for one in alone:
+        digests, who = files.digests(one.file), one.identifiers
+        if isinstance(digests, Refusal):
+            refused[one.file] = digests
+        else:
+            candidates.append(Candidate(one.file, 0, who.sop_uid, who.patient_id, digests[one.frame]))
+    refused |= build_cohort(candidates, _EVERYTHING, key=key).refused
+    yield from ((one, refused.get(one.file)) for one in alone)
 
 
 def _volume(stack: "Stack", files: "Files", limits: "VolumeLimits") -> bytes | Refusal:

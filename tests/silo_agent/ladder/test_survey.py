@@ -2,10 +2,12 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from typer.testing import CliRunner
 
@@ -16,7 +18,7 @@ from silo_agent.errors import ConfigError
 from silo_agent.intake.errors import ArchiveMissing
 from silo_agent.intake.reading import Means
 from silo_agent.intake.refusals import Refusal
-from silo_agent.intake.survey import Survey, survey, survey_volumes
+from silo_agent.intake.survey import Survey, survey, survey_mixed, survey_volumes
 from silo_agent.intake.volumes import process
 from tests.silo_agent.intake.volumes.test_scan_volumes import STAND_IN
 
@@ -76,14 +78,14 @@ def test_an_empty_folder_has_nothing_and_a_missing_one_is_said(tmp_path: Path) -
 
 # --- the command ---------------------------------------------------------------------------------------
 def test_a_program_is_told_two_members(folder: Path) -> None:
-    done = CliRunner().invoke(app, ["scan", str(folder), "--json"])
+    done = CliRunner().invoke(app, ["scan", str(folder), "--images", "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout) == {"used": 3, "refused": {"DUPLICATE": 1, "NOT_DICOM": 1, "TRUNCATED": 1}}
 
 
 def test_people_are_told_what_each_code_means_and_where_the_files_are_listed(folder: Path, tmp_path: Path) -> None:
     listed = tmp_path / "refused.csv"
-    done = CliRunner().invoke(app, ["scan", str(folder), "--files", str(listed)])
+    done = CliRunner().invoke(app, ["scan", str(folder), "--images", "--files", str(listed)])
     assert done.exit_code == 0, done.output
     assert "3 of 6 files could be used (3 CT), of 2 patients" in done.stdout
     assert "TRUNCATED" in done.stdout
@@ -155,3 +157,48 @@ def test_the_command_counts_series(series: Path) -> None:
     assert json.loads(done.stdout)["used"] == 1
     said = CliRunner().invoke(app, ["scan", str(series), "--volumes"])
     assert "1 volumes in 19 files could be used (1 CT), of 1 patients" in said.stdout
+
+
+# --- images and series in one folder ----------------------------------------------------------------------
+@pytest.fixture
+def mixed(series: Path) -> Path:
+    """The series, and images that stand alone: a slice, its copy, its pixels again, a radiograph, a slice cut off."""
+    image(series, "alone/1.dcm", "P5", number=5)
+    shutil.copy(series / "alone" / "1.dcm", series / "alone" / "copy.dcm")
+    image(series, "alone/2.dcm", "P6", number=5)
+    identity, pixels = Identity("st-olavs", "P7"), np.arange(256, dtype=np.uint16).reshape(16, 16)
+    write_image(series / "chest.dcm", pixels, identity=identity, modality="CR")
+    image(series, "cut.dcm", "P8", number=8)
+    os.truncate(series / "cut.dcm", (series / "cut.dcm").stat().st_size - 2)
+    return series
+
+
+def test_by_itself_a_scan_counts_series_and_what_stands_alone(mixed: Path) -> None:
+    """Found by acceptance: counted by file, a series with a slice missing was five images that could be used."""
+    done = CliRunner().invoke(app, ["scan", str(mixed), "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == {
+        "used": 4,  # the whole series, one.dcm, the slice alone, the radiograph
+        "refused": {
+            "DUPLICATE": 1, "DUPLICATE_PIXELS": 2, "NOT_DICOM": 1, "SPACING_NONUNIFORM": 1, "TRUNCATED": 1
+        },
+    }  # fmt: skip
+
+
+def test_a_slice_left_over_from_a_series_does_not_stand_alone(series: Path) -> None:
+    odd = max((series / "whole").iterdir())
+    ds = pydicom.dcmread(odd)
+    ds.PixelSpacing = ["2", "2"]
+    ds.save_as(odd)
+    shutil.rmtree(series / "again")
+    found = survey_mixed(series, KEY, lambda _step, _steps: None)
+    assert found.refused == {"NOT_DICOM": 1, "SINGLE_SLICE": 1, "SPACING_NONUNIFORM": 1}
+    assert (found.used, found.patients) == (2, 2)  # the other five slices, and one.dcm
+
+
+def test_two_images_of_one_uid_that_differ_are_both_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "archive"
+    image(folder, "1.dcm")
+    image(folder, "2.dcm", value=70)
+    found = survey_mixed(folder, KEY, lambda _step, _steps: None)
+    assert (found.used, found.refused) == (0, {"UID_CONFLICT": 2})

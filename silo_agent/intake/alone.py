@@ -1,0 +1,30 @@
+"""Which images of an archive stand alone, and which are slices of a volume: told without a plan, by what lies together.
+
+A plan says whether it wants volumes; whoever looks at a folder before there is one has only the files. A radiograph or
+an ultrasound is an image by itself, and so is a slice of CT or MR that is all its series has.
+"""
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable
+
+from silo_agent.intake.volumes.headers import Slice
+
+_STACKED = frozenset({"CT", "MR"})
+
+
+def parted(slices: Iterable[Slice]) -> tuple[list[Slice], list[Slice]]:
+    """(images that stand alone, slices of volumes), each in the order given. Copies make no series of one slice."""
+    slices = list(slices)
+    instances: dict[Hashable, set[Hashable]] = defaultdict(set)
+    for one in slices:
+        instances[_series(one)].add((one.identifiers.sop_uid, one.frame))
+    alone, together = list[Slice](), list[Slice]()
+    for one in slices:
+        is_alone = one.modality not in _STACKED or len(instances[_series(one)]) == 1
+        (alone if is_alone else together).append(one)
+    return alone, together
+
+
+def _series(one: Slice) -> Hashable:
+    who = one.identifiers
+    return who.patient_id, who.study_uid, who.series_uid
