@@ -63,7 +63,10 @@ class OpenNifti:
         kind = np.dtype(says.kind)
         length = rows * columns * kind.itemsize
         _seek(self._file, says.offset + number * length)
-        return np.frombuffer(_exactly(self._file, length), kind).reshape(rows, columns)
+        data = _exactly(self._file, length)
+        if number == says.shape[0] - 1:
+            _exactly(self._file, 1, or_end=True)  # gzip compares its checksum when it comes to the end
+        return np.frombuffer(data, kind).reshape(rows, columns)
 
 
 def parse_nifti(header: bytes, limits: VolumeLimits) -> Nifti:
@@ -81,7 +84,8 @@ def parse_nifti(header: bytes, limits: VolumeLimits) -> Nifti:
     sides = dimensions[1 : 1 + dimensions[0]]
     if not 3 <= dimensions[0] <= 7 or min(sides) < 1 or not _HEADER_BYTES <= offset <= limits.max_header_bytes:
         raise NotUsable(Refusal.UNREADABLE)
-    if datatype not in _KINDS or (slope != 0 and (slope, intercept) != (1, 0)) or max(sides[3:], default=1) > 1:
+    is_scaled = math.isfinite(slope) and slope != 0 and (slope, intercept) != (1, 0)  # no number: as if there were none
+    if datatype not in _KINDS or is_scaled or max(sides[3:], default=1) > 1:
         raise NotUsable(Refusal.MASK_TYPE)
     if math.prod(sides) > limits.max_voxels:
         raise NotUsable(Refusal.TOO_LARGE)
@@ -131,14 +135,14 @@ def _opened(path: Path) -> BinaryIO:
     return gzip.open(path, "rb")  # type: ignore[return-value]  # a file for what is asked of it here
 
 
-def _exactly(file: BinaryIO, length: int) -> bytes:
+def _exactly(file: BinaryIO, length: int, *, or_end: bool = False) -> bytes:
     try:
         data = file.read(length)
-    except EOFError:
-        data = b""
+    except EOFError:  # gzip ends before its own end
+        data, or_end = b"", False
     except (zlib.error, gzip.BadGzipFile) as why:
         raise NotUsable(Refusal.UNREADABLE) from why
-    if len(data) < length:
+    if len(data) < length and not or_end:
         raise NotUsable(Refusal.TRUNCATED)
     return data
 

@@ -121,7 +121,11 @@ def _judge_extent(header: Header, pixels: PixelElement, size: int, limits: Volum
         return Refusal.UNREADABLE
     if pixels.length < needed or pixels.offset + needed > size:
         return Refusal.TRUNCATED
-    return Refusal.UNREADABLE if 8 * (pixels.length - needed - needed % 2) >= max(frame, 8) else None
+    # Some writers begin each frame with a byte of its own, against PS3.5 8.1.1: read as it should be, all but the first
+    # frame would be shifted, and nobody could see it.
+    by_bytes, padded = -(-frame // 8) * (header.frames or 0), needed + needed % 2
+    is_too_long = 8 * (pixels.length - padded) >= max(frame, 8) or pixels.length >= by_bytes > padded
+    return Refusal.UNREADABLE if is_too_long else None
 
 
 def _frames(ds: Dataset, header: Header, segments: set[int]) -> tuple[MaskFrame, ...] | Refusal:

@@ -154,6 +154,7 @@ USED = {
     "a twentieth of a voxel aside": nifti(MASK, shifted(0.05, -0.05, 0.05)),
     "a unit that is not said": nifti(MASK, HERE, at_123=("b", 0)),
     "no scale at all": nifti(MASK, HERE, at_112=("2f", 0, 0)),
+    "a scale that is no number, which means none": nifti(MASK, HERE, at_112=("2f", np.nan, np.nan)),
     "dimensions of one": nifti(MASK, HERE, at_40=("8h", 5, 7, 5, 3, 1, 1, 1, 1)),
 }
 
@@ -182,6 +183,8 @@ def test_damaged_gzip_is_refused(tmp_path: Path) -> None:
         data[:-30]: "TRUNCATED",
         data[:2] + bytes(200): "UNREADABLE",
         data[:60] + b"\xff" * 40 + data[100:]: "UNREADABLE",
+        data[:-8] + bytes([data[-8] ^ 1]) + data[-7:]: "UNREADABLE",  # the checksum: the values may be others
+        data[:-4]: "TRUNCATED",
     }
     for damaged, code in damages.items():
         path.write_bytes(damaged)

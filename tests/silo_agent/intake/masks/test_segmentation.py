@@ -213,6 +213,18 @@ USED: dict[str, Fault] = {
 }
 
 
+def test_frames_that_each_begin_with_a_byte_are_refused_and_not_read_as_if_they_did_not(tmp_path: Path) -> None:
+    """Found by acceptance: some writers pad each frame, and their masks were read shifted."""
+    shape = (3, 5, 9)
+    path = write(tmp_path / "mask.dcm", random_mask(shape))
+    assert code_of(path, shape=shape) == "used"
+    ds = pydicom.dcmread(path)
+    rows = np.pad(ds.pixel_array.reshape(ds.NumberOfFrames, -1), ((0, 0), (0, 3)))
+    ds.PixelData = np.packbits(rows, axis=1, bitorder="little").tobytes()
+    ds.save_as(path)
+    assert code_of(path, shape=shape) == "UNREADABLE"
+
+
 def code_of(*files: Path, limits: VolumeLimits | None = None, shape: tuple[int, int, int] = SHAPE) -> str:
     try:
         Masks(files, limits).of(grid_of(shape))
