@@ -160,7 +160,8 @@ EXPLANATIONS: dict[Refusal, str] = {
         "The image is in colour or uses a palette: export it as grey scale (MONOCHROME1 or MONOCHROME2)."
     ),
     Refusal.RESCALE_MISSING: (
-        "The CT does not say how stored values become Hounsfield units: export it with Rescale Slope and Intercept."
+        "The CT does not say how stored values become Hounsfield units, or only some slices of an MR series have a "
+        "rescale: export it with Rescale Slope and Intercept."
     ),
     Refusal.PATIENT_ID_MISSING: (
         "Patient ID (0010,0020) is empty, so the image cannot be kept on one side of the split: "

@@ -50,7 +50,7 @@ def sort_into_stacks(slices: Iterable[Slice], contents: Contents) -> Sorted:
     A group is split further, by acquisition, time, echo time and image type, only where positions repeat. What
     then still lies at one place is one slice if the pixels are the same (DUPLICATE_PIXELS for the others), and
     otherwise the stack is refused (DUPLICATE_POSITION). A lone slice is MIXED_ORIENTATION where its series has
-    slices at another angle, else SINGLE_SLICE.
+    slices at another angle, else SINGLE_SLICE. A stack in which only some slices are rescaled is RESCALE_MISSING.
     """
     refused: list[tuple[Slice, Refusal]] = []
     located: dict[Hashable, list[Located]] = defaultdict(list)
@@ -144,7 +144,15 @@ def _stack(group: list[Located], alone: Refusal, contents: Contents, refused: li
             refused += [(one, Refusal.DUPLICATE_PIXELS) for one in others]
     if len(kept) == 1:
         refusal = alone
+    elif _are_scaled_unlike(kept):
+        refusal = refusal or Refusal.RESCALE_MISSING
     return Stack(tuple(sorted(kept, key=_place_in_scan)), refusal)
+
+
+def _are_scaled_unlike(slices: Sequence[Slice]) -> bool:
+    """Whether some slices are in a vendor's unit and others as they were stored, so that they do not compare."""
+    scales = {one.rescale for one in slices}
+    return None in scales and not scales <= {None, (1.0, 0.0)}
 
 
 def _judge_repeated(here: Sequence[Slice], contents: Contents) -> Refusal | None:

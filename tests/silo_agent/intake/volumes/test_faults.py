@@ -64,6 +64,14 @@ SERIES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
         {"used": 5, "MIXED_ORIENTATION": 1},
     ),
     "an angle within what rounding does": ({"extra": only(2, ImageOrientationPatient=turned(0.0009))}, {"used": 6}),
+    "MR of which a slice lacks the vendor's rescale": (
+        {"modality": "MR", "rescale": lambda index: None if index == 2 else (2.0, 0.0)},
+        {"RESCALE_MISSING": 6},
+    ),
+    "MR of which a slice lacks a rescale that changes nothing": (
+        {"modality": "MR", "rescale": lambda index: None if index == 2 else (1.0, 0.0)},
+        {"used": 6},
+    ),
     "a scout that says so": (
         {"extra": only(5, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])},
         {"used": 5, "LOCALIZER": 1},
