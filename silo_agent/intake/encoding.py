@@ -1,7 +1,8 @@
 """How pixel data may be stored, and the limits it is held to before a single byte of it is expanded.
 
 Sources: DICOM PS3.5 section 10 and annex A (transfer syntaxes), PS3.5 annex A.5 (deflate), annex G (RLE), ISO/IEC
-15444-1 annex A.4 to A.6 (the markers SOT, SIZ and COD of a JPEG 2000 codestream).
+15444-1 annex A.4 to A.6 (the markers SOT, SIZ and COD of a JPEG 2000 codestream), ISO/IEC 10918-1 annex B (markers of
+JPEG, SOF3 for its lossless processes), ISO/IEC 14495-1 annex C (SOF55, and NEAR in the scan header of JPEG-LS).
 """
 
 import struct
@@ -15,12 +16,16 @@ EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 EXPLICIT_BIG = "1.2.840.10008.1.2.2"  # retired in 2006, archives still hold it
 RLE_LOSSLESS = "1.2.840.10008.1.2.5"
 JPEG_2000_LOSSLESS = "1.2.840.10008.1.2.4.90"
+JPEG_LOSSLESS = "1.2.840.10008.1.2.4.57"
+JPEG_LOSSLESS_SV1 = "1.2.840.10008.1.2.4.70"  # what most archives compress with
+JPEG_LS_LOSSLESS = "1.2.840.10008.1.2.4.80"
 HTJ2K_LOSSLESS = "1.2.840.10008.1.2.4.201"
 HTJ2K_LOSSLESS_RPCL = "1.2.840.10008.1.2.4.202"
 
 NATIVE = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG})
 JPEG_2000 = frozenset({JPEG_2000_LOSSLESS, HTJ2K_LOSSLESS, HTJ2K_LOSSLESS_RPCL})
-READABLE = NATIVE | JPEG_2000 | {RLE_LOSSLESS}
+JPEG = frozenset({JPEG_LOSSLESS, JPEG_LOSSLESS_SV1, JPEG_LS_LOSSLESS})
+READABLE = NATIVE | JPEG_2000 | JPEG | {RLE_LOSSLESS}
 
 # Whole data set deflated, so nothing about it is known before it is inflated. Rare enough to refuse.
 DEFLATED = frozenset(
@@ -52,6 +57,11 @@ _FRAGMENT_BYTES = 4096
 _SMALLEST_ALLOWANCE = 64 * 1024  # bytes: a tiny image compresses to more than itself
 _COD, _COC, _SOT, _SOD = 0xFF52, 0xFF53, 0xFF90, 0xFF93
 _SOT_BYTES = 12
+_JPEG_START = b"\xff\xd8"
+_LS_FRAME = 0xFFF7  # SOF55
+_LOSSLESS_FRAMES = frozenset({0xFFC3, _LS_FRAME})
+_FRAMES = _LOSSLESS_FRAMES | (frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC})  # not DHT, JPG, DAC
+_FIRST_WITH_LENGTH, _SOS, _APP0 = 0xFFC0, 0xFFDA, 0xFFE0
 _MOST_TILES, _TILE_PIXELS = 256, 1024  # a decoder keeps about 7 kB for each tile, whatever its size
 _MOST_PRECINCTS, _PRECINCT_PIXELS = 4096, 64  # and 400 bytes for each precinct: 1 x 1 turns 6 kB into gigabytes
 _MOST_PACKETS = 65_536  # layers times precincts; more of them where there are more pixels
@@ -159,6 +169,53 @@ def _markers(data: bytes) -> Iterator[tuple[int, int, bool]]:
         else:
             yield marker, at + 2, part is None
             at += 2 + length
+
+
+def judge_jpeg(data: bytes, rows: int, columns: int, bits_allocated: int) -> Refusal | None:
+    """Compare the frame header of JPEG or JPEG-LS with the image, look for its end, and for loss that is not declared.
+
+    One frame header of a lossless process and one scan of one component, as a decoder would otherwise allocate by what
+    the stream says or mix what it finds. A sample takes as many bytes as the header of the image allocates.
+    """
+    if not data.startswith(_JPEG_START):
+        return Refusal.UNREADABLE
+    if not data.rstrip(b"\x00").endswith(_CODESTREAM_END):
+        return Refusal.TRUNCATED
+    try:
+        frames, scan = _jpeg_headers(data)
+        precision, height, width, components = struct.unpack_from(">BHHB", data, frames[0] + 2)
+        selection = data[scan + 5]  # after length, count, one selector and its table: Ss of JPEG, NEAR of JPEG-LS
+    except (struct.error, IndexError):
+        return Refusal.UNREADABLE
+    is_ls = data[frames[0] - 1] == _LS_FRAME & 0xFF
+    is_known = is_ls or 1 <= selection <= 7  # predictors, table H.1
+    is_whole = len(frames) == 1 and (height, width, components, data[scan + 2]) == (rows, columns, 1, 1)
+    fits = 2 <= precision <= 16 and (precision <= 8 or bits_allocated > 8)
+    if not (is_whole and is_known and fits):
+        return Refusal.UNREADABLE
+    return Refusal.LOSSY_NOT_ALLOWED if is_ls and selection != 0 else None
+
+
+def _jpeg_headers(data: bytes) -> tuple[list[int], int]:
+    """Where the lengths of the frame headers and of the first scan header are. Raises `IndexError` without a scan."""
+    at, frames = 2, []
+    while True:
+        if data[at] != 0xFF:
+            raise IndexError
+        marker, length = 0xFF00 | data[at + 1], int.from_bytes(data[at + 2 : at + 4])
+        if marker == 0xFFFF:  # fill
+            at += 1
+            continue
+        if marker == _SOS:
+            return frames, at + 2
+        if marker in _FRAMES and marker not in _LOSSLESS_FRAMES:
+            raise IndexError
+        is_foreign = marker == _APP0 and data[at + 4 : at + 8] == b"JFIF" and data[at + 9] != 1
+        if length < 2 or marker < _FIRST_WITH_LENGTH or is_foreign:  # GDCM ends the process for what it warns of
+            raise IndexError
+        if marker in _FRAMES:
+            frames.append(at + 2)
+        at += 2 + length
 
 
 def judge_encoded(length: int, native: int) -> Refusal | None:

@@ -60,7 +60,11 @@ _LONGEST_VALUE = 4096  # bytes, of what is no sequence: some of Python's codecs 
 _TALKATIVE = ("pydicom", "pylibjpeg", "openjpeg")
 # One decoder each, the same in every hospital, whatever else is installed. For RLE not pylibjpeg's in Rust, which
 # panics on damaged input: a panic is no Exception and would end the scan.
-_PLUGIN_FOR = {encoding.RLE_LOSSLESS: "pydicom", **dict.fromkeys(encoding.JPEG_2000, "pylibjpeg")}
+_PLUGIN_FOR = {
+    encoding.RLE_LOSSLESS: "pydicom",
+    **dict.fromkeys(encoding.JPEG_2000, "pylibjpeg"),
+    **dict.fromkeys(encoding.JPEG, "gdcm"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,13 +289,23 @@ def decode(ds: Dataset, header: Header) -> NDArray[np.integer]:
     """Return the stored values [H,W] as the decoder gives them."""
     if header.transfer_syntax not in encoding.NATIVE:
         encoded = get_frame(ds.PixelData, 0, number_of_frames=1)
-        judge = encoding.judge_runs if header.transfer_syntax == encoding.RLE_LOSSLESS else encoding.judge_codestream
-        if refusal := judge(encoded, header.rows or 0, header.columns or 0):
+        if refusal := _judge_frame(encoded, header):
             raise NotUsable(refusal)
+    if header.transfer_syntax in encoding.JPEG:  # or GDCM ends the process where eight bits are not all stored
+        ds.BitsStored, ds.HighBit = ds.BitsAllocated, ds.BitsAllocated - 1
     stored = pixel_array(ds, raw=True, decoding_plugin=_PLUGIN_FOR.get(header.transfer_syntax, ""))
     if stored.shape != (header.rows, header.columns):
         raise NotUsable(Refusal.UNREADABLE)
     return stored
+
+
+def _judge_frame(encoded: bytes, header: Header) -> Refusal | None:
+    rows, columns = header.rows or 0, header.columns or 0
+    if header.transfer_syntax in encoding.JPEG:
+        return encoding.judge_jpeg(encoded, rows, columns, header.bits_allocated or 0)
+    if header.transfer_syntax == encoding.RLE_LOSSLESS:
+        return encoding.judge_runs(encoded, rows, columns)
+    return encoding.judge_codestream(encoded, rows, columns)
 
 
 @contextmanager

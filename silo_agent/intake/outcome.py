@@ -24,7 +24,7 @@ from silo_agent.intake.software import release_of
 from silo_agent.intake.withdrawn import known_patients, tag_of
 
 NOT_NAMED = "(not named: consent was withdrawn)"
-_SOFTWARE = ("wardround", "pydicom", "pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "numpy")
+_SOFTWARE = ("wardround", "pydicom", "pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "python-gdcm", "numpy")
 
 
 @dataclass(frozen=True, slots=True)

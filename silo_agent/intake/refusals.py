@@ -106,7 +106,7 @@ EXPLANATIONS: dict[Refusal, str] = {
     ),
     Refusal.TRANSFER_SYNTAX: (
         "The pixel data is stored in a compression this agent does not read: let the archive export it as "
-        "Explicit VR Little Endian, RLE or JPEG 2000 lossless."
+        "Explicit VR Little Endian, or as RLE, JPEG, JPEG-LS or JPEG 2000 without loss."
     ),
     Refusal.LOSSY_NOT_ALLOWED: ("The image was compressed with loss: export the original if the archive still has it."),
     Refusal.MULTI_FRAME: (

@@ -110,7 +110,7 @@ def longer(by: int) -> Change:
 
 def renamed_syntax(path: Path) -> None:
     data = path.read_bytes()
-    path.write_bytes(data.replace(b"\x14\x001.2.840.10008.1.2.1\0", b"\x16\x001.2.840.10008.1.2.4.70"))
+    path.write_bytes(data.replace(b"\x14\x001.2.840.10008.1.2.1\0", b"\x16\x001.2.840.10008.1.2.4.92"))
 
 
 def compressed(path: Path) -> None:

@@ -145,7 +145,7 @@ def test_the_same_image_in_every_transfer_syntax(syntax: Any, write_one: Callabl
         ("1.2.840.10008.1.2.4.50", Refusal.LOSSY_NOT_ALLOWED),
         ("1.2.840.10008.1.2.4.91", Refusal.LOSSY_NOT_ALLOWED),
         ("1.2.840.10008.1.2.4.102", Refusal.LOSSY_NOT_ALLOWED),
-        ("1.2.840.10008.1.2.4.70", Refusal.TRANSFER_SYNTAX),
+        ("1.2.840.10008.1.2.4.92", Refusal.TRANSFER_SYNTAX),
         ("1.2.3.4", Refusal.TRANSFER_SYNTAX),
     ],
 )
