@@ -198,7 +198,7 @@ def judge_jpeg(data: bytes, rows: int, columns: int, bits_allocated: int) -> Ref
 
 def _jpeg_headers(data: bytes) -> tuple[list[int], int]:
     """Where the lengths of the frame headers and of the first scan header are. Raises `IndexError` without a scan."""
-    at, frames = 2, []
+    at, frames = 2, list[int]()
     while True:
         if data[at] != 0xFF:
             raise IndexError
