@@ -17,6 +17,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from infra.fuzz.jpegs import frames, write_frame
 from infra.hospitals.segmentations import Cut, write_segmentation
 from infra.hospitals.volumes import write_enhanced, write_series
 from infra.hospitals.writing import Identity, write_image
@@ -74,6 +75,10 @@ def _written(folder: Path) -> Iterator[tuple[str, Path]]:
     for name, syntax in {"RLE": RLELossless, "JPEG 2000": JPEG2000Lossless}.items():
         yield _compressed(write(f"CT, {name}"), syntax)
         yield _compressed(write(f"US, {name}", "US", (_RAMP % 256).astype(np.uint8)), syntax)
+    for one in frames():
+        if one.pixels in {"8 bits", "12 bits with sign"}:
+            name = f"CR, JPEG {one.syntax}, {one.pixels}"
+            yield name, write_frame(folder / f"{name}.dcm", one, WHO)
     yield _deflated(write("CT, deflated"))
     mask = (np.add.outer(np.arange(3), np.add.outer(np.arange(7), np.arange(11))) % 5 < 2).astype(np.uint8)
     for name, more in {"SEG": {}, "SEG, groups in each frame": {"shared": False, "cut": Cut(1, 6, 2, 9)}}.items():

@@ -3,18 +3,15 @@
 DCMTK shares no code with GDCM, which reads them here.
 """
 
-import base64
-import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 from numpy.testing import assert_array_equal
-from numpy.typing import NDArray
 from pydicom.encaps import encapsulate
 
+from infra.fuzz.jpegs import PIXELS, SHAPE, Frame, frames, write_frame
 from infra.hospitals.volumes import write_enhanced
 from infra.hospitals.writing import Identity, write_image
 from silo_agent.intake.encoding import JPEG, JPEG_LS_LOSSLESS, judge_jpeg
@@ -24,42 +21,7 @@ from silo_agent.intake.volumes.geometry import Grid, place
 from silo_agent.intake.volumes.survey import survey
 
 WHO = Identity("st-olavs", "P1")
-_ROWS, _COLUMNS = np.mgrid[:9, :11]
-SHAPE = _ROWS.shape
-PATTERN = (_ROWS * 71 + _COLUMNS * 53 + _ROWS * _ROWS * _COLUMNS * 13 % 411) % 1000 / 999  # 0 to 1, slopes and noise
-
-
-def between(low: int, high: int, kind: str) -> NDArray[np.integer]:
-    return np.rint(low + PATTERN * (high - low)).astype(kind)
-
-
-KINDS: dict[str, tuple[NDArray[np.integer], int]] = {
-    # what: (pixels, bits stored)
-    "8 bits": (between(0, 255, "<u1"), 8),
-    "8 bits of 16": (between(0, 255, "<u2"), 8),
-    "7 bits of 8": (between(0, 127, "<u1"), 7),
-    "12 bits": (between(0, 4095, "<u2"), 12),
-    "12 bits with sign": (between(-2048, 2047, "<i2"), 12),
-    "16 bits": (between(0, 65535, "<u2"), 16),
-    "16 bits with sign": (between(-32768, 32767, "<i2"), 16),
-}
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One image as DCMTK compressed it."""
-
-    pixels: str
-    syntax: str
-    frame: bytes
-
-
-def _frames() -> list[Frame]:
-    found = json.loads((Path(__file__).parent / "jpeg_frames.json").read_text())["frames"]
-    return [Frame(one["pixels"], one["syntax"], base64.b64decode(one["frame"])) for one in found]
-
-
-FRAMES = _frames()
+FRAMES = frames()
 
 
 def frame_of(pixels: str, syntax: str) -> bytes:
@@ -67,14 +29,7 @@ def frame_of(pixels: str, syntax: str) -> bytes:
 
 
 def compressed(path: Path, pixels: str, syntax: str, frame: bytes) -> Path:
-    stored, bits = KINDS[pixels]
-    write_image(path, stored, identity=WHO, modality="CR", bits_stored=bits)
-    ds = pydicom.dcmread(path)
-    ds.file_meta.TransferSyntaxUID = syntax
-    ds.PixelData = encapsulate([frame])
-    ds["PixelData"].VR = "OB"
-    ds.save_as(path)
-    return path
+    return write_frame(path, Frame(pixels, syntax, frame), WHO)
 
 
 def ends(path: Path) -> str:
@@ -83,13 +38,13 @@ def ends(path: Path) -> str:
 
 
 def test_all_kinds_are_there() -> None:
-    assert {one.pixels for one in FRAMES} == set(KINDS)
+    assert {one.pixels for one in FRAMES} == set(PIXELS)
     assert {one.syntax for one in FRAMES} == JPEG
 
 
 @pytest.mark.parametrize("one", FRAMES, ids=lambda one: f"{one.pixels}, {one.syntax}")
 def test_what_dcmtk_wrote_is_read_bit_for_bit(one: Frame, tmp_path: Path) -> None:
-    stored, bits = KINDS[one.pixels]
+    stored, bits = PIXELS[one.pixels]
     write_image(tmp_path / "plain.dcm", stored, identity=WHO, modality="CR", bits_stored=bits)
     plain = read_image(tmp_path / "plain.dcm", modalities=("CR",))
     found = read_image(compressed(tmp_path / "one.dcm", one.pixels, one.syntax, one.frame), modalities=("CR",))
@@ -101,7 +56,7 @@ def test_what_dcmtk_wrote_is_read_bit_for_bit(one: Frame, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("syntax", sorted(JPEG))
 def test_frames_of_an_enhanced_object_are_read(syntax: str, tmp_path: Path) -> None:
-    stored, _ = KINDS["16 bits"]
+    stored, _ = PIXELS["16 bits"]
     path = write_enhanced(tmp_path / "one.dcm", np.stack([stored] * 3), identity=WHO)
     ds = pydicom.dcmread(path)
     ds.file_meta.TransferSyntaxUID = syntax
