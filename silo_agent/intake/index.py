@@ -29,7 +29,7 @@ _SCHEMA = (
     file BLOB PRIMARY KEY, archive BLOB NOT NULL, patient TEXT NOT NULL, facts BLOB NOT NULL
     ) WITHOUT ROWID""",
 )
-_READ_BY = ("wardround", "pydicom", "pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "numpy")
+_READ_BY = ("wardround", "pydicom", "pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "python-gdcm", "numpy")
 
 _Row = tuple[bytes, bytes, str, bytes]  # file, archive, patient, facts under their seal
 Asked = tuple[str, bytes | None]  # the name of what a row is of, and its state; None: it is not to be remembered
