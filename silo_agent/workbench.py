@@ -153,6 +153,7 @@ class Workbench:
         before, self._held = self._held, code
         if (before is None) == (code is None):
             return
+        _log.info("work goes on" if code is None else f"work holds still: {code}")
         await self.worker.pause(is_paused=code is not None)
         if PAUSED not in {before, code}:  # which has its entries already
             self.permission.held(code)

@@ -307,7 +307,10 @@ def test_while_it_is_paused_nothing_is_begun(site: Any, stub_child: Any, impatie
     assert codes(site) == ["ready"]
 
 
-def test_a_pause_holds_a_scan_too(site: Any, stub_child: Any, impatient: Any, tmp_path: Path) -> None:
+def test_a_pause_holds_a_scan_too(
+    site: Any, stub_child: Any, impatient: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "silo_agent.workbench")
     impatient(site.folder)
     site.propose()
 
@@ -324,6 +327,8 @@ def test_a_pause_holds_a_scan_too(site: Any, stub_child: Any, impatient: Any, tm
     heard = [("hear", str(tmp_path / "heard")), ("hear", str(tmp_path / "heard"))]
     bench_of(site)(stub_child(scan=[PROGRESS, *heard, SCANNED]), act)
     assert (tmp_path / "heard").read_text().split() == ["pause", "resume"]
+    said = [record.message for record in caplog.records if record.message.startswith("work ")]
+    assert said == ["work holds still: PAUSED_BY_STEWARD", "work goes on"], "who reads the log sees why it stands"
 
 
 def test_who_pauses_while_the_model_is_fetched_has_nothing_begun(
