@@ -9,7 +9,7 @@ follows from the plan, so it never changes within a study, and each hospital's n
 A plan of 0 rounds trains nothing: all its hospitals only validate, in one sum, one model in each round.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 if TYPE_CHECKING:
     from boundary.messages import Phase
@@ -27,11 +27,6 @@ def validators(plan: "StudyPlan") -> tuple[str, ...]:
     """The hospitals that hold all of their patients back, sorted."""
     training = set(trainers(plan))
     return tuple(silo for silo in plan.silos if silo not in training)
-
-
-def trains(plan: "StudyPlan", silo: str) -> bool:
-    """Whether this hospital trains; False for one that holds all of its patients back."""
-    return silo in trainers(plan)
 
 
 def validates_apart(plan: "StudyPlan") -> bool:
@@ -52,6 +47,8 @@ def taking_part(plan: "StudyPlan", phase: "Phase") -> tuple[str, ...]:
             return validators(plan) if validates_apart(plan) else ()
         case "personalise":
             return () if plan.personalisation is None else trainers(plan)
+        case _:
+            assert_never(phase)
 
 
 def counts_images(plan: "StudyPlan") -> bool:

@@ -125,11 +125,6 @@ class RoundRecord(Frozen):
     committed_at: Moment
 
     @property
-    def made(self) -> BlobRef:
-        """What came of the sum, whether it counts from here on or not."""
-        return self.model_out if self.tried is None else self.tried
-
-    @property
     def missing(self) -> dict[str, str]:
         """Silo -> why, of those that were waited for in vain."""
         return {silo: code for silo, code in self.absent.items() if code != NOT_NEEDED}

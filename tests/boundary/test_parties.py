@@ -100,6 +100,19 @@ REFUSED: dict[str, tuple[int, Mapping[str, Mapping[str, Any]], str]] = {
             "privacy": {"mechanism": "patient-dp", "epsilon": 8.0}},
         "not covered by privacy noise",
     ),
+    "a vote on nothing": (
+        0, {"training": {"rounds": 0}, "evaluation": {"models": FINISHED}, "robustness": {"vote": True}},
+        "nothing to clip, to vote on or to draw for",
+    ),
+    "a draw for nothing": (
+        0, {"training": {"rounds": 0}, "evaluation": {"models": FINISHED}, "selection": {"hospitals": 3}},
+        "nothing to clip, to vote on or to draw for",
+    ),
+    "a beginning of nothing": (
+        0, {"training": {"rounds": 0}, "evaluation": {"models": FINISHED},
+            "model": {"pretrained": {"file": "weights.safetensors", "sha256": "ab" * 32}}},
+        "nothing begins with it",
+    ),
     "a guarantee for nothing": (
         0, {"training": {"rounds": 0, "weighting": "equal"}, "evaluation": {"models": FINISHED},
             "privacy": {"mechanism": "patient-dp", "epsilon": 8.0}},

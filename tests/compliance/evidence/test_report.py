@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from boundary.canonical import canonical_bytes, parse_json
 from boundary.names import COORDINATOR
+from boundary.robustness import RolledBack, Vote
 from compliance import events as say
 from compliance.evidence.controls import CONTROLS
 from compliance.evidence.crosswalk import clauses_by_control, rows
@@ -346,3 +347,33 @@ def test_the_crosswalk_covers_what_it_should_and_names_known_controls() -> None:
     assert {row.clause for row in rows() if row.framework.startswith("AI Act")} == {"10", "11", "12", "13", "14", "15"}
     assert all(row.source.startswith("https://") for row in rows())
     assert "GDPR 17" in clauses_by_control()["RGT-01"]
+
+
+def test_a_round_that_was_rolled_back_says_why_and_who_was_not_drawn_is_not_absent() -> None:
+    """By how many votes, not by whose: nobody knows."""
+    contributed = next(one for one in as_it_is().rounds if one.round == 3).contributing
+    silo, rest = contributed[0], contributed[1:]
+    bundle = made_bundle(edit=instead(say.RoundClosed, COORDINATOR, 3, contributing=rest))
+    why: dict[int, dict[str, Any]] = {
+        1: {"rolled_back": RolledBack.VOTED_DOWN, "vote": Vote(against=2, voted=3, rise=0.5)},
+        2: {"rolled_back": RolledBack.TOO_LONG, "vote": None},
+        3: {"contributing": rest, "not_drawn": (silo,)},
+    }
+    told = tuple(one.model_copy(update=why.get(one.round, {})) for one in bundle.rounds)
+    changed = build(replace(bundle, rounds=told))
+    models = [row for part in range(1, 13) for row in tables_of(part, "Models by round", changed)]
+    assert [row[3] for row in models[:3]] == ["VOTED_DOWN, 2 of 3 votes against", "TOO_LONG", None]
+    (figure,) = [one for part in changed["sections"] for one in part["figures"] if one["kind"] == "cohort"]
+    (row,) = [row for row in figure["data"]["rows"] if row["name"] == silo]
+    assert row["cells"][2] == "not drawn"
+    assert "not drawn" not in [cell for row in as_it_is_cohort() for cell in row["cells"]]
+
+
+def tables_of(part: int, title: str, of: dict[str, Any]) -> list[list[Any]]:
+    return [row for table in section(part, of)["tables"] if table["title"] == title for row in table["rows"]]
+
+
+def as_it_is_cohort() -> list[dict[str, Any]]:
+    (figure,) = [one for part in report()["sections"] for one in part["figures"] if one["kind"] == "cohort"]
+    rows: list[dict[str, Any]] = figure["data"]["rows"]
+    return rows
