@@ -66,8 +66,8 @@ def init(  # noqa: PLR0913, PLR0917 - one for each option
     labels: Annotated[
         Path,
         typer.Option(
-            help="CSV or Parquet with the labels, keyed by SOP/Series/StudyInstanceUID; or a folder of masks, "
-            "DICOM SEG (it may be the DICOM folder) or NIfTI."
+            help="CSV or Parquet with the labels, keyed by SOP/Series/StudyInstanceUID or AccessionNumber; or a folder "
+            "of masks, DICOM SEG (it may be the DICOM folder) or NIfTI."
         ),
     ],
     dataset: Annotated[str, typer.Option(help="Name of the data set, as study plans ask for it.")] = "images",

@@ -34,7 +34,7 @@ _IDENTIFIERS: tuple[tuple[str, str], ...] = (
     ("O IP addresses", "of patients: not used; header text is not an input"),
     ("P biometric identifiers", "NEEDS-HUMAN: pixels are the input; what they show is for an expert"),
     ("Q full-face photographs and comparable images", "NEEDS-HUMAN: burned-in text is refused, faces in scans stay"),
-    ("R any other unique number or code", "image UIDs find labels in the hospital; not sent. Pixels: NEEDS-HUMAN"),
+    ("R any other unique number or code", "UIDs, accession numbers: find labels there; not sent. Pixels: NEEDS-HUMAN"),
 )  # fmt: skip
 
 

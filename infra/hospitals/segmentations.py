@@ -88,7 +88,8 @@ def _describe(ds: Dataset, identity: Identity, series: str) -> None:
     ds.SOPClassUID, ds.SOPInstanceUID = SegmentationStorage, UID(identity.sop_uid)
     ds.StudyInstanceUID, ds.SeriesInstanceUID = UID(identity.study_uid), UID(uid(identity.series_uid, "masks"))
     ds.FrameOfReferenceUID = uid(identity.study_uid, "frame of reference")
-    ds.StudyDate, ds.StudyTime, ds.AccessionNumber, ds.ReferringPhysicianName = "20200101", "120000", "", ""
+    ds.StudyDate, ds.StudyTime, ds.AccessionNumber = "20200101", "120000", identity.accession
+    ds.ReferringPhysicianName = ""
     ds.ContentDate, ds.ContentTime, ds.ContentLabel, ds.ContentDescription = "20200101", "120000", "MASK", ""
     ds.ContentCreatorName, ds.Modality, ds.Manufacturer = "", "SEG", identity.manufacturer
     ds.PatientName, ds.PatientID = f"Phantom^{identity.patient}", identity.patient

@@ -50,6 +50,12 @@ class Identity:
         return uid(self.hospital, self.patient, self.study, "study")
 
     @property
+    def accession(self) -> str:
+        """The number of the order that the study was made for: 16 digits, the most that SH holds, zeros first."""
+        number = int(uid(self.hospital, self.patient, self.study, "order").removeprefix("2.25."))
+        return f"00{number % 10**14:014d}"
+
+    @property
     def series_uid(self) -> str:
         return uid(self.hospital, self.patient, self.study, "series")
 
@@ -132,7 +138,7 @@ def _describe(ds: Dataset, identity: Identity, modality: Modality) -> None:
     ds.ImageType = IMAGE_TYPES[modality]
     ds.SOPClassUID, ds.SOPInstanceUID = SOP_CLASSES[modality], UID(identity.sop_uid)
     ds.StudyInstanceUID, ds.SeriesInstanceUID = UID(identity.study_uid), UID(identity.series_uid)
-    ds.StudyDate, ds.StudyTime, ds.AccessionNumber = _STUDY_DATE, "120000", ""
+    ds.StudyDate, ds.StudyTime, ds.AccessionNumber = _STUDY_DATE, "120000", identity.accession
     ds.Modality, ds.Manufacturer, ds.ReferringPhysicianName = modality, identity.manufacturer, ""
     ds.InstitutionName = identity.hospital
     ds.PatientName, ds.PatientID = f"Phantom^{identity.patient}", identity.patient

@@ -43,7 +43,7 @@ class LabelsUnreadable(IntakeError):
 
 
 class LabelKeyMissing(IntakeError):
-    """The label table has no column of UIDs to match images by."""
+    """The label table has no column of UIDs or Accession Numbers to match images by."""
 
     code = "LABEL_KEY_MISSING"
 

@@ -11,6 +11,7 @@ from dataclasses import astuple, dataclass, field
 
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
 
 from silo_agent.intake.encoding import Limits, judge_size, judge_transfer_syntax
 from silo_agent.intake.refusals import Refusal
@@ -18,10 +19,12 @@ from silo_agent.intake.refusals import Refusal
 _KEYWORDS = (
     *("SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "Modality", "PatientID"),
     *("StudyInstanceUID", "SeriesInstanceUID", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames"),
+    "AccessionNumber",
     *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "BurnedInAnnotation"),
     *("RescaleIntercept", "RescaleSlope", "LossyImageCompression", "ModalityLUTSequence"),
 )
 HEADER_TAGS: tuple[int, ...] = tuple(tag for word in _KEYWORDS if (tag := tag_for_keyword(word)) is not None)
+ACCESSION_NUMBER = 0x00080050  # not read of volumes
 # Of those that the intake reads, the ones that are sequences (PS3.6).
 SEQUENCE_TAGS = frozenset({0x00283000, 0x52009229, 0x52009230, 0x00209222, 0x00081115, 0x00620002})
 
@@ -42,12 +45,17 @@ SCOUTS = frozenset({"LOCALIZER", "SCOUT"})
 
 @dataclass(frozen=True, slots=True)
 class Identifiers:
-    """Who and what an image is. Stays in the process that read it; `repr` shows nothing."""
+    """Who and what an image is. Stays in the process that read it; `repr` shows nothing.
+
+    `accession` is the Accession Number (PS3.3 C.7.2.1), the number of the order that the image was made for. It is no
+    UID: one may stand for several studies, and two systems may give the same one to two patients.
+    """
 
     patient_id: str = field(repr=False)
     study_uid: str = field(repr=False)
     series_uid: str = field(repr=False)
     sop_uid: str = field(repr=False)
+    accession: str = field(repr=False, default="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +113,7 @@ def parse_header(ds: Dataset, transfer_syntax: str, media_class: str) -> Header:
             study_uid=_identifier(ds, "StudyInstanceUID"),
             series_uid=_identifier(ds, "SeriesInstanceUID"),
             sop_uid=_identifier(ds, "SOPInstanceUID"),
+            accession=_accession(ds),
         ),
     )
 
@@ -201,6 +210,15 @@ def _identifier(ds: Dataset, keyword: str) -> str:
     if not all(isinstance(part, str) for part in parts):
         raise ValueError(f"{keyword} is no text")
     return "\\".join(part.strip(" \0") for part in parts)
+
+
+def _accession(ds: Dataset) -> str:
+    """Empty where it is not one text: such a one finds no label, and nothing else of the image needs it."""
+    try:
+        found = _identifier(ds, "AccessionNumber")
+    except (TypeError, ValueError, BytesLengthException):  # the last is pydicom's, of a value of another type
+        return ""
+    return found if _is_one_text(found) else ""
 
 
 def _text(ds: Dataset, keyword: str) -> str:

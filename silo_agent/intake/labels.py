@@ -1,7 +1,9 @@
-"""The hospital's own label table: CSV or Parquet in, one class index or one refusal per UID out.
+"""The hospital's own label table: CSV or Parquet in, one class index or one refusal per key out.
 
-A row is keyed by the most specific UID it fills in: SOPInstanceUID (one image), else SeriesInstanceUID, else
-StudyInstanceUID. A bad row never ends a scan; it refuses the images it is about.
+A row is keyed by the most specific identifier it fills in: SOPInstanceUID (one image), else SeriesInstanceUID, else
+StudyInstanceUID, else AccessionNumber. The last comes after a study's UID because one order may be done in several
+studies: a study's own row is the exception, as an image's is among those of its study. All are compared as texts,
+character by character: 00123 is not 123. A bad row never ends a scan; it refuses the images it is about.
 """
 
 import csv
@@ -28,10 +30,12 @@ from silo_agent.intake.parquet import ParquetTable
 from silo_agent.intake.refusals import Refusal
 
 MAX_LABELS_BYTES = 64 * 1024 * 1024  # about 300 000 rows of three UIDs
-LEVELS = ("sopinstanceuid", "seriesinstanceuid", "studyinstanceuid")  # most specific first
+LEVELS = ("sopinstanceuid", "seriesinstanceuid", "studyinstanceuid", "accessionnumber")  # most specific first
+BY_ACCESSION = LEVELS[-1]
+KEY_COLUMNS = "SOPInstanceUID, SeriesInstanceUID, StudyInstanceUID or AccessionNumber"
 DELIMITERS = (",", ";")  # a spreadsheet in a German or Italian locale writes the second
 
-Key = tuple[str, str]  # (level, UID)
+Key = tuple[str, str]  # (level, UID or Accession Number)
 Kind = Literal["csv", "parquet"]
 
 
@@ -45,8 +49,8 @@ class LabelTable:
 
     def key_of(self, image: Identifiers) -> Key | None:
         """Return the most specific key that this image has in the table."""
-        uids = (image.sop_uid, image.series_uid, image.study_uid)
-        return next((key for key in zip(LEVELS, uids, strict=True) if key in self.outcomes), None)
+        named = (image.sop_uid, image.series_uid, image.study_uid, image.accession)
+        return next((key for key in zip(LEVELS, named, strict=True) if key in self.outcomes), None)
 
     def label_of(self, image: Identifiers) -> int | Refusal:
         key = self.key_of(image)
@@ -71,7 +75,7 @@ def read_labels(path: Path, contract: Labels, kind: LabelKind | None = None) -> 
 
 
 def count_keyed(path: Path, kind: Kind | None = None) -> tuple[int, list[str]]:
-    """Count the rows with a UID and name the columns of UIDs, whatever the label is. Raises as `read_labels`."""
+    """Count the rows with a key and name the columns of keys, whatever the label is. Raises as `read_labels`."""
     table = open_table(_bytes_of(path), kind or kind_of(path))
     levels = [level_of(name) for name in table.names]
     keyed = [number for number, level in enumerate(levels) if level]
@@ -129,14 +133,12 @@ class Table(Protocol):
 
 
 def open_table(data: bytes, kind: Kind) -> Table:
-    """Read the head of a table; one column at least is of UIDs. Raises `LabelsUnreadable` or `LabelKeyMissing`."""
+    """Read the head of a table; one column at least is of keys. Raises `LabelsUnreadable` or `LabelKeyMissing`."""
     if kind == "csv":
         return _Csv(data)
     table = ParquetTable(data)
     if not any(map(level_of, table.names)):
-        raise LabelKeyMissing(
-            "the label table has no column SOPInstanceUID, SeriesInstanceUID or StudyInstanceUID: add one"
-        )
+        raise LabelKeyMissing(f"the label table has no column {KEY_COLUMNS}: add one")
     return table
 
 
@@ -170,8 +172,7 @@ def table_of(text: str) -> tuple[list[str], Iterator[list[str]]]:
     if len(failed) == len(DELIMITERS):
         raise LabelsUnreadable(f"line 1 of the label table is not CSV: {failed[0]}") from failed[0]
     raise LabelKeyMissing(
-        "the label table has no column SOPInstanceUID, SeriesInstanceUID or StudyInstanceUID in its first line: "
-        "add one, separated by comma or semicolon"
+        f"the label table has no column {KEY_COLUMNS} in its first line: add one, separated by comma or semicolon"
     )
 
 
@@ -197,7 +198,7 @@ def _label_column(names: Sequence[str], levels: Sequence[str | None], wanted: st
     if wanted is not None:
         others = [index for index in others if names[index] == wanted]
     if not others:
-        what = f"no column '{wanted}'" if wanted else "no column besides its UIDs"
+        what = f"no column '{wanted}'" if wanted else "no column besides its keys"
         raise LabelColumnMissing(f"the label table has {what}: add it, spelt as in the plan")
     if len(others) > 1:
         found = ", ".join(names[index] for index in others)

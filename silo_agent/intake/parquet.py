@@ -39,7 +39,8 @@ class ParquetTable:
 
         A null is an empty cell. `texts` are columns of strings, `codes` of strings or integers; an integer is its
         decimal digits. Raises `LabelsUnreadable` for any other type: a float, a date or a truth value has several
-        spellings, and which of them a class has would be a guess.
+        spellings, and which of them a class has would be a guess. So it is with an integer among `texts`: it may have
+        lost zeros that it began with, and would be another's number then.
         """
         for column in (*texts, *codes):
             self._check_type(column, with_integers=column in codes)
@@ -56,10 +57,13 @@ class ParquetTable:
         if any(is_kind(plain) for is_kind in strings) or (with_integers and pa.types.is_integer(plain)):
             return
         wanted = "strings or integers" if with_integers else "strings"
-        also = "; a column of integers with gaps becomes one of floats in pandas, unless its dtype is Int64"
+        also = ""
+        if not with_integers and (pa.types.is_integer(plain) or pa.types.is_floating(plain)):
+            also = ", as the images have them: a number keeps no zeros that it begins with, and 00123 is not 123"
+        elif pa.types.is_floating(plain):
+            also = "; a column of integers with gaps becomes one of floats in pandas, unless its dtype is Int64"
         raise LabelsUnreadable(
-            f"the column {self.names[column]} of the label table holds {kind}: store {wanted} there"
-            + (also if pa.types.is_floating(plain) else "")
+            f"the column {self.names[column]} of the label table holds {kind}: store {wanted} there{also}"
         )
 
     def _check_size(self) -> None:

@@ -190,8 +190,9 @@ EXPLANATIONS: dict[Refusal, str] = {
         "Two segments of the study cover the same voxel, and a voxel has one class: let whoever drew them decide."
     ),
     Refusal.UID_CONFLICT: (
-        "Two different images, or masks, carry the same SOP Instance UID, so a label cannot be told to belong to one: "
-        "export them again under their own UIDs."
+        "Two different images, or masks, carry the same SOP Instance UID, or two patients the Accession Number of the "
+        "label table, so a label cannot be told to belong to one: export them again under their own UIDs, or let "
+        "the table name studies by their UIDs."
     ),
     Refusal.DUPLICATE: "Another file holds the same instance and is used; nothing needs to be done.",
     Refusal.DUPLICATE_PIXELS: ("Another instance has exactly the same pixels and is used; nothing needs to be done."),

@@ -6,7 +6,7 @@ as they are made, and identifiers are gone once a file is read: all that follows
 
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from silo_agent.intake.labels import read_labels
 from silo_agent.intake.outcome import Outcome
 from silo_agent.intake.pseudonyms import Pseudonyms
 from silo_agent.intake.reading import Looked, Means, Reading
+from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.remembered import RememberedImages
 from silo_agent.intake.report import IntakeReport
 from silo_agent.intake.reuse import OtherInputs, recipe_of
@@ -163,5 +164,9 @@ def _others(plan: StudyPlan, means: Means) -> OtherInputs:
 
 
 def _cohort(plan: StudyPlan, selection: Selection, key: bytes, *, held_back: bool) -> Cohort:
-    candidates, each_alone = selection.candidates.values(), plan.bands > 0
-    return build_cohort(candidates, plan.dataset, key=key, each_alone=each_alone, held_back=held_back)
+    """With `each_alone` numbers of orders are compared within each patient, as UIDs are: see `build_cohort`."""
+    each_alone = plan.bands > 0
+    unclear = set[int]() if each_alone else selection.whose_is_unclear()
+    candidates = [one for number, one in selection.candidates.items() if number not in unclear]
+    cohort = build_cohort(candidates, plan.dataset, key=key, each_alone=each_alone, held_back=held_back)
+    return replace(cohort, refused={**cohort.refused, **dict.fromkeys(unclear, Refusal.UID_CONFLICT)})

@@ -111,7 +111,7 @@ def judge_archive(name: str, report: dict[str, Any]) -> Finding:
 
 
 async def labels(name: str, setting: Setting) -> Finding:
-    """It is a table with a column of UIDs and one that may be the label; which classes count is a plan's to say.
+    """It is a table with a column of keys and one that may be the label; which classes count is a plan's to say.
 
     Of masks only the files are counted: whether they fit is seen beside the images of a plan.
     """
@@ -125,7 +125,9 @@ async def labels(name: str, setting: Setting) -> Finding:
         return ok(Check.LABELS, said) if report["masks"] else fail(Check.LABELS, said, "Put the masks there")
     said = f"{name}: {report['rows']:,} rows, keyed by {', '.join(report['levels'])}"
     if report["rows"] == 0:
-        return fail(Check.LABELS, said, "Add a row with a UID and its label for every image, series or study")
+        return fail(
+            Check.LABELS, said, "Add a row with its UID, or Accession Number, and label for every image or study"
+        )
     return ok(Check.LABELS, plain(said))
 
 

@@ -223,7 +223,7 @@ def _files(root: Path) -> Iterator[Path | OSError]:
 
 # --- the label table ---------------------------------------------------------------------------------
 def labels(command: dict[str, Any]) -> dict[str, Any]:
-    """Count its rows with a UID, or the files of masks. Raises a subclass of `IntakeError`."""
+    """Count its rows with a key, or the files of masks. Raises a subclass of `IntakeError`."""
     path, kind = Path(command["labels"]["path"]), command["labels"]["kind"]
     if kind in {"seg", "nifti"}:
         walk = _files(path)

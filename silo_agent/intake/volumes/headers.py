@@ -14,7 +14,7 @@ from typing import Any
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 
-from silo_agent.intake.header import HEADER_TAGS, Header, Identifiers
+from silo_agent.intake.header import ACCESSION_NUMBER, HEADER_TAGS, Header, Identifiers
 
 _KEYWORDS = (
     *("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "FrameOfReferenceUID"),
@@ -23,7 +23,7 @@ _KEYWORDS = (
     *("SegmentationType", "SegmentSequence", "ReferencedSeriesSequence"),  # of segmentations, see `intake.masks`
 )
 SLICE_TAGS: tuple[int, ...] = (
-    *HEADER_TAGS,
+    *(tag for tag in HEADER_TAGS if tag != ACCESSION_NUMBER),  # volumes have masks, and no table of labels
     *(tag for word in _KEYWORDS if (tag := tag_for_keyword(word)) is not None),
 )
 ORTHONORMAL = 1e-3  # as far as cosines written with four decimals are from unit length and a right angle

@@ -108,6 +108,7 @@ def test_nothing_but_refused_csv_names_anything(run: Callable[..., IntakeReport]
     for file in (tmp_path / "cache").iterdir():
         named = any(name.encode() in file.read_bytes() for name in (*PATIENTS, "2.25."))
         assert named == (file.name == "refused.csv"), file
+        assert not any(Identity("st-olavs", who).accession.encode() in file.read_bytes() for who in PATIENTS), file
 
 
 def test_only_the_digest_and_one_bit_may_be_published(run: Callable[..., IntakeReport]) -> None:

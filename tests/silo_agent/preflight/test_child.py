@@ -192,7 +192,7 @@ TABLES: dict[str, tuple[bytes | None, str, str]] = {
     "of a German spreadsheet": ("﻿StudyInstanceUID;Befund\n1.2;0\n".encode(), "ok", "1 rows"),
     "with two columns that may be the label": (b"SeriesInstanceUID,a,b\n1.2,0,1\n", "ok", "1 rows"),
     "without a UID column": (b"patient,label\nHANS,0\n", "fail", "has no column SOPInstanceUID"),
-    "without a label column": (b"SeriesInstanceUID\n1.2\n", "fail", "no column besides its UIDs"),
+    "without a label column": (b"SeriesInstanceUID\n1.2\n", "fail", "no column besides its keys"),
     "without rows": (b"SeriesInstanceUID,label\n", "fail", "0 rows"),
     "without a UID in any row": (b"SeriesInstanceUID,label\n,1\n", "fail", "0 rows"),
     "with a row too long": (b"SeriesInstanceUID,a,b\n1.2,0,1,2\n", "fail", "row 2"),

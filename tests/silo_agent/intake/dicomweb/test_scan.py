@@ -97,6 +97,20 @@ def test_from_orthanc_come_the_tensors_of_the_folder(
     assert not (tmp_path / f".archive{FETCHED}").exists()
 
 
+def test_a_table_by_accession_number_has_the_labels_of_one_by_uid(
+    web: Any, fill: Any, scan: Scan, tmp_path: Path
+) -> None:
+    people = fill(web, 4)
+    by_uid = scan("by-uid", over(web.url, tmp_path), labels_of(people, tmp_path))
+    (tmp_path / "orders.csv").write_text(
+        "\n".join(["AccessionNumber,contrast", *(f"{who.accession},{n % 2}" for n, who in enumerate(people)), ""])
+    )
+    by_order = scan("by-order", over(web.url, tmp_path), tmp_path / "orders.csv")
+    assert (by_order["used"], by_order["refused"]) == (4, {})
+    assert by_order["dataset_digest"] == by_uid["dataset_digest"]
+    assert files_of(tmp_path / "by-order") == files_of(tmp_path / "by-uid")
+
+
 def test_files_lie_on_the_disk_only_while_they_are_read(
     web: Any, fill: Any, scan: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
