@@ -29,12 +29,13 @@ from infra.fuzz.elements import (
     written,
 )
 from infra.fuzz.fragments import FRAGMENTS
+from silo_agent.intake.header import HEADER_TAGS
 from silo_agent.intake.volumes.headers import SLICE_TAGS
 
 Mutation = Callable[[Random, bytes], bytes]
 
 _META = (0x00020000, 0x00020002, 0x00020003, TRANSFER_SYNTAX)
-ASKED_FOR = frozenset((*SLICE_TAGS, *_META, PIXEL_DATA))
+ASKED_FOR = frozenset((*HEADER_TAGS, *SLICE_TAGS, *_META, PIXEL_DATA))
 _LENGTHS = (0, 1, 2, 3, 7, 0xFFFE, 0xFFFF, 0x10000, 1 << 24, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, UNDEFINED)
 _VRS = tuple(sorted(LONG_VRS | {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT",
                                 b"PN", b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}))  # fmt: skip

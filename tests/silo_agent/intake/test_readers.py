@@ -370,7 +370,7 @@ def test_a_parent_that_is_killed_leaves_no_process_not_even_one_that_hangs(hangi
 
 
 # --- what a process may say and have -------------------------------------------------------------------
-WHO = {"patient_id": "P", "study_uid": "1.2", "series_uid": "1.3", "sop_uid": "1.4"}
+WHO = {"patient_id": "P", "study_uid": "1.2", "series_uid": "1.3", "sop_uid": "1.4", "accession": "007"}
 HEADER = {"modality": "CT", "wanted": None, "unwanted": "MODALITY_MISMATCH", "who": WHO, "lasting": True}
 NO_HEADERS = {
     "a code that there is not": HEADER | {"wanted": "FINE"},
