@@ -8,19 +8,25 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable
 
 from silo_agent.intake.volumes.headers import Slice
+from silo_agent.intake.volumes.losses import Losses, Lost
 
 _STACKED = frozenset({"CT", "MR"})
 
 
-def parted(slices: Iterable[Slice]) -> tuple[list[Slice], list[Slice]]:
-    """(images that stand alone, slices of volumes), each in the order given. Copies make no series of one slice."""
+def parted(slices: Iterable[Slice], lost: Iterable[Lost] = ()) -> tuple[list[Slice], list[Slice]]:
+    """(images that stand alone, slices of volumes), each in the order given. Copies make no series of one slice.
+
+    Nor does a slice stand alone that is all that is left of its series, `lost` being files that were refused.
+    """
     slices = list(slices)
+    losses = Losses(slices, (), lost)
     instances: dict[Hashable, set[Hashable]] = defaultdict(set)
     for one in slices:
         instances[_series(one)].add((one.identifiers.sop_uid, one.frame))
     alone, together = list[Slice](), list[Slice]()
     for one in slices:
-        is_alone = one.modality not in _STACKED or len(instances[_series(one)]) == 1
+        is_all = len(instances[_series(one)]) == 1 and losses.of(one.identifiers) is None
+        is_alone = one.modality not in _STACKED or is_all
         (alone if is_alone else together).append(one)
     return alone, together
 

@@ -21,7 +21,7 @@ from silo_agent.intake.erasing import INDEX_TABLE, forget_rows, open_index, remo
 from silo_agent.intake.pseudonyms import Pseudonyms
 from silo_agent.intake.software import release_of
 
-FORMAT = 3
+FORMAT = 4
 FILES_AT_ONCE = 256  # looked up, and written: as many are read again after a kill
 _SCHEMA = (
     "CREATE TABLE made (version TEXT NOT NULL)",

@@ -95,7 +95,8 @@ EXPLANATIONS: dict[Refusal, str] = {
     ),
     Refusal.NO_PIXELS: "The image has a header and no pixel data: export it again with its pixels.",
     Refusal.TRUNCATED: (
-        "The file ends before its pixel data does, as after a broken transfer: send it from the archive again."
+        "The file ends before its pixel data does, or a part of the concatenation it belongs to is missing, as after a "
+        "broken transfer: send it from the archive again."
     ),
     Refusal.UNREADABLE: (
         "The header is damaged or contradicts the pixel data: export the image from the archive again."

@@ -29,6 +29,7 @@ from silo_agent.intake.withdrawn import Withdrawn
 if TYPE_CHECKING:
     from silo_agent.intake.volumes.files import Files
     from silo_agent.intake.volumes.headers import Slice
+    from silo_agent.intake.volumes.losses import Lost
     from silo_agent.intake.volumes.reading import VolumeLimits
     from silo_agent.intake.volumes.stacks import Stack
 
@@ -154,13 +155,16 @@ def survey_volumes(
         nothing = RememberedFiles(Index(None, names), [archive], how, limits)
         files = Files(items, nothing, reader, names, lambda: on_progress(done, every))
         slices: list[Slice] = []
+        lost: list[Lost] = []
         for item, says in zip(items, files.look(), strict=True):
             slices += says.slices
             if says.code is not None:
                 counted[says.code] += 1
                 named.append((item.name, says.code))
+                if says.who is not None:
+                    lost.append((says.who, says.code))
             done += 1
-        alone, slices = parted(slices) if with_alone else ([], slices)
+        alone, slices = parted(slices, lost) if with_alone else ([], slices)
         for one, end in _judged_alone(alone, files, key):
             done += 1
             if end is None:
@@ -169,8 +173,10 @@ def survey_volumes(
             else:
                 counted[end] += 1
                 named.append((items[one.file].name, end))
-        found = sort_into_stacks(slices, files.digests)
-        counted.update(code for _, code in {(one.identifiers.series_uid, code) for one, code in found.refused})
+        found = sort_into_stacks(slices, files.digests, lost)
+        by_stack = {(stack.slices[0].identifiers.series_uid, stack.refusal) for stack in found.stacks}
+        by_slice = {(one.identifiers.series_uid, code) for one, code in found.refused}
+        counted.update(code for series, code in by_slice if (series, code) not in by_stack)
         named += [(items[one.file].name, code) for one, code in found.refused]
         for stack in found.stacks:
             code = _volume(stack, files, limits)

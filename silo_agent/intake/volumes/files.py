@@ -18,7 +18,7 @@ from silo_agent.intake.image import NotUsable
 from silo_agent.intake.pseudonyms import Pseudonyms
 from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.volumes.assemble import frame_digest, refuse_changed
-from silo_agent.intake.volumes.headers import Plane, Slice
+from silo_agent.intake.volumes.headers import Part, Plane, Slice
 from silo_agent.intake.volumes.opened import FileFacts
 from silo_agent.intake.volumes.process import VolumeReader
 from silo_agent.intake.volumes.remembered import Digests, KnownFile, RememberedFiles
@@ -145,8 +145,17 @@ def in_pseudonyms(says: FileFacts, names: Pseudonyms) -> FileFacts:
         return replace(one, frame_of_reference=names.uid(one.frame_of_reference))
 
     who, found = says.who, says.segmentation
+
+    def part(one: Part) -> Part:
+        return replace(one, concatenation=names.uid(one.concatenation))
+
     slices = tuple(
-        replace(one, identifiers=names.of(one.identifiers), plane=None if one.plane is None else plane(one.plane))
+        replace(
+            one,
+            identifiers=names.of(one.identifiers),
+            plane=None if one.plane is None else plane(one.plane),
+            part=None if one.part is None else part(one.part),
+        )
         for one in says.slices
     )
     if found is not None:

@@ -20,6 +20,7 @@ _KEYWORDS = (
     *("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "FrameOfReferenceUID"),
     *("AcquisitionNumber", "TemporalPositionIdentifier", "EchoTime", "DimensionIndexSequence"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("ConcatenationUID", "InConcatenationNumber", "InConcatenationTotalNumber"),
     *("SegmentationType", "SegmentSequence", "ReferencedSeriesSequence"),  # of segmentations, see `intake.masks`
 )
 SLICE_TAGS: tuple[int, ...] = (
@@ -29,6 +30,7 @@ SLICE_TAGS: tuple[int, ...] = (
 ORTHONORMAL = 1e-3  # as far as cosines written with four decimals are from unit length and a right angle
 LARGEST_MM = 1e6  # of a coordinate: a kilometre. Beyond it, distances lose what the tolerances ask for, then overflow
 SPACINGS_MM = (1e-4, 1e4)  # between pixels: what images a patient lies far within
+_MOST_PARTS = 2**16 - 1  # of a concatenation: its numbers are US
 _TEMPORAL_POINTERS = frozenset({0x00209128, 0x0020930D})  # Temporal Position Index, Temporal Position Time Offset
 
 Vector = tuple[float, float, float]  # millimetres, or cosines; LPS as in DICOM
@@ -60,6 +62,15 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Which part of a concatenation a file is (PS3.3 C.7.6.16.2.2.4). 0 where a number is not given or is none."""
+
+    concatenation: str = field(repr=False)  # UID
+    number: int  # from 1
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class Slice:
     """One slice: frame `frame` (from 0) of file `file`, its number in the scan."""
 
@@ -72,6 +83,7 @@ class Slice:
     plane: Plane | None
     variant: Variant
     rescale: tuple[float, float] | None  # (slope, intercept)
+    part: Part | None = None  # None unless it is of a concatenation
 
 
 def parse_slices(ds: Dataset, header: Header, file: int) -> tuple[Slice, ...]:
@@ -85,7 +97,7 @@ def parse_slices(ds: Dataset, header: Header, file: int) -> tuple[Slice, ...]:
     if len(per_frame) != header.frames:
         raise ValueError("the per-frame functional groups do not fit the number of frames")
     temporal = _temporal_dimension(ds)
-    groups = [Groups(own, shared[0] if shared else Dataset()) for own in per_frame]
+    groups, part = [Groups(own, shared[0] if shared else Dataset()) for own in per_frame], _part(ds)
     return tuple(
         _slice(
             header,
@@ -93,6 +105,7 @@ def parse_slices(ds: Dataset, header: Header, file: int) -> tuple[Slice, ...]:
             one.plane(ds),
             one.variant(header, temporal),
             _rescale(one.macro("PixelValueTransformationSequence")),
+            part,
         )
         for number, one in enumerate(groups)
     )
@@ -129,7 +142,12 @@ class Groups:
 
 
 def _slice(
-    header: Header, place: tuple[int, int], plane: Plane | None, variant: Variant, rescale: tuple[float, float] | None
+    header: Header,
+    place: tuple[int, int],
+    plane: Plane | None,
+    variant: Variant,
+    rescale: tuple[float, float] | None,
+    part: Part | None = None,
 ) -> Slice:
     file, frame = place
     return Slice(
@@ -142,7 +160,19 @@ def _slice(
         plane=plane,
         variant=variant,
         rescale=rescale,
+        part=part,
     )
+
+
+def _part(ds: Dataset) -> Part | None:
+    concatenation = str(ds.get("ConcatenationUID") or "").strip(" \0")
+    number, total = (_count(ds, keyword) for keyword in ("InConcatenationNumber", "InConcatenationTotalNumber"))
+    return Part(concatenation, number, total) if concatenation or number or total else None
+
+
+def _count(ds: Dataset, keyword: str) -> int:
+    found = _first(ds, keyword)
+    return int(found) if found is not None and found.is_integer() and 0 < found <= _MOST_PARTS else 0
 
 
 def _rescale(ds: Dataset) -> tuple[float, float] | None:

@@ -10,6 +10,7 @@ from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.volumes.ends import Ends
 from silo_agent.intake.volumes.geometry import Grid
 from silo_agent.intake.volumes.headers import Slice
+from silo_agent.intake.volumes.losses import Lost
 from silo_agent.intake.volumes.opened import FileFacts
 from silo_agent.intake.volumes.select import select
 from silo_agent.intake.volumes.stacks import Contents, sort_into_stacks
@@ -23,6 +24,7 @@ class Looked:
         self.masks = Masks()
         self._before, self._gone, self._ends = withdrawn.before, withdrawn.before | withdrawn.after, ends
         self._slices: list[Slice] = []
+        self._lost: dict[str, list[Lost]] = defaultdict(list)  # by patient
         self._left_out: dict[tuple[str, str], list[Slice]] = defaultdict(list)  # by patient and series
 
     def take(self, number: int, says: FileFacts) -> None:
@@ -32,6 +34,8 @@ class Looked:
             self._ends.withheld.add(number)
         if says.code is not None or who is None:
             self._ends.file(number, says.code or Refusal.UNREADABLE)
+            if who is not None and says.code is not None:
+                self._lost[who.patient_id].append((who, says.code))
         elif who.patient_id in self._before:
             self._left_out[who.patient_id, who.series_uid] += says.slices
             self._ends.named([number], Refusal.WITHDRAWN)
@@ -52,19 +56,22 @@ class Looked:
         for one in self._slices:
             together[one.identifiers.patient_id if each_alone else ""].append(one)
         self._slices = []
-        for some in together.values():
-            yield from self._selected(some, rule, contents)
+        everything = [one for found in self._lost.values() for one in found]
+        for patient, some in together.items():
+            lost = [*self._lost.get(patient, ()), *self._lost.get("", ())] if each_alone else everything
+            yield from self._selected(some, lost, rule, contents)
 
-    def _selected(self, some: list[Slice], rule: SeriesRule, contents: Contents) -> list[Grid]:
-        done = sort_into_stacks(some, contents)
+    def _selected(self, some: list[Slice], lost: list[Lost], rule: SeriesRule, contents: Contents) -> list[Grid]:
+        done = sort_into_stacks(some, contents, lost)
         by_end: dict[tuple[str, Refusal], list[Slice]] = defaultdict(list)
         for one, code in done.refused:
             by_end[one.identifiers.series_uid, code].append(one)
-        for (_, code), slices in by_end.items():
-            self._ends.series(slices, (), code)
         studies = select(done.stacks, rule)
         for stack, code in (pair for study in studies for pair in study.refused):
-            self._refuse(stack.slices, code)
+            same_end = by_end.pop((stack.slices[0].identifiers.series_uid, code), ())  # or it would count twice
+            self._refuse([*stack.slices, *same_end], code)
+        for (_, code), slices in by_end.items():
+            self._ends.series(slices, (), code)
         return [study.used for study in studies if study.used is not None]
 
     def masks_of(self, grid: Grid) -> list[int]:

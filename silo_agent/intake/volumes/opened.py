@@ -71,11 +71,14 @@ class OpenVolumeFile:
         self._frame = lambda number: mask.plane(says, number)
         return FileFacts(nifti=says)
 
+    def _told(self, who: Identifiers) -> None:
+        self._who = _who(who)
+
     def _dicom(self) -> FileFacts:
         self._file = stream = self._path.open("rb")
         with few_items(self._limits.max_items):
-            found = parsed(stream, self._limits)
-            self._who = _who(found.header.identifiers)
+            found = parsed(stream, self._limits, self._told)
+            self._told(found.header.identifiers)
             if self._who is None:
                 raise NotUsable(Refusal.UNREADABLE)
             if found.header.sop_class in SEGMENTATIONS and self._how.take_masks:

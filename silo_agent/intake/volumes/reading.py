@@ -5,7 +5,7 @@ An Enhanced CT or MR is judged as the single-frame object that it would be expor
 """
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -15,7 +15,7 @@ from pydicom.dataset import FileDataset
 from silo_agent.intake import encoding
 from silo_agent.intake.bounded import few_items
 from silo_agent.intake.encoding import Limits
-from silo_agent.intake.header import SINGLE_FRAME, Header, judge_header
+from silo_agent.intake.header import SINGLE_FRAME, Header, Identifiers, judge_header, parse_header
 from silo_agent.intake.image import (
     PIXEL_DATA,
     UNDEFINED_LENGTH,
@@ -28,6 +28,7 @@ from silo_agent.intake.image import (
     native_bytes,
     parse_until_pixels,
     refuse_deflated,
+    transfer_syntax_of,
 )
 from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.volumes.headers import SLICE_TAGS, Slice, parse_slices
@@ -114,17 +115,31 @@ def read_instance(stream: BinaryIO, file: int, how: Acceptance, limits: VolumeLi
         return judged(parsed(stream, limits), file, how, limits)
 
 
-def parsed(stream: BinaryIO, limits: VolumeLimits) -> Parsed:
-    """Parse the header of an open file; to be called within `guarded` and `few_items`."""
+def parsed(stream: BinaryIO, limits: VolumeLimits, told: Callable[[Identifiers], object] = lambda _who: None) -> Parsed:
+    """Parse the header of an open file; to be called within `guarded` and `few_items`.
+
+    `told` is told what a header says of its identity that is refused because it is not all there.
+    """
     has_preamble = looks_like_dicom(stream)
     size = os.fstat(stream.fileno()).st_size
     stream.seek(0)
     start = stream.read(min(size, limits.max_header_bytes))
     refuse_deflated(start, has_preamble=has_preamble)
     ds, found = parse_until_pixels(start, size, SLICE_TAGS)
-    if found.tag == 0 and size > len(start):
+    try:
+        if found.tag == 0:
+            _refuse_cut(size, start)
+        header = judged_whole(ds, found, has_preamble=has_preamble, cut=False)
+    except NotUsable:
+        told(parse_header(ds, transfer_syntax_of(ds), "").identifiers)
+        raise
+    return Parsed(header, ds, found, size)
+
+
+def _refuse_cut(size: int, start: bytes) -> None:
+    """Raise `NotUsable` where the limit came before the pixels."""
+    if size > len(start):
         raise NotUsable(Refusal.TOO_LARGE)
-    return Parsed(judged_whole(ds, found, has_preamble=has_preamble, cut=False), ds, found, size)
 
 
 def judged(parsed: Parsed, file: int, how: Acceptance, limits: VolumeLimits) -> Instance:

@@ -22,7 +22,7 @@ from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.remembered import UIDS_BYTES, packed_uids, unpacked_uids
 from silo_agent.intake.reuse import recipe_of
 from silo_agent.intake.volumes.geometry import Grid
-from silo_agent.intake.volumes.headers import Plane, Slice, Variant
+from silo_agent.intake.volumes.headers import Part, Plane, Slice, Variant
 from silo_agent.intake.volumes.opened import FileFacts
 from silo_agent.intake.volumes.reading import Acceptance, VolumeLimits
 
@@ -183,7 +183,9 @@ def _unpacked_file(number: int, patient: str, facts: bytes) -> KnownFile:
 def _kind_of(one: Slice) -> _Kind:
     """All of a slice but its position: what most slices of a series have in common."""
     variant = (one.variant.acquisition, one.variant.temporal, one.variant.echo_time, one.variant.image_type)
-    return one.modality, one.rows, one.columns, None if one.plane is None else _lie(one.plane), variant, one.rescale
+    lie = None if one.plane is None else _lie(one.plane)
+    part = None if one.part is None else (one.part.concatenation, one.part.number, one.part.total)
+    return one.modality, one.rows, one.columns, lie, variant, one.rescale, part
 
 
 def _lie(plane: Plane) -> _Kind:
@@ -203,9 +205,9 @@ class _Head:
 
     def slice(self, file: int, frame: int, who: Identifiers, place: _Place) -> Slice:
         kind, x, y, z = place
-        modality, rows, columns, lie, variant, rescale = self.kinds[kind]
+        modality, rows, columns, lie, variant, rescale, part = self.kinds[kind]
         plane = None if lie is None else Plane((x, y, z), *lie)
-        return Slice(file, frame, who, modality, rows, columns, plane, variant, rescale)
+        return Slice(file, frame, who, modality, rows, columns, plane, variant, rescale, part)
 
     def mask_frame(self, place: _Place) -> MaskFrame:
         kind, x, y, z = place
@@ -221,7 +223,7 @@ def _parsed_head(said: bytes) -> _Head:
     code, is_parsed, frames, kinds, outlines, refused = json.loads(said)
     found = tuple(_tuples(kind) for kind in kinds)
     if outlines is None:
-        found = tuple((*kind[:4], Variant(*kind[4]), kind[5]) for kind in found)
+        found = tuple((*kind[:4], Variant(*kind[4]), kind[5], kind[6] and Part(*kind[6])) for kind in found)
     outlined = None if outlines is None else _tuples(outlines)
     return _Head(_code(code), is_parsed, frames, found, outlined, _code(refused))
 

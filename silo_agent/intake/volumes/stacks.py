@@ -12,6 +12,7 @@ from silo_agent.intake.header import SCOUTS
 from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.volumes.geometry import SAME_POSITION_MM, along, normal
 from silo_agent.intake.volumes.headers import Plane, Slice
+from silo_agent.intake.volumes.losses import Losses, Lost
 
 SAME_ORIENTATION = 1e-3  # of each direction cosine
 SAME_SPACING_MM = 1e-4
@@ -44,13 +45,17 @@ class Sorted:
     refused: tuple[tuple[Slice, Refusal], ...]
 
 
-def sort_into_stacks(slices: Iterable[Slice], contents: Contents) -> Sorted:
+def sort_into_stacks(slices: Iterable[Slice], contents: Contents, lost: Iterable[Lost] = ()) -> Sorted:
     """Group slices by patient, study, series, frame of reference, size, orientation and pixel spacing.
 
     A group is split further, by acquisition, time, echo time and image type, only where positions repeat. What
     then still lies at one place is one slice if the pixels are the same (DUPLICATE_PIXELS for the others), and
     otherwise the stack is refused (DUPLICATE_POSITION). A lone slice is MIXED_ORIENTATION where its series has
     slices at another angle, else SINGLE_SLICE. A stack in which only some slices are rescaled is RESCALE_MISSING.
+
+    `lost` are files that were refused. A stack of a series that lost a slice, there or here, has the code of that
+    slice (see `losses`), unless it makes no volume for a reason of its own. All stacks of the series do, since nobody
+    can tell of which one the slice was.
     """
     refused: list[tuple[Slice, Refusal]] = []
     located: dict[Hashable, list[Located]] = defaultdict(list)
@@ -62,8 +67,19 @@ def sort_into_stacks(slices: Iterable[Slice], contents: Contents) -> Sorted:
         else:
             located[_series(one)].append((one, one.plane))
     stacks = [stack for series in located.values() for stack in _stacks_of(series, contents, refused)]
+    losses = Losses((one for stack in stacks for one in stack.slices), refused, lost)
     in_order = sorted(stacks, key=lambda stack: _place_in_scan(stack.slices[0]))
-    return Sorted(tuple(in_order), tuple(sorted(refused, key=lambda pair: _place_in_scan(pair[0]))))
+    return Sorted(
+        tuple(_without_losses(stack, losses) for stack in in_order),
+        tuple(sorted(refused, key=lambda pair: _place_in_scan(pair[0]))),
+    )
+
+
+def _without_losses(stack: Stack, losses: Losses) -> Stack:
+    """The same stack, refused if its series lost a slice. A slice that is all that is left was not alone."""
+    if stack.refusal not in {None, Refusal.SINGLE_SLICE}:
+        return stack
+    return Stack(stack.slices, losses.of(stack.slices[0].identifiers) or stack.refusal)
 
 
 def _place_in_scan(one: Slice) -> tuple[int, int]:

@@ -4,14 +4,16 @@ Pixels are read only where headers leave two slices at one place or two files wi
 """
 
 from collections.abc import Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from silo_agent.intake.image import Refused
 from silo_agent.intake.refusals import Refusal
 from silo_agent.intake.volumes.assemble import FileContents
 from silo_agent.intake.volumes.headers import Slice
-from silo_agent.intake.volumes.reading import Acceptance, VolumeLimits, read_slices
+from silo_agent.intake.volumes.losses import Lost
+from silo_agent.intake.volumes.opened import OpenVolumeFile
+from silo_agent.intake.volumes.reading import Acceptance, VolumeLimits
 from silo_agent.intake.volumes.stacks import Stack, sort_into_stacks
 
 
@@ -34,12 +36,15 @@ def survey(
     """Read the headers of `files` and sort their slices into stacks. Raises nothing that depends on the files."""
     slices: list[Slice] = []
     refused_files: list[tuple[int, Refusal]] = []
-    for number, path in enumerate(files):
-        found = read_slices(path, number, modalities=modalities, limits=limits, take_secondary=take_secondary)
-        if isinstance(found, Refused):
-            refused_files.append((number, found.code))
-        else:
-            slices += found
+    lost: list[Lost] = []
     how = Acceptance(frozenset(modalities), take_secondary=take_secondary)
-    done = sort_into_stacks(slices, FileContents(files, how, limits))
+    for number, path in enumerate(files):
+        with closing(OpenVolumeFile(path, number, how, limits or VolumeLimits())) as file:
+            says = file.facts(is_nifti=False)
+        slices += says.slices
+        if says.code is not None:
+            refused_files.append((number, says.code))
+            if says.who is not None:
+                lost.append((says.who, says.code))
+    done = sort_into_stacks(slices, FileContents(files, how, limits), lost)
     return Survey(done.stacks, done.refused, tuple(refused_files))

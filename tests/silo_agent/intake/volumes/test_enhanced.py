@@ -110,7 +110,7 @@ FAULTS: dict[str, tuple[Callable[[Any], Any], dict[str, int]]] = {
     "nothing is wrong": (lambda _: None, {"used": 6}),
     "a frame without a position": (
         frame_without("PlanePositionSequence"),
-        {"SPACING_NONUNIFORM": 5, "GEOMETRY_MISSING": 1},
+        {"GEOMETRY_MISSING": 6},
     ),
     "no orientation": (without_shared("PlaneOrientationSequence"), {"GEOMETRY_MISSING": 6}),
     "no pixel measures": (without_shared("PixelMeasuresSequence"), {"GEOMETRY_MISSING": 6}),

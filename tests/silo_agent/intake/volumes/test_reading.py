@@ -70,7 +70,12 @@ def test_the_rules_of_single_images_hold_for_slices(
         ({"RescaleSlope": None}, "RESCALE_MISSING"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "PHOTOMETRIC"),
     ]
-    files = write(np.zeros((12, 4, 4), np.int16), extra=lambda n: faults[n - 6][0] if n >= 6 else {})
+
+    def extra(number: int) -> dict[str, Any]:
+        own_series = {"SeriesInstanceUID": f"2.25.{number}"}  # or the slices left would be one short
+        return {**faults[number - 6][0], **own_series} if number >= 6 else {}
+
+    files = write(np.zeros((12, 4, 4), np.int16), extra=extra)
     assert codes_of(files) == {"used": 6, **{code: 1 for _, code in faults}}
     assert codes_of(files, modalities=("MR",))["MODALITY_MISMATCH"] == 11
 
