@@ -24,6 +24,7 @@ KNOWN, GONE = "known.bin", "withdrawn.bin"  # tags of the patients; one byte for
 MADE_OF = "made_of.npy"  # what each row was made of, as `reuse` has it; older scans have none
 MASKS = "masks.npy"  # of scans for segmentation
 INDEX_TABLE = "files"
+DAMAGE = (sqlite3.Error, UnicodeError)  # the second where what SQLite says of a damaged file quotes it
 _ROW_FILES = ("images.npy", "labels.npy")
 _NOT_IN_ALL = (MADE_OF, MASKS)
 _WAIT_SECONDS = 30.0  # for another process: it holds the lock while it renames two folders or zeroes some rows
@@ -79,21 +80,24 @@ def forget_rows(index: Path, references: Collection[str]) -> None:
                 f"DELETE FROM {INDEX_TABLE} WHERE patient IN (SELECT value FROM json_each(?))",  # noqa: S608 - ours
                 (json.dumps(sorted(references)),),
             )
-    except sqlite3.Error:
+    except DAMAGE:
         remove_index(index)
 
 
 def open_index(path: Path) -> sqlite3.Connection:
-    """For the agent's user only. Raises `sqlite3.Error` or `OSError`.
+    """For the agent's user only. Raises what `DAMAGE` names, or `OSError`.
 
-    What is deleted is overwritten, and no journal has a copy: a crash may spoil the file, which is made again.
+    What is deleted is overwritten, and no journal has a copy: a crash may spoil the file, which is made again. So it is
+    looked over first: from a damaged one SQLite may read, and delete, less than it holds.
     """
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     db = sqlite3.connect(path, timeout=_WAIT_SECONDS, isolation_level=None)
     try:
         db.execute("PRAGMA secure_delete = ON")
         db.execute("PRAGMA journal_mode = MEMORY")
-    except sqlite3.Error:
+        if db.execute("PRAGMA quick_check(1)").fetchall() != [("ok",)]:
+            raise sqlite3.DatabaseError("the index is damaged")
+    except DAMAGE:
         db.close()
         raise
     return db

@@ -17,18 +17,26 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from silo_agent.intake.erasing import INDEX_TABLE, forget_rows, open_index, remove_index
+from silo_agent.intake.erasing import DAMAGE, INDEX_TABLE, forget_rows, open_index, remove_index
 from silo_agent.intake.pseudonyms import Pseudonyms
 from silo_agent.intake.software import release_of
 
-FORMAT = 4
+FORMAT = 5
 FILES_AT_ONCE = 256  # looked up, and written: as many are read again after a kill
 _SCHEMA = (
     "CREATE TABLE made (version TEXT NOT NULL)",
+    # the check is for `erasing.open_index`: a reference that damage made a blob is no patient's to a DELETE
     f"""CREATE TABLE {INDEX_TABLE} (
-    file BLOB PRIMARY KEY, archive BLOB NOT NULL, patient TEXT NOT NULL, facts BLOB NOT NULL
+    file BLOB PRIMARY KEY, archive BLOB NOT NULL, patient TEXT NOT NULL CHECK (typeof(patient) = 'text'),
+    facts BLOB NOT NULL
     ) WITHOUT ROWID""",
 )
+_PASSING = frozenset(  # the file may be as it should be
+    {
+        sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_INTERRUPT,
+    }
+)  # fmt: skip
 _READ_BY = ("wardround", "pydicom", "pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "python-gdcm", "numpy")
 
 _Row = tuple[bytes, bytes, str, bytes]  # file, archive, patient, facts under their seal
@@ -67,7 +75,7 @@ class Index:
         wanted = f"SELECT * FROM {INDEX_TABLE} WHERE file IN ({','.join('?' * len(files))})"  # noqa: S608 - a constant
         try:
             found = {row[0]: row for row in self._db.execute(wanted, files)}
-        except sqlite3.Error as why:
+        except DAMAGE as why:
             self._give_up(why)
             return {}
         self._there[archive].update(found)
@@ -92,7 +100,7 @@ class Index:
             for archive, there in self._there.items():
                 gone = [row for row in self._db.execute(wanted, (archive,)) if row[0] not in there]
                 self._transaction(f"DELETE FROM {INDEX_TABLE} WHERE file = ?", gone)  # noqa: S608
-        except sqlite3.Error as why:
+        except DAMAGE as why:
             self._give_up(why)
 
     def close(self) -> None:
@@ -104,14 +112,14 @@ class Index:
     def _open(self) -> None:
         try:
             self._db = None if self._path is None else _opened(self._path, _version())
-        except (sqlite3.Error, OSError) as why:
+        except (*DAMAGE, OSError) as why:
             self._give_up(why)
 
     def _write(self) -> None:
         rows, self._waiting = self._waiting, []
         try:
             self._transaction(f"INSERT OR REPLACE INTO {INDEX_TABLE} VALUES (?,?,?,?)", rows)  # noqa: S608
-        except sqlite3.Error as why:
+        except DAMAGE as why:
             self._give_up(why)
 
     def _transaction(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -125,7 +133,8 @@ class Index:
         if self._db is not None:
             self._db.close()
         self._db = None
-        is_none = isinstance(why, sqlite3.DatabaseError) and not isinstance(why, sqlite3.OperationalError)
+        code = getattr(why, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)  # none of what is no text
+        is_none = not isinstance(why, OSError) and code & 0xFF not in _PASSING  # the rest tells which kind of it
         if is_none and self._path is not None:
             with suppress(OSError):
                 remove_index(self._path)
@@ -174,7 +183,7 @@ class Section:
 
 
 def _opened(path: Path, version: str) -> sqlite3.Connection:
-    """Raises `sqlite3.Error` or `OSError`."""
+    """Raises as `erasing.open_index`."""
     db = open_index(path)
     try:
         db.execute("BEGIN IMMEDIATE")
@@ -187,7 +196,7 @@ def _opened(path: Path, version: str) -> sqlite3.Connection:
                 db.execute(statement)
             db.execute("INSERT INTO made VALUES (?)", (version,))
         db.execute("COMMIT")
-    except sqlite3.Error:
+    except DAMAGE:
         db.close()
         raise
     return db

@@ -25,8 +25,10 @@ from silo_agent.intake.archive import Item, LocalFile, folder_inventory, list_ar
 from silo_agent.intake.cache import load_cache
 from silo_agent.intake.encoding import Limits
 from silo_agent.intake.erasing import MADE_OF, erase, forget_rows
+from silo_agent.intake.index import Index
 from silo_agent.intake.inputs import Preparation
 from silo_agent.intake.outcome import NOT_NAMED
+from silo_agent.intake.pseudonyms import Pseudonyms
 from silo_agent.intake.readers import Readers
 from silo_agent.intake.reading import Means, Memory
 from silo_agent.intake.report import IntakeReport
@@ -431,6 +433,33 @@ def test_forgetting_somebody_leaves_no_trace_of_them(known: Hospital, read: list
         assert rows(known.index) == FILES - 2
     known.look(others=known.other())
     assert sorted(read) == ["dicom/DORA/1.dcm", "dicom/DORA/2.dcm"]
+
+
+def test_a_damaged_index_raises_nothing_and_keeps_nobody_who_withdrew(tmp_path: Path) -> None:
+    """From pages that do not hang together SQLite deletes less than there is, and quotes what is no text."""
+    key, names = bytes(range(32)), Pseudonyms(Withdrawn(bytes(range(32))))
+    people = [reference_of(key, f"patient {number}") for number in range(12)]
+    whole, damaged, chance = tmp_path / "whole.sqlite", tmp_path / "index.sqlite", random.Random(1)  # noqa: S311
+    with closing(Index(whole, names)) as index:
+        section = index.section("archive", "images", "limits")
+        for number in range(400):
+            section.keep(f"{number}.dcm", b"state", people[number % 12], chance.randbytes(200))
+        index.finish()
+    data = whole.read_bytes()
+    assert all(one.encode() in data for one in people)
+    for _ in range(150):
+        spoiled = bytearray(data)
+        for _ in range(chance.choice([1, 5, 20, 60])):
+            spoiled[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        damaged.write_bytes(spoiled)
+        gone = chance.sample(people, 2)
+        with closing(Index(damaged, names, gone)) as index:
+            section = index.section("archive", "images", "limits")
+            section.find([(f"{number}.dcm", b"state") for number in range(200)])
+            section.keep("another.dcm", b"state", people[0], b"facts")
+            index.finish()
+        left = damaged.read_bytes() if damaged.exists() else b""
+        assert not any(one.encode() in left for one in gone)
 
 
 @pytest.mark.parametrize("spoil", [lambda index: index.write_bytes(b"no database"), lambda index: index.unlink()])

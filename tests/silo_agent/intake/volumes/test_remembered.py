@@ -489,8 +489,10 @@ def test_whatever_happens_to_an_archive_both_ways_find_the_same(
                 MUTATIONS[mutation](hospital.folder, random.Random(seed))  # noqa: S311 - to choose files
             told = POLICIES[policy]
             hospital.both(str(number), others=tuple(map(str, range(number))), **told)
+            if any(mutation == "index spoiled" for mutations, _ in steps[: number + 1] for mutation, _ in mutations):
+                continue  # what hardware left of a row nobody can promise: see test_index.py
             gone = (*told.get("before", ()), *told.get("after", ()))
-            data = hospital.index.read_bytes() if hospital.index.exists() else b""  # one that was spoiled is removed
+            data = hospital.index.read_bytes()
             assert not any(reference_of(MASTER, who).encode() in data for who in gone)
 
 
