@@ -85,7 +85,9 @@ def three_ports() -> Callable[[], tuple[int, int, int]]:
 
 @contextmanager
 def running_demo(folder: Path, *options: str) -> Iterator[Demo]:
-    command = [str(BIN / "wardround"), "demo", "--workdir", str(folder / "w"), "--summary", str(folder / "out.json")]
+    # whoever runs the tests in the background of a shell has them ignore SIGINT, and all that they start
+    command = ["env", "--default-signal=INT"]
+    command += [str(BIN / "wardround"), "demo", "--workdir", str(folder / "w"), "--summary", str(folder / "out.json")]
     for server, port in zip(("prefect", "mlflow", "relay"), free_ports(), strict=True):
         command += [f"--{server}-port", str(port)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
