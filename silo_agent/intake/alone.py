@@ -22,15 +22,10 @@ def parted(slices: Iterable[Slice], lost: Iterable[Lost] = ()) -> tuple[list[Sli
     losses = Losses(slices, (), lost)
     instances: dict[Hashable, set[Hashable]] = defaultdict(set)
     for one in slices:
-        instances[_series(one)].add((one.identifiers.sop_uid, one.frame))
+        instances[one.identifiers.series].add((one.identifiers.sop_uid, one.frame))
     alone, together = list[Slice](), list[Slice]()
     for one in slices:
-        is_all = len(instances[_series(one)]) == 1 and losses.of(one.identifiers) is None
+        is_all = len(instances[one.identifiers.series]) == 1 and losses.of(one.identifiers) is None
         is_alone = one.modality not in _STACKED or is_all
         (alone if is_alone else together).append(one)
     return alone, together
-
-
-def _series(one: Slice) -> Hashable:
-    who = one.identifiers
-    return who.patient_id, who.study_uid, who.series_uid

@@ -76,12 +76,17 @@ def forget_rows(index: Path, references: Collection[str]) -> None:
         return
     try:
         with closing(open_index(index)) as db:
-            db.execute(
-                f"DELETE FROM {INDEX_TABLE} WHERE patient IN (SELECT value FROM json_each(?))",  # noqa: S608 - ours
-                (json.dumps(sorted(references)),),
-            )
+            delete_rows(db, references)
     except DAMAGE:
         remove_index(index)
+
+
+def delete_rows(db: sqlite3.Connection, references: Collection[str]) -> None:
+    """The same in an index that is open. Raises what `DAMAGE` names."""
+    db.execute(
+        f"DELETE FROM {INDEX_TABLE} WHERE patient IN (SELECT value FROM json_each(?))",  # noqa: S608 - ours
+        (json.dumps(sorted(references)),),
+    )
 
 
 def open_index(path: Path) -> sqlite3.Connection:

@@ -57,6 +57,11 @@ class Identifiers:
     sop_uid: str = field(repr=False)
     accession: str = field(repr=False, default="")
 
+    @property
+    def series(self) -> tuple[str, str, str]:
+        """What all files of one series have in common, also where two patients were given the same UIDs."""
+        return self.patient_id, self.study_uid, self.series_uid
+
 
 @dataclass(frozen=True, slots=True)
 class Header:

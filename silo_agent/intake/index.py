@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from silo_agent.intake.erasing import DAMAGE, INDEX_TABLE, forget_rows, open_index, remove_index
+from silo_agent.intake.erasing import DAMAGE, INDEX_TABLE, delete_rows, open_index, remove_index
 from silo_agent.intake.pseudonyms import Pseudonyms
 from silo_agent.intake.software import release_of
 
@@ -55,8 +55,6 @@ class Index:
         self._open()
         if self._db is None and path is not None and not path.exists():  # it was no database, and is gone
             self._open()
-        if self._db is not None and path is not None:
-            forget_rows(path, self._without)
 
     def section(self, root: str, kind: str, read_with: str) -> "Section":
         """The rows of one archive that were found by one kind of reading; `read_with` are its limits."""
@@ -111,7 +109,8 @@ class Index:
 
     def _open(self) -> None:
         try:
-            self._db = None if self._path is None else _opened(self._path, _version())
+            if self._path is not None:
+                self._db = _opened(self._path, _version(), self._without)
         except (*DAMAGE, OSError) as why:
             self._give_up(why)
 
@@ -182,8 +181,8 @@ class Section:
         return b"".join((lengths, state, of_whom, file, self.archive, self._read_with))
 
 
-def _opened(path: Path, version: str) -> sqlite3.Connection:
-    """Raises as `erasing.open_index`."""
+def _opened(path: Path, version: str, without: Collection[str]) -> sqlite3.Connection:
+    """Raises as `erasing.open_index`. What nobody can be taken out of is removed."""
     db = open_index(path)
     try:
         db.execute("BEGIN IMMEDIATE")
@@ -196,6 +195,11 @@ def _opened(path: Path, version: str) -> sqlite3.Connection:
                 db.execute(statement)
             db.execute("INSERT INTO made VALUES (?)", (version,))
         db.execute("COMMIT")
+        try:
+            delete_rows(db, without)
+        except DAMAGE:
+            remove_index(path)
+            raise
     except DAMAGE:
         db.close()
         raise

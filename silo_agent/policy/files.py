@@ -188,9 +188,8 @@ def _finish(files: PolicyFiles, pin: Pin) -> PolicyInForce:
 
 def _waiting(files: PolicyFiles) -> tuple[Policy, int, Path]:
     """The policy that waits for signatures, its number, and where they are kept."""
-    if files.pin.exists():
-        return _read_policy(files.proposed), _read_pin(files).number + 1, files.proposed_signatures
-    return _read_policy(files.policy), 1, files.signatures
+    signatures = files.proposed_signatures if files.pin.exists() else files.signatures
+    return _read_policy(files.waiting), next_number(files.root), signatures
 
 
 def _collected(path: Path, policy: Policy, number: int) -> PolicySignatures:

@@ -72,7 +72,7 @@ class Losses:
 
     def _note(self, who: Identifiers, code: Refusal) -> None:
         if who.series_uid and code not in NO_SLICE_OF_IT:
-            self._codes[who.patient_id, who.study_uid, who.series_uid][code] += 1
+            self._codes[who.series][code] += 1
 
 
 def _incomplete(slices: Iterable[Slice]) -> list[Identifiers]:

@@ -10,6 +10,8 @@ import pytest
 from boundary.identity import SigningIdentity
 from boundary.plan import StudyPlan, parse_plan
 from infra.hospitals.writing import Identity, LabelRow, write_image, write_labels
+from silo_agent.intake.archive import Item
+from silo_agent.intake.readers import Readers
 
 KEY = bytes(range(32))
 REAL_DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -88,3 +90,17 @@ def make_archive(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of files that were read, in order; to be cleared by the test."""
+    names: list[str] = []
+    submit = Readers.submit
+
+    def noted(self: Readers, item: Item, errand: Any) -> Any:
+        names.append(item.name)
+        return submit(self, item, errand)
+
+    monkeypatch.setattr(Readers, "submit", noted)
+    return names

@@ -23,7 +23,6 @@ from silo_agent.intake.header import Identifiers
 from silo_agent.intake.image import Refused, StoredImage, quiet, read_image
 from silo_agent.intake.opened import OpenFile
 from silo_agent.intake.pseudonyms import Pseudonyms
-from silo_agent.intake.readers import Readers
 from silo_agent.intake.reading import Means, Memory
 from silo_agent.intake.report import IntakeReport
 from silo_agent.intake.scan import scan
@@ -233,21 +232,14 @@ def test_an_index_of_before_numbers_were_read_is_begun_again(ward: Ward, monkeyp
     assert ward.scan("AccessionNumber,contrast", f"{ORDER},1").used == 1
 
 
-def test_a_second_scan_knows_the_numbers_and_opens_nothing(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_scan_knows_the_numbers_and_opens_nothing(ward: Ward, read: list[str]) -> None:
     ward.add("ANNA", ORDER)
     ward.add("BERT", None)
     first = ward.scan("AccessionNumber,contrast", f"{ORDER},1")
     assert ward.labels() == [1]
-    looked: list[str] = []
-    submit = Readers.submit
-
-    def noted(self: Readers, item: Any, errand: Any) -> Any:
-        looked.append(item.name)
-        return submit(self, item, errand)
-
-    monkeypatch.setattr(Readers, "submit", noted)
+    read.clear()
     second = ward.scan("AccessionNumber,contrast", f"{ORDER},0")
-    assert looked == ["1.dcm"], "for its input, which no other scan was named for; the other has no label"
+    assert read == ["1.dcm"], "for its input, which no other scan was named for; the other has no label"
     assert first.refused == second.refused == {"LABEL_MISSING": 1}
     assert ward.labels() == [0]
 

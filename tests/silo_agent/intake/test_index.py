@@ -21,7 +21,7 @@ from infra.hospitals.writing import Identity, LabelRow, write_image, write_label
 from silo_agent import trainer
 from silo_agent.errors import WorkCancelled
 from silo_agent.intake import erasing, reading
-from silo_agent.intake.archive import Item, LocalFile, folder_inventory, list_archive, shown
+from silo_agent.intake.archive import LocalFile, folder_inventory, list_archive, shown
 from silo_agent.intake.cache import load_cache
 from silo_agent.intake.encoding import Limits
 from silo_agent.intake.erasing import MADE_OF, erase, forget_rows
@@ -29,13 +29,13 @@ from silo_agent.intake.index import Index
 from silo_agent.intake.inputs import Preparation
 from silo_agent.intake.outcome import NOT_NAMED
 from silo_agent.intake.pseudonyms import Pseudonyms
-from silo_agent.intake.readers import Readers
 from silo_agent.intake.reading import Means, Memory
 from silo_agent.intake.report import IntakeReport
 from silo_agent.intake.reuse import OtherScan
 from silo_agent.intake.scan import Progress, scan
 from silo_agent.intake.sources import FolderSource
 from silo_agent.intake.withdrawn import Withdrawn, reference_of, tag_of
+from tests.silo_agent.intake.kept import files, rows
 
 MASTER = b"the hospital's master key"
 KEY, OTHER_KEY = bytes(range(32)), bytes(reversed(range(32)))
@@ -143,30 +143,6 @@ def known(scanned: Hospital, tmp_path: Path) -> Hospital:
 def fresh(tmp_path: Path) -> Hospital:
     """An archive that may be changed."""
     return Hospital(write_hospital(tmp_path / "hospital"), tmp_path / "state")
-
-
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of files that were read, in order; to be cleared by the test."""
-    names: list[str] = []
-    submit = Readers.submit
-
-    def noted(self: Readers, item: Item, errand: Any) -> Any:
-        names.append(item.name)
-        return submit(self, item, errand)
-
-    monkeypatch.setattr(Readers, "submit", noted)
-    return names
-
-
-def files(cache: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in cache.iterdir()}
-
-
-def rows(index: Path) -> int:
-    with closing(sqlite3.connect(index)) as db:
-        (count,) = db.execute("SELECT COUNT(*) FROM files").fetchone()
-    return int(count)
 
 
 # --- an archive that did not change ----------------------------------------------------------------------

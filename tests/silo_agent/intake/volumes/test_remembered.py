@@ -3,9 +3,8 @@
 import os
 import random
 import shutil
-import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -38,6 +37,7 @@ from silo_agent.intake.volumes.opened import FileFacts, OpenVolumeFile
 from silo_agent.intake.volumes.reading import Acceptance, VolumeLimits
 from silo_agent.intake.volumes.scan import scan_volumes
 from silo_agent.intake.withdrawn import Withdrawn, reference_of, tag_of
+from tests.silo_agent.intake.kept import files, rows
 from tests.silo_agent.intake.masks.test_nifti import nifti
 from tests.silo_agent.intake.test_index import Nobody
 from tests.silo_agent.intake.volumes.test_scan_volumes import plan_of
@@ -149,16 +149,6 @@ class _ReaderHere:
         if isinstance(found, Refused):
             raise NotUsable(found.code, lasting=found.lasting)
         return found
-
-
-def files(cache: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in cache.iterdir()}
-
-
-def rows(index: Path) -> int:
-    with closing(sqlite3.connect(index)) as db:
-        (count,) = db.execute("SELECT COUNT(*) FROM files").fetchone()
-    return int(count)
 
 
 @pytest.fixture(scope="module")
