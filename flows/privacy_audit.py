@@ -19,6 +19,7 @@ from boundary.guarantee import PatientPrivacy
 from boundary.images import Preprocessing
 from boundary.learning import ModelChoice, Training
 from boundary.parts import parts_of
+from boundary.tensors import manifest_of
 from compliance.empirical import Guesses, area, epsilon_lower_bound, most_true, roc
 from compliance.terms import PlanTerms
 
@@ -109,12 +110,13 @@ def audit(
     Raises `ValueError` for too few patients, `OutOfReach` for an unreachable epsilon.
     """
     from models.catalogue import build
-    from models.parameters import initial_tensors, load_tensors, manifest, train_only
+    from models.parameters import initial_tensors, load_tensors, train_only
     from models.private.audit import attack, with_canaries
     from models.private.training import PrivateSteps, PrivateTraining
     from models.training import train
 
-    begin, trained = initial_tensors(model, classes), parts_of(model, manifest(model, classes)).trained
+    begin = initial_tensors(model, classes)
+    trained = parts_of(model, manifest_of(begin)).trained
     terms = PlanTerms.of(privacy, training.rounds, len(np.unique(data.patients)))
     steps = PrivateSteps(
         steps=privacy.steps * training.rounds, rate=terms.rate, denominator=terms.denominator, clip=privacy.clip,
